@@ -1,0 +1,39 @@
+"""The time limit: the one place where an episode is truncated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.types import Env, EnvState
+
+
+class TimedState(NamedTuple):
+    """`inner`: the bare environment's state. `t`: [] int32, env steps since the reset."""
+
+    inner: EnvState
+    t: jax.Array
+
+
+def with_time_limit(bare: Env) -> Env:
+    """Truncates episodes of `bare` after `bare.spec.episode_length` steps, unless they terminate there.
+
+    `bare` never sets `truncated` itself; what it reports there is ignored.
+    """
+    limit = bare.spec.episode_length
+    if limit < 1:
+        raise ValueError(f"env '{bare.spec.name}': episode_length={limit}; it must be at least 1")
+
+    def reset(key, params):
+        inner, timestep = bare.reset(key, params)
+        return TimedState(inner, jnp.zeros((), jnp.int32)), timestep
+
+    def step(key, env_state, action, params):
+        inner, timestep = bare.step(key, env_state.inner, action, params)
+        t = env_state.t + 1
+        truncated = (t >= limit) & ~timestep.terminated
+        return TimedState(inner, t), timestep._replace(truncated=truncated)
+
+    return bare._replace(reset=reset, step=step)
