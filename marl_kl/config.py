@@ -1,0 +1,176 @@
+"""What can be chosen about a run: frozen dataclasses, validated when they are built.
+
+Every field is either *static* (it sets a shape or a branch; changing it compiles a new program) or a
+*number* (a traced leaf; it can be swept under `jax.vmap` with one compile). `Config.numbers` returns the
+latter and `Config.replace` accepts tracers for them; a traced value cannot be checked and is taken as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any, Callable
+
+import jax
+
+from marl_kl import networks
+
+_Check = tuple[Callable[[Any], bool], str]
+
+_POSITIVE: _Check = (lambda x: x > 0 and math.isfinite(x), "a finite number > 0")
+_POSITIVE_OR_INF: _Check = (lambda x: x > 0, "a number > 0 (inf switches it off)")
+_NON_NEGATIVE: _Check = (lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0")
+_FRACTION: _Check = (lambda x: 0 < x <= 1, "a number in (0, 1]")
+_UNIT: _Check = (lambda x: 0 <= x <= 1, "a number in [0, 1]")
+_OPEN_UNIT: _Check = (lambda x: 0 < x < 1, "a number in (0, 1)")
+_ANY: _Check = (lambda x: True, "")
+
+
+def _one_of(*options: str) -> _Check:
+    return (lambda x: x in options, "one of " + ", ".join(options))
+
+
+def _number(default: float, text: str, check: _Check = _POSITIVE):
+    """A traced leaf."""
+    return dataclasses.field(default=default, metadata={"help": text, "static": False, "check": check})
+
+
+def _static(default, text: str, check: _Check = _POSITIVE):
+    """Part of the program's shape."""
+    return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What every algorithm shares: rollout, networks, critic, bookkeeping.
+
+    Raises:
+        ValueError: a field has a value outside its range; the message names the field, the value and the range.
+    """
+
+    total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)")
+    num_envs: int = _static(32, "parallel environments per seed")
+    rollout_length: int = _static(128, "env steps per environment between two updates")
+    gamma: float = _number(0.99, "discount", _UNIT)
+    gae_lambda: float = _number(0.95, "GAE's lambda", _UNIT)
+    normalize_observations: bool = _static(True, "standardise observations and states by running moments", _ANY)
+
+    hidden_sizes: tuple[int, ...] = _static(
+        (128, 128),
+        "hidden layer widths of actors and critic",
+        (lambda x: len(x) > 0 and all(w > 0 for w in x), "at least one width > 0"),
+    )
+    activation: str = _static("tanh", "activation of the hidden layers", _one_of(*networks.ACTIVATIONS))
+    init_std: float = _number(0.5, "initial standard deviation of Gaussian policies")
+
+    critic_lr: float = _number(1e-3, "Adam step size of the critic")
+    critic_epochs: int = _static(5, "passes of the critic over each batch")
+    critic_minibatches: int = _static(4, "minibatches per pass; must divide num_envs * rollout_length")
+    critic_max_grad_norm: float = _number(10.0, "global gradient norm at which the critic's step is clipped")
+    huber_delta: float = _number(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
+    value_clip: float = _number(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
+
+    eval_episodes: int = _static(32, "evaluation episodes per seed: parallel environments, one episode each")
+    eval_interval: int = _static(0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE)
+    chunk_updates: int = _static(10, "updates per compiled chunk, between two looks of the host")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _validated(field, getattr(self, field.name)))
+        if self.batch_size % self.critic_minibatches:
+            raise ValueError(
+                f"critic_minibatches={self.critic_minibatches} does not divide the batch of "
+                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Env steps per update."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def num_updates(self) -> int:
+        """Updates until at least `total_env_steps` have been taken."""
+        return -(-self.total_env_steps // self.batch_size)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The fields that may be traced, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
+
+    def replace(self, **changes) -> "Config":
+        """A copy with `changes`; an unknown name raises ValueError with the nearest field."""
+        known = {f.name for f in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+                raise ValueError(f"unknown config field '{name}' for {type(self).__name__}; {hint}")
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRegionConfig(Config):
+    """What HATRPO and its relatives add: one joint KL budget and the step inside it.
+
+    To compare with a per-agent threshold d as HARL or the HATRPO paper use it, set `kl_budget` to
+    `num_agents * d`.
+    """
+
+    kl_budget: float = _number(0.02, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
+    cg_iters: int = _static(10, "conjugate-gradient iterations, at most")
+    cg_damping: float = _number(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
+    cg_tol: float = _number(1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE)
+    cg_subsample: float = _static(0.1, "share of the batch that Fisher products use; 1: all of it", _FRACTION)
+    line_search_steps: int = _static(10, "step sizes tried before an agent keeps its old parameters")
+    backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
+    accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
+    allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
+    utility: str = _static(
+        "first_order", "an agent's utility: predicted gain of its trial step, or the measured one",
+        _one_of("first_order", "measured"),
+    )
+    greedy_share: str = _static(
+        "proportional", "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
+        _one_of("proportional", "all"),
+    )
+
+
+def _validated(field: dataclasses.Field, value):
+    """`value` in the field's type, checked; tracers and arrays pass."""
+    if isinstance(value, jax.Array):
+        return value
+    accepts, range_text = field.metadata["check"]
+    kind = type(field.default)
+    try:
+        value = _coerced(kind, value)
+        if accepts(value):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = " and ".join(part for part in (_TYPE_NAMES[kind], range_text) if part)
+    raise ValueError(f"{field.name}={value!r}; it must be {wanted}")
+
+
+_TYPE_NAMES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", tuple: "a tuple of integers"}
+
+
+def _coerced(kind: type, value):
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise TypeError
+    if isinstance(value, bool):
+        raise TypeError
+    if kind is int:
+        if int(value) != value:
+            raise ValueError
+        return int(value)
+    if kind is float:
+        return float(value)
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise TypeError
+    return tuple(_coerced(int, item) for item in value)
