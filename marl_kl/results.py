@@ -1,0 +1,114 @@
+"""What a training run returns: numpy arrays with named axes, and what it took to get them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.types import EnvSpec
+from marl_kl.config import Config
+
+TEAM_METRICS = {
+    "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
+    "episode_length": "length of the same episodes, in env steps",
+    "episodes_finished": "episodes that ended in this update",
+    "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget",
+    "factor_mean": "mean of the compound factor after the last agent; 1 when nobody has moved",
+    "factor_max": "largest compound factor in the batch",
+    "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
+    "explained_variance": "share of the variance of the returns that the critic explained before this update",
+}
+"""[seed, update]: what every algorithm (`kl_total` and the factor: every sequential one) reports."""
+
+AGENT_METRICS = {
+    "utility": "expected gain of the agent's trial step at an equal share of the budget",
+    "kl_threshold": "the agent's share of the KL budget",
+    "kl": "mean KL(old || new) that the agent really spent",
+    "gain": "surrogate gain E[(r - 1) M] of the accepted step; 0 if none was accepted",
+    "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted",
+    "position": "place of the agent in this update's order, from 0",
+    "entropy": "mean policy entropy after the update, nats",
+}
+"""[seed, update, agent]."""
+
+WATCHED = ("observation", "reward", "value", "actor", "critic")
+"""The quantities whose finiteness is checked at every update, in the order of the metric `nonfinite`."""
+
+
+class Evaluation(NamedTuple):
+    """Episodes of the deterministic policies, one per parallel environment, none left out.
+
+    Attributes:
+        update: [K] number of updates made before each evaluation (0: the untrained team).
+        env_steps: [K] env steps per seed taken before it.
+        episode_return: [seed, K, episode] team return.
+        episode_length: [seed, K, episode] env steps.
+    """
+
+    update: np.ndarray
+    env_steps: np.ndarray
+    episode_return: np.ndarray
+    episode_length: np.ndarray
+
+
+class Failure(NamedTuple):
+    """The first non-finite number of a seed: the seed keeps its last finite parameters from there on.
+
+    Attributes:
+        seed: the seed's own number. update: index of the update. quantity: one of `WATCHED`.
+    """
+
+    seed: int
+    update: int
+    quantity: str
+
+
+class Timing(NamedTuple):
+    """Wall-clock seconds of one run.
+
+    Attributes:
+        compile: tracing and compiling, evaluation included.
+        train: running updates.
+        evaluate: running evaluation episodes.
+    """
+
+    compile: float
+    train: float
+    evaluate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        spec: the environment's static description.
+        algorithm: the algorithm's name.
+        config: the resolved config.
+        seeds: the seeds, in the order of every seed axis.
+        env_steps: [update] env steps per seed after each update (Python-int exact).
+        metrics: name -> [seed, update] or [seed, update, agent]; names in `TEAM_METRICS` and `AGENT_METRICS`.
+        evaluation: the evaluation episodes.
+        failures: one entry per seed that met a non-finite number; empty in a healthy run.
+        timing: where the time went.
+        out: the run folder, or None.
+    """
+
+    spec: EnvSpec
+    algorithm: str
+    config: Config
+    seeds: tuple[int, ...]
+    env_steps: np.ndarray
+    metrics: dict[str, np.ndarray]
+    evaluation: Evaluation
+    failures: tuple[Failure, ...]
+    timing: Timing
+    out: Path | None
+
+    @property
+    def steps_per_second(self) -> float:
+        """Env steps of all seeds per second of training, compilation and evaluation left out."""
+        return len(self.seeds) * int(self.env_steps[-1]) / self.timing.train
