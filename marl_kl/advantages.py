@@ -1,0 +1,58 @@
+"""Generalised advantage estimation with termination and truncation kept apart."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    done: jax.Array,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> jax.Array:
+    """Advantages A_t = delta_t + gamma * lambda * (1 - done_t) * A_{t+1}  (Schulman et al. 2016, eq. 16).
+
+    delta_t = r_t + gamma * (1 - terminated_t) * V(s'_t) - V(s_t), where s'_t is the true successor of s_t, the
+    one before any reset. A terminated step bootstraps with 0, a truncated one with the value of its real last
+    state; the sum is cut at both.
+
+    Args:
+        reward: [T, ...] float.
+        value: [T, ...] V(s_t).
+        next_value: [T, ...] V(s'_t).
+        terminated: bool, broadcastable to [T, ...]: the task ended at this step.
+        done: bool, like `terminated`: terminated or truncated.
+        gamma: discount. gae_lambda: lambda.
+
+    Returns:
+        [T, ...] advantages; `advantages + value` are the targets of the critic.
+    """
+    chex.assert_equal_shape([reward, value, next_value])
+    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    decay = jnp.broadcast_to(jnp.where(done, 0.0, gamma * gae_lambda), reward.shape).astype(delta.dtype)
+
+    def backwards(advantage, step):
+        delta_t, decay_t = step
+        advantage = delta_t + decay_t * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+
+
+def standardize(advantage: jax.Array) -> jax.Array:
+    """Mean 0 and standard deviation 1 over the leading axis [B, ...].
+
+    A column that is constant up to rounding becomes exactly 0: a trust-region step does not depend on the
+    gradient's length, so the noise left by the subtraction would otherwise be followed at full radius.
+    """
+    centred = advantage - jnp.mean(advantage, axis=0)
+    std = jnp.sqrt(jnp.mean(jnp.square(centred), axis=0))
+    scale = jnp.max(jnp.abs(advantage), axis=0)
+    constant = std <= 1e-5 * scale
+    return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, std))

@@ -1,0 +1,55 @@
+"""Running mean and variance as pure functions (Chan, Golub & LeVeque 1979, the parallel update)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_MIN_VARIANCE = 1e-6
+_CLIP = 10.0
+
+
+class Moments(NamedTuple):
+    """Moments of all samples seen so far; before the first one, standardising changes nothing.
+
+    Attributes:
+        count: [] number of samples (float: exact to 2^24, beyond that a weight).
+        mean: [...].
+        variance: [...] population variance.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+
+    @property
+    def std(self) -> jax.Array:
+        """[...], bounded away from 0 so that constant entries stay finite."""
+        return jnp.sqrt(jnp.maximum(self.variance, _MIN_VARIANCE))
+
+
+def init(shape: tuple[int, ...]) -> Moments:
+    """Moments of nothing, for samples of `shape`."""
+    return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+
+def update(moments: Moments, samples: jax.Array) -> Moments:
+    """Adds samples [B, ...] to `moments`."""
+    batch_count = samples.shape[0]
+    batch_mean = jnp.mean(samples, axis=0)
+    batch_variance = jnp.mean(jnp.square(samples - batch_mean), axis=0)
+    count = moments.count + batch_count
+    share = batch_count / count
+    delta = batch_mean - moments.mean
+    return Moments(
+        count,
+        moments.mean + delta * share,
+        moments.variance * (1 - share) + batch_variance * share + jnp.square(delta) * share * (1 - share),
+    )
+
+
+def standardize(moments: Moments, x: jax.Array) -> jax.Array:
+    """(x - mean) / std, clipped to +-10 so that one outlier cannot throw a network."""
+    return jnp.clip((x - moments.mean) / moments.std, -_CLIP, _CLIP)

@@ -1,0 +1,161 @@
+"""Action distributions in closed form, masks included, and the actors that produce them.
+
+Each distribution is a pytree of its parameters with the methods that the rest needs. Masked entries (padded
+dimensions, padded or unavailable choices) add exactly 0 to log-probability, KL, entropy and Fisher product.
+Distrax is the oracle of the tests rather than the implementation: its distributions know no masks, and the
+Fisher product in the distribution's own parameters is not part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from envs.types import EnvSpec
+from marl_kl import networks
+from marl_kl.config import Config
+from marl_kl.types import Params
+
+_UNAVAILABLE = -1e9
+
+
+class Distribution(Protocol):
+    """What a policy knows about its action; `[...]` are batch axes."""
+
+    def sample(self, key: jax.Array) -> jax.Array: ...
+
+    def mode(self) -> jax.Array: ...
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """log pi(action): [...]."""
+
+    def entropy(self) -> jax.Array:
+        """In nats: [...]."""
+
+    def kl(self, other: "Distribution") -> jax.Array:
+        """KL(self || other): [...]."""
+
+    def fisher_product(self, tangent: Any) -> Any:
+        """Fisher matrix of the network's outputs times `tangent`, a pytree like those outputs."""
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussian; the network's outputs are (mean, log_std).
+
+    Attributes:
+        mean: [..., A]. log_std: [..., A]. mask: [..., A] bool, the real dimensions.
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+    mask: jax.Array
+
+    def sample(self, key):
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return jnp.where(self.mask, self.mean + jnp.exp(self.log_std) * noise, 0.0)
+
+    def mode(self):
+        return jnp.where(self.mask, self.mean, 0.0)
+
+    def log_prob(self, action):
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return self._sum(-0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi))
+
+    def entropy(self):
+        return self._sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e))
+
+    def kl(self, other):
+        log_ratio = other.log_std - self.log_std
+        scaled = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
+        # expm1 keeps the digits of small divergences, which is all a trust region ever sees
+        return self._sum(0.5 * (jnp.expm1(-2 * log_ratio) + scaled) + log_ratio)
+
+    def fisher_product(self, tangent):
+        mean, log_std = tangent
+        return (
+            jnp.where(self.mask, mean * jnp.exp(-2 * self.log_std), 0.0),
+            jnp.where(self.mask, 2 * log_std, 0.0),
+        )
+
+    def _sum(self, values):
+        return jnp.sum(jnp.where(self.mask, values, 0.0), axis=-1)
+
+
+class Categorical(NamedTuple):
+    """One choice among A; the network's output is the logits.
+
+    Attributes:
+        logits: [..., A]. mask: [..., A] bool, the available choices (at least one).
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+
+    @property
+    def log_probs(self) -> jax.Array:
+        """[..., A] normalised log-probabilities; about -1e9 where unavailable."""
+        return jax.nn.log_softmax(jnp.where(self.mask, self.logits, _UNAVAILABLE), axis=-1)
+
+    def sample(self, key):
+        return jax.random.categorical(key, self.log_probs, axis=-1).astype(jnp.int32)
+
+    def mode(self):
+        return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action):
+        return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
+
+    def entropy(self):
+        log_p = self.log_probs
+        return -jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+
+    def kl(self, other):
+        log_p = self.log_probs
+        return jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * (log_p - other.log_probs), 0.0), axis=-1)
+
+    def fisher_product(self, tangent):
+        p = jnp.exp(self.log_probs)
+        return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
+
+
+class Actor(NamedTuple):
+    """One network shape for all agents, and how to read its outputs.
+
+    Attributes:
+        network: flax module at the padded sizes; `network.apply(params, obs[..., O]) -> outputs`.
+        family: `Gaussian` or `Categorical`.
+    """
+
+    network: nn.Module
+    family: type
+
+    def outputs(self, params: Params, obs: jax.Array) -> Any:
+        """Distribution parameters of one agent: obs [..., O] -> pytree of [..., A]."""
+        return self.network.apply(params, obs)
+
+    def distribution(self, outputs: Any, action_mask: jax.Array) -> Distribution:
+        """`outputs` of the network as a distribution; action_mask: [..., A]."""
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return self.family(*parts, action_mask)
+
+
+def make_actor(spec: EnvSpec, config: Config) -> Actor:
+    """The actor for an environment's action kind."""
+    return Actor(_network(spec, config, spec.action_size), Gaussian if spec.action_kind == "continuous" else Categorical)
+
+
+def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
+    """Parameters of all agents, leaves [N, ...]; agent i does not depend on the other agents' sizes."""
+    return networks.init_stacked(
+        key, lambda size: _network(spec, config, size), spec.observation_sizes, spec.action_sizes
+    )
+
+
+def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:
+    if spec.action_kind == "continuous":
+        return networks.GaussianNetwork(config.hidden_sizes, action_size, config.activation, config.init_std)
+    return networks.CategoricalNetwork(config.hidden_sizes, action_size, config.activation)
