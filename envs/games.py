@@ -1,0 +1,274 @@
+"""Exact games: one stage, known payoff, so that every algorithm can be compared with a closed form.
+
+All of them share one shape. There is nothing to observe: `obs` is [N, 1] of ones and `state` [1] of ones; an agent
+id is not needed because every agent has its own network. The reward depends on the current joint action alone.
+
+`steps` chooses between two forms of the same game:
+
+- `steps=1`, one-step: every step terminates, so the value of what follows is 0 and an episode is one draw of the
+  joint action. The return is the stage reward.
+- `steps=k > 1`, repeated: the game never terminates; the time limit truncates it after k steps. It is the endless
+  repetition cut into pieces, worth r / (1 - gamma) under a constant stage reward r, and a critic has to bootstrap
+  at the cut. The (undiscounted) episode return is the sum of k stage rewards.
+
+The games are deterministic: keys are accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Callable, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.time_limit import with_time_limit
+from envs.types import Env, EnvParams, EnvSpec, TimeStep
+
+MAX_PAYOFF_ENTRIES = 2**24
+"""The largest payoff tensor that `matrix_game` builds by itself or accepts: 64 MiB of float32."""
+
+
+def matrix_game(
+    num_agents: int | None = None,
+    num_actions: int | None = None,
+    payoff: Any = None,
+    steps: int = 1,
+    per_agent: bool = False,
+) -> Env:
+    """A matrix game: the joint action looks its reward up in a payoff tensor.
+
+    Without `payoff` the game is sparse: one joint action pays 1, all others 0. Agent i has to play (i + 1) mod k:
+    (1, 2, 0, 1) for 4 agents with 3 actions. Neighbours need different actions, so neither "always the first action"
+    nor a policy shared by all agents solves it, and agents in the wrong order are noticed.
+
+    The payoff tensor is `Env.params`, float32: `env._replace(params=...)`, or a vmap over `params`, plays another game
+    of the same shape without a new compilation. An unavailable choice (masked, or outside the padded range) pays
+    NaN: a policy that ignores `action_mask` must not go unnoticed.
+
+    Args:
+        num_agents: N; 4 unless `payoff` says otherwise.
+        num_actions: choices k of every agent; 3 unless `payoff` says otherwise.
+        payoff: [k_1, ..., k_N] team reward of every joint action, or [k_1, ..., k_N, N] with `per_agent`.
+            Agents may have different numbers of actions; `action_mask` marks the real ones.
+        steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+        per_agent: whether the last axis of `payoff` holds one reward per agent (a general-sum game).
+
+    Raises:
+        ValueError: sizes below 1, a payoff that contradicts them, is empty, too large or not finite in float32.
+    """
+    name = "matrix_game"
+    if payoff is None and per_agent:
+        raise ValueError(f"env '{name}': per_agent=True needs a payoff of shape [k_1, ..., k_N, N]")
+    metadata = ()
+    if payoff is None:
+        payoff, rewarded = _sparse_payoff(name, num_agents, num_actions)
+        metadata = (("rewarded_joint_action", " ".join(map(str, rewarded))),)
+        action_sizes = payoff.shape
+    else:
+        payoff, action_sizes = _checked_payoff(name, payoff, per_agent, num_agents, num_actions)
+    spec = _spec(name, action_sizes, "discrete", steps, team_reward=not per_agent, metadata=metadata)
+
+    def reward(action, params):
+        chex.assert_shape(params, payoff.shape)
+        looked_up = jnp.asarray(params).at[tuple(action)].get(mode="fill", fill_value=jnp.nan)
+        # Gathers read a negative index from the end, where a mistake would pass for a real choice.
+        return jnp.where(jnp.all(action >= 0), looked_up, jnp.nan)
+
+    return _stage_game(spec, reward, jnp.asarray(payoff))
+
+
+class Peak(NamedTuple):
+    """`weight` times the normalised density of two independent Gaussians, `mean` and `std` per agent."""
+
+    weight: float
+    mean: tuple[float, float]
+    std: tuple[float, float]
+
+
+TWO_PEAKS = (Peak(10.0, (5.0, 5.0), (1.0, 3.0)), Peak(5.3, (1.0, 1.0), (1.0, 1.0)))
+TWO_PEAKS_SLOPE = 0.1
+
+
+def two_peaks(steps: int = 1) -> Env:
+    """The two-peak game: a high, wide peak and a low, narrow one, two agents with one unbounded action each.
+
+    R(a1, a2) = 10 N(a; (5, 5), (1, 3)) + 0.1 a1 + 5.3 N(a; (1, 1), (1, 1)), where N(a; m, s) is the normalised density
+    of two independent Gaussians with means m and standard deviations s (the differential game of Shek, Shi & Tokekar
+    2025). `two_peaks_expectation` has its expectation under Gaussian policies in closed form.
+
+    Args:
+        steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+
+    Raises:
+        ValueError: `steps` below 1.
+    """
+    spec = _spec("two_peaks", (1, 1), "continuous", steps)
+    return _stage_game(spec, lambda action, params: two_peaks_expectation(action[:, 0], jnp.zeros(2)))
+
+
+def two_peaks_expectation(mean: jax.Array, std: jax.Array | float) -> jax.Array:
+    """[] expected reward of `two_peaks` when agent i plays a Gaussian of `mean[i]` and `std[i]`; the reward at std 0.
+
+    Convolving Gaussians adds variances, so each peak keeps its form: w N(mean; m, sqrt(s^2 + std^2)).
+
+    Args:
+        mean: [2] means of the two policies.
+        std: [2] or a number, their standard deviations.
+    """
+    mean = jnp.asarray(mean)
+    total = TWO_PEAKS_SLOPE * mean[0]
+    for peak in TWO_PEAKS:
+        scale = jnp.sqrt(jnp.square(jnp.asarray(peak.std)) + jnp.square(std))
+        total += peak.weight * jnp.prod(jax.scipy.stats.norm.pdf(mean, jnp.asarray(peak.mean), scale))
+    return total
+
+
+def bilinear(steps: int = 1) -> Env:
+    """r(a1, a2) = a1 a2, two agents with one unbounded action each (Kuba et al. 2022, figure 1).
+
+    Under Gaussian policies E[r] = mu1 mu2: agents that step at the same time, each uphill by its own gradient, can
+    lower the reward; one after the other they cannot.
+
+    Args:
+        steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+
+    Raises:
+        ValueError: `steps` below 1.
+    """
+    return _stage_game(_spec("bilinear", (1, 1), "continuous", steps), lambda action, params: jnp.prod(action))
+
+
+def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
+    """Pays 1 when the first half of the agents plays one action and the second half the other, else 0.
+
+    Two actions per agent. The best joint policy earns 1; the best policy shared by all agents earns 2 / 2^N (Kuba et
+    al. 2022, Proposition 1).
+
+    Args:
+        num_agents: N, even.
+        steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+
+    Raises:
+        ValueError: an odd number of agents, or `steps` below 1.
+    """
+    name = "parameter_sharing"
+    num_agents = _at_least_one(name, "num_agents", num_agents)
+    if num_agents % 2:
+        raise ValueError(f"env '{name}': num_agents={num_agents}; it must be even: the game has two halves")
+    half = num_agents // 2
+
+    def reward(action, params):
+        first, second = action[:half], action[half:]
+        return jnp.all(first == action[0]) & jnp.all(second == 1 - action[0])
+
+    return _stage_game(_spec(name, (2,) * num_agents, "discrete", steps), reward)
+
+
+def _at_least_one(name: str, field: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"env '{name}': {field}={value!r}; it must be an integer of at least 1")
+    return number
+
+
+def _sparse_payoff(name: str, num_agents: int | None, num_actions: int | None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The default payoff [k, ..., k] and its rewarded joint action."""
+    n = _at_least_one(name, "num_agents", 4 if num_agents is None else num_agents)
+    k = _at_least_one(name, "num_actions", 3 if num_actions is None else num_actions)
+    # Logarithms, because k**n of a typing mistake takes for ever.
+    if n * math.log(max(k, 2)) > math.log(MAX_PAYOFF_ENTRIES):
+        raise ValueError(
+            f"env '{name}': num_agents={n} with num_actions={k} is a payoff of {k}^{n} entries; "
+            f"at most {MAX_PAYOFF_ENTRIES} are accepted"
+        )
+    rewarded = tuple((agent + 1) % k for agent in range(n))
+    payoff = np.zeros((k,) * n, np.float32)
+    payoff[rewarded] = 1.0
+    return payoff, rewarded
+
+
+def _checked_payoff(
+    name: str, payoff: Any, per_agent: bool, num_agents: int | None, num_actions: int | None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """`payoff` as float32, and the number of actions of each agent."""
+    try:
+        payoff = np.asarray(payoff, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"env '{name}': payoff is not an array of numbers: {error}") from error
+    wanted = "[k_1, ..., k_N, N]" if per_agent else "[k_1, ..., k_N]"
+    problem = f"env '{name}': payoff of shape {list(payoff.shape)}"
+    action_sizes = payoff.shape[:-1] if per_agent else payoff.shape
+    n = len(action_sizes)
+    if n == 0 or payoff.size == 0:
+        raise ValueError(f"{problem}; it must be {wanted} with at least one agent and one action each")
+    if per_agent and payoff.shape[-1] != n:
+        raise ValueError(f"{problem}; with per_agent=True its last axis must be one reward for each of {n} agents")
+    if num_agents is not None and num_agents != n:
+        hint = "; per_agent=True reads its last axis as agents" if num_agents == n - 1 == payoff.shape[-1] else ""
+        raise ValueError(f"{problem} is a game of {n} agents, but num_agents={num_agents}{hint}")
+    if num_actions is not None and set(action_sizes) != {num_actions}:
+        raise ValueError(f"{problem} has {list(action_sizes)} actions, but num_actions={num_actions}")
+    if payoff.size > MAX_PAYOFF_ENTRIES:
+        raise ValueError(f"{problem} has {payoff.size} entries; at most {MAX_PAYOFF_ENTRIES} are accepted")
+    with np.errstate(over="ignore"):
+        payoff = payoff.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(payoff))
+    if bad.size:
+        raise ValueError(f"{problem} is not finite in float32 at {len(bad)} entries, first at {bad[0].tolist()}")
+    return payoff, action_sizes
+
+
+def _spec(name: str, action_sizes: tuple[int, ...], action_kind: str, steps: int, **other) -> EnvSpec:
+    """The spec of a game without anything to observe."""
+    return EnvSpec(
+        name=name,
+        agents=tuple(f"agent_{i}" for i in range(len(action_sizes))),
+        observation_sizes=(1,) * len(action_sizes),
+        action_sizes=tuple(action_sizes),
+        action_kind=action_kind,
+        state_size=1,
+        episode_length=_at_least_one(name, "steps", steps),
+        **other,
+    )
+
+
+def _stage_game(
+    spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Array], params: EnvParams = ()
+) -> Env:
+    """The environment around a stage reward: `reward(action, params)` is [] (team) or [N]."""
+    n = spec.num_agents
+    action_shape = (n,) if spec.action_kind == "discrete" else (n, spec.action_size)
+
+    def timestep(reward_n, terminated):
+        return TimeStep(
+            obs=jnp.ones((n, 1), jnp.float32),
+            state=jnp.ones((1,), jnp.float32),
+            reward=jnp.broadcast_to(reward_n, (n,)).astype(jnp.float32),
+            terminated=jnp.asarray(terminated),
+            truncated=jnp.asarray(False),
+            action_mask=jnp.asarray(spec.action_mask),
+        )
+
+    def reset(key, params):
+        return (), timestep(0.0, False)
+
+    def step(key, env_state, action, params):
+        chex.assert_shape(action, action_shape)
+        return (), timestep(reward(action, params), spec.episode_length == 1)
+
+    return with_time_limit(Env(spec, reset, step, params))
+
+
+FACTORIES: dict[str, Callable[..., Env]] = {
+    "matrix_game": matrix_game,
+    "two_peaks": two_peaks,
+    "bilinear": bilinear,
+    "parameter_sharing": parameter_sharing,
+}
