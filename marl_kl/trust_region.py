@@ -180,6 +180,7 @@ def propose(
     _, score_vjp = jax.vjp(log_prob, outputs)
     (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.shape[0])[0])
     gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
+    x0 = None if x0 is None else jnp.where(jnp.any(gradient != 0), x0, 0.0)
 
     chosen = slice(None) if batch.subset is None else batch.subset
     obs, mask = batch.obs[chosen], batch.action_mask[chosen]

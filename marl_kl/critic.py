@@ -1,0 +1,123 @@
+"""The centralised critic: V(s) in normalised units, fitted with a clipped Huber loss in minibatch epochs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from marl_kl import normalizers
+from marl_kl.config import Config
+from marl_kl.networks import CRITIC_OUTPUT_GAIN, MLP
+from marl_kl.normalizers import Moments
+from marl_kl.types import Params
+
+
+class CriticState(NamedTuple):
+    """The critic between two updates.
+
+    Attributes:
+        params: network parameters; the outputs are values in units of `moments`.
+        opt_state: optax state.
+        moments: moments [V] of the targets seen so far.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    moments: Moments
+
+
+class Critic(NamedTuple):
+    """network: states [..., S] -> normalised values [..., V]. optimizer: with its numbers bound."""
+
+    network: MLP
+    optimizer: optax.GradientTransformation
+
+    def init(self, key: jax.Array, state_size: int) -> CriticState:
+        params = self.network.init(key, jnp.zeros(state_size))
+        return CriticState(params, self.optimizer.init(params), normalizers.init((self.network.output_size,)))
+
+    def value(self, critic: CriticState, states: jax.Array) -> jax.Array:
+        """V(s) in reward units: [..., S] standardised states -> [..., V]."""
+        return self.network.apply(critic.params, states) * critic.moments.std + critic.moments.mean
+
+
+def make_critic(config: Config, num_values: int) -> Critic:
+    """A critic with `num_values` heads: 1 for a team reward, one per agent otherwise."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.critic_max_grad_norm), optax.adam(config.critic_lr, eps=1e-5)
+    )
+    return Critic(MLP(config.hidden_sizes, num_values, CRITIC_OUTPUT_GAIN, config.activation), optimizer)
+
+
+def rescale_output(params: Params, old: Moments, new: Moments) -> Params:
+    """Keeps every V(s) in reward units as it is while its units change from `old` to `new` (PopArt; van Hasselt et al. 2016)."""
+    output = params["params"]["output"]
+    ratio = old.std / new.std
+    rescaled = {
+        "kernel": output["kernel"] * ratio,
+        "bias": output["bias"] * ratio + (old.mean - new.mean) / new.std,
+    }
+    return {"params": {**params["params"], "output": rescaled}}
+
+
+def clipped_huber(
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array | float, delta: jax.Array | float
+) -> jax.Array:
+    """max of the Huber losses of the value and of the value kept within `clip` of the old one, elementwise."""
+    kept = old_value + jnp.clip(value - old_value, -clip, clip)
+    return jnp.maximum(huber(value - target, delta), huber(kept - target, delta))
+
+
+def huber(error: jax.Array, delta: jax.Array | float) -> jax.Array:
+    """error^2 / 2 within +-delta, delta (abs(error) - delta / 2) beyond (Huber 1964)."""
+    size = jnp.abs(error)
+    quadratic = jnp.minimum(size, delta)
+    return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)
+
+
+def fit(
+    key: jax.Array, config: Config, critic: Critic, state: CriticState, states: jax.Array, targets: jax.Array
+) -> tuple[CriticState, jax.Array]:
+    """Moves the critic towards `targets`.
+
+    Args:
+        states: [B, S] standardised states.
+        targets: [B, V] in reward units.
+
+    Returns:
+        The new critic and [] the mean loss over epochs and minibatches.
+    """
+    moments = normalizers.update(state.moments, targets)
+    params = rescale_output(state.params, state.moments, moments)
+    data = (states, critic.network.apply(params, states), (targets - moments.mean) / moments.std)
+    batch_size = states.shape[0]
+
+    def loss(params, minibatch):
+        s, old_value, target = minibatch
+        value = critic.network.apply(params, s)
+        return jnp.mean(clipped_huber(value, old_value, target, config.value_clip, config.huber_delta))
+
+    def step(carry, indices):
+        params, opt_state = carry
+        minibatch = jax.tree.map(lambda leaf: leaf[indices], data)
+        value, gradient = jax.value_and_grad(loss)(params, minibatch)
+        change, opt_state = critic.optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, change), opt_state), value
+
+    def epoch(carry, key):
+        order = jax.random.permutation(key, batch_size).reshape(config.critic_minibatches, -1)
+        return jax.lax.scan(step, carry, order)
+
+    keys = jax.random.split(key, config.critic_epochs)
+    (params, opt_state), losses = jax.lax.scan(epoch, (params, state.opt_state), keys)
+    return CriticState(params, opt_state, moments), jnp.mean(losses)
+
+
+def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - Var(target - value) / Var(target) over the leading axis, averaged over heads; 0 for constant targets."""
+    variance = jnp.var(target, axis=0)
+    share = 1 - jnp.var(target - value, axis=0) / jnp.where(variance > 0, variance, 1.0)
+    return jnp.mean(jnp.where(variance > 0, share, 0.0))

@@ -1,0 +1,227 @@
+"""The exact games: the protocol's contract, payoffs by enumeration, and the two-peak game's closed form."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.stats import norm
+
+import envs
+from envs import games
+
+RAGGED = np.random.default_rng(0).normal(size=(2, 3, 4))
+GENERAL_SUM = np.random.default_rng(1).normal(size=(3, 2, 2))
+GAMES = {
+    "sparse": ("matrix_game", {}),
+    "ragged": ("matrix_game", {"payoff": RAGGED}),
+    "general_sum": ("matrix_game", {"payoff": GENERAL_SUM, "per_agent": True}),
+    "two_peaks": ("two_peaks", {}),
+    "bilinear": ("bilinear", {}),
+    "parameter_sharing": ("parameter_sharing", {}),
+}
+KEY = jax.random.key(0)
+
+
+def joint_actions(env):
+    """[prod k_i, N] int32: every joint action of a discrete game."""
+    return np.array(list(itertools.product(*map(range, env.spec.action_sizes))), np.int32)
+
+
+def rewards(env, actions, params=None):
+    """[..., N] rewards of a batch of joint actions, each in the first step of an episode."""
+    params = env.params if params is None else params
+    env_state, _ = env.reset(KEY, params)
+    pay = jax.vmap(lambda action: env.step(KEY, env_state, action, params)[1].reward)
+    return np.asarray(pay(jnp.asarray(actions)))
+
+
+def random_action(env, key):
+    spec = env.spec
+    if spec.action_kind == "continuous":
+        return 3 * jax.random.normal(key, (spec.num_agents, spec.action_size))
+    return jax.random.randint(key, (spec.num_agents,), 0, jnp.asarray(spec.action_sizes))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("case", GAMES)
+def test_contract(case, steps):
+    name, options = GAMES[case]
+    env = envs.make(name, steps=steps, **options)
+    spec = env.spec
+    n = spec.num_agents
+    assert (spec.name, spec.episode_length, spec.state_size) == (name, steps, 1)
+    assert hash(spec) == hash(envs.make(name, steps=steps, **options).spec)
+    assert spec.team_reward == (case != "general_sum")
+
+    def episode(key, params):
+        env_state, first = env.reset(key, params)
+
+        def body(env_state, key):
+            return env.step(key, env_state, random_action(env, key), params)
+
+        return first, jax.lax.scan(body, env_state, jax.random.split(key, steps))[1]
+
+    first, trace = jax.jit(jax.vmap(episode, in_axes=(0, None)))(jax.random.split(KEY, 3), env.params)
+    want = {
+        "obs": ((n, 1), "float32"),
+        "state": ((1,), "float32"),
+        "reward": ((n,), "float32"),
+        "terminated": ((), "bool"),
+        "truncated": ((), "bool"),
+        "action_mask": ((n, spec.action_size), "bool"),
+    }
+    for field, (shape, dtype) in want.items():
+        after_reset, after_step = getattr(first, field), getattr(trace, field)
+        assert (after_reset.shape, after_reset.dtype.name) == ((3, *shape), dtype), field
+        assert (after_step.shape, after_step.dtype.name) == ((3, steps, *shape), dtype), field
+    assert not first.reward.any() and not first.terminated.any() and not first.truncated.any()
+    assert (trace.obs == 1).all() and (trace.state == 1).all() and np.isfinite(trace.reward).all()
+    np.testing.assert_array_equal(trace.action_mask, np.broadcast_to(spec.action_mask, trace.action_mask.shape))
+    if spec.team_reward:
+        np.testing.assert_array_equal(trace.reward, np.broadcast_to(trace.reward[..., :1], trace.reward.shape))
+    last = np.arange(steps) == steps - 1
+    np.testing.assert_array_equal(trace.terminated, np.broadcast_to(last & (steps == 1), (3, steps)))
+    np.testing.assert_array_equal(trace.truncated, np.broadcast_to(last & (steps > 1), (3, steps)))
+
+
+@pytest.mark.parametrize("case", GAMES)
+def test_repeated_game_pays_the_stage_reward_at_every_step(case):
+    name, options = GAMES[case]
+    env = envs.make(name, steps=3, **options)
+    action = random_action(env, jax.random.key(7))
+    env_state, _ = env.reset(KEY, env.params)
+    for _ in range(3):
+        env_state, timestep = env.step(KEY, env_state, action, env.params)
+        np.testing.assert_allclose(timestep.reward, rewards(envs.make(name, **options), action[None])[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_agents, num_actions, rewarded", [(4, 3, (1, 2, 0, 1)), (2, 2, (1, 0)), (1, 1, (0,))])
+def test_sparse_game_rewards_one_joint_action(num_agents, num_actions, rewarded):
+    env = envs.make("matrix_game", num_agents=num_agents, num_actions=num_actions)
+    actions = joint_actions(env)
+    assert len(actions) == num_actions**num_agents
+    want = (actions == rewarded).all(axis=1, keepdims=True)
+    np.testing.assert_array_equal(rewards(env, actions), np.broadcast_to(want, actions.shape))
+    assert dict(env.spec.metadata)["rewarded_joint_action"] == " ".join(map(str, rewarded))
+
+
+@settings(max_examples=10, deadline=None)
+@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=3), per_agent=st.booleans(), seed=st.integers(0, 99))
+def test_payoff_is_looked_up(shape, per_agent, seed):
+    n = len(shape)
+    payoff = np.random.default_rng(seed).normal(size=shape + [n] * per_agent).astype(np.float32)
+    env = envs.make("matrix_game", payoff=payoff, per_agent=per_agent)
+    assert env.spec.action_sizes == tuple(shape)
+    assert env.spec.action_mask.sum(axis=1).tolist() == shape
+    want = payoff.reshape(-1, n) if per_agent else np.repeat(payoff.reshape(-1, 1), n, axis=1)
+    np.testing.assert_array_equal(rewards(env, joint_actions(env)), want)
+
+
+def test_payoff_can_be_swept_under_one_vmap():
+    env = envs.make("matrix_game", payoff=RAGGED)
+    payoffs = np.random.default_rng(2).normal(size=(5, *RAGGED.shape)).astype(np.float32)
+    action = jnp.array([1, 2, 3])
+
+    def play(payoff):
+        return env.step(KEY, env.reset(KEY, payoff)[0], action, payoff)[1].reward[0]
+
+    np.testing.assert_array_equal(jax.vmap(play)(payoffs), payoffs[:, 1, 2, 3])
+    with pytest.raises(AssertionError, match="shape"):
+        play(payoffs[0, :1])
+
+
+@pytest.mark.parametrize("action", [(2, 0, 0), (0, 3, 0), (0, 0, 4), (0, 0, -1)])
+def test_unavailable_choice_pays_nan(action):
+    env = envs.make("matrix_game", payoff=RAGGED)
+    assert np.isnan(rewards(env, np.array([action], np.int32))).all()
+
+
+@pytest.mark.parametrize("num_agents", [2, 4, 6])
+def test_parameter_sharing_pays_opposite_halves(num_agents):
+    env = envs.make("parameter_sharing", num_agents=num_agents)
+    half = num_agents // 2
+    winning = {(0,) * half + (1,) * half, (1,) * half + (0,) * half}
+    actions = joint_actions(env)
+    want = [[float(tuple(action) in winning)] * num_agents for action in actions.tolist()]
+    np.testing.assert_array_equal(rewards(env, actions), want)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(st.floats(-20, 20, width=32), st.floats(-20, 20, width=32)))
+def test_continuous_payoffs_are_unclipped(action):
+    a1, a2 = action
+    got = {name: rewards(envs.make(name), np.array([[[a1], [a2]]], np.float32))[0, 0] for name in ("bilinear", "two_peaks")}
+    np.testing.assert_allclose(got["bilinear"], a1 * a2, rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(got["two_peaks"], two_peaks_reward(a1, a2), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("matrix_game", {"steps": 0}, "steps=0; it must be an integer of at least 1"),
+        ("bilinear", {"steps": 1.5}, "steps=1.5; it must be an integer"),
+        ("two_peaks", {"steps": -1}, "steps=-1; it must be an integer"),
+        ("matrix_game", {"num_agents": 0}, "num_agents=0; it must be"),
+        ("matrix_game", {"num_actions": 0}, "num_actions=0; it must be"),
+        ("matrix_game", {"num_agents": 40}, "3\\^40 entries; at most"),
+        ("matrix_game", {"payoff": 3.0}, "at least one agent"),
+        ("matrix_game", {"payoff": np.zeros((2, 0))}, "at least one agent and one action"),
+        ("matrix_game", {"payoff": [[1, 2], [3]]}, "not an array of numbers"),
+        ("matrix_game", {"payoff": "high"}, "not an array of numbers"),
+        ("matrix_game", {"payoff": [[0, np.nan], [0, 0]]}, "not finite in float32 at 1 entries, first at \\[0, 1\\]"),
+        ("matrix_game", {"payoff": [0.0, 1e300]}, "not finite in float32"),
+        ("matrix_game", {"payoff": np.zeros((2, 2)), "num_agents": 3}, "is a game of 2 agents, but num_agents=3"),
+        ("matrix_game", {"payoff": np.zeros((2, 2, 2)), "num_agents": 2}, "per_agent=True reads its last axis"),
+        ("matrix_game", {"payoff": np.zeros((2, 3)), "num_actions": 3}, "has \\[2, 3\\] actions, but num_actions=3"),
+        ("matrix_game", {"payoff": np.zeros((2, 2, 3)), "per_agent": True}, "one reward for each of 2 agents"),
+        ("matrix_game", {"per_agent": True}, "needs a payoff"),
+        ("parameter_sharing", {"num_agents": 3}, "num_agents=3; it must be even"),
+        ("parameter_sharing", {"num_agents": 0}, "num_agents=0; it must be"),
+        ("bilinear", {"num_agents": 2}, "unknown option 'num_agents'; accepted: steps"),
+    ],
+)
+def test_bad_input_is_one_sentence(name, options, sentence):
+    with pytest.raises(ValueError, match=sentence) as raised:
+        envs.make(name, **options)
+    message = str(raised.value)
+    assert message.startswith(f"env '{name}'") and "\n" not in message
+
+
+def two_peaks_reward(a1, a2, std=0.0):
+    """The printed formula in scipy, every peak widened by `std`."""
+    wide, narrow, one = np.hypot(3, std), np.hypot(1, std), np.hypot(1, std)
+    high = 10 * norm.pdf(a1, 5, one) * norm.pdf(a2, 5, wide)
+    low = 5.3 * norm.pdf(a1, 1, narrow) * norm.pdf(a2, 1, narrow)
+    return high + 0.1 * a1 + low
+
+
+def gaussian_grid(mean, num_nodes=40):
+    """Gauss-Hermite nodes [num_nodes**2, 2, 1] and weights for unit-variance Gaussians around `mean`."""
+    x, w = np.polynomial.hermite_e.hermegauss(num_nodes)
+    nodes = np.stack(np.meshgrid(mean[0] + x, mean[1] + x, indexing="ij"), -1).reshape(-1, 2, 1)
+    return nodes.astype(np.float32), np.outer(w, w).ravel() / (2 * np.pi)
+
+
+@pytest.mark.parametrize(
+    "start, mean, value", [((0.0, 0.0), (1.60, 1.02), 0.554), ((5.0, 5.0), (5.62, 5.00), 0.885)]
+)
+def test_two_peaks_optima_under_unit_variance(start, mean, value):
+    found = minimize(lambda mu: -two_peaks_reward(*mu, std=1.0), start, tol=1e-10)
+    np.testing.assert_allclose(found.x, mean, atol=0.005)
+    np.testing.assert_allclose(-found.fun, value, atol=0.0005)
+    assert (np.linalg.eigvalsh(found.hess_inv) > 0).all()
+    nodes, weights = gaussian_grid(found.x)
+    by_quadrature = weights @ rewards(envs.make("two_peaks"), nodes)[:, 0]
+    np.testing.assert_allclose(by_quadrature, -found.fun, atol=1e-5)
+    np.testing.assert_allclose(games.two_peaks_expectation(found.x, 1.0), -found.fun, atol=1e-6)
+
+
+def test_two_peaks_slope_has_no_end():
+    """Both peaks are local: far enough along agent 1's slope every expected reward is exceeded."""
+    assert two_peaks_reward(9.0, 5.0, std=1.0) > two_peaks_reward(5.62, 5.0, std=1.0)
+    assert two_peaks_reward(7.0, 5.0, std=1.0) < two_peaks_reward(5.62, 5.0, std=1.0)
