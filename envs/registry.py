@@ -24,7 +24,8 @@ def make(name: str, **options) -> Env:
 
     Args:
         name: one of `names()`.
-        **options: keyword arguments of that environment's factory (`help(envs.make(...))` lists none; see README).
+        **options: keyword arguments of that environment's factory, described where it is defined
+            (`help(envs.games.matrix_game)`, say).
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
