@@ -73,6 +73,7 @@ class Config:
 
     eval_episodes: int = _static(32, "evaluation episodes per seed: parallel environments, one episode each")
     eval_interval: int = _static(0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE)
+    save_interval: int = _static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
     chunk_updates: int = _static(10, "updates per compiled chunk, between two looks of the host")
 
     def __post_init__(self):

@@ -1,0 +1,202 @@
+"""The training loop as two pure functions: `make_train(env, algorithm, config) -> Train(init, update)`."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.types import Env, EnvSpec
+from marl_kl import advantages, algorithms, normalizers
+from marl_kl import critic as critics
+from marl_kl.config import Config
+from marl_kl.critic import Critic, CriticState
+from marl_kl.normalizers import Moments
+from marl_kl.policies import Actor, init_actors, make_actor
+from marl_kl.rollout import Trajectory, Worlds, rollout, start, summary
+from marl_kl.types import Algorithm, Batch, Metrics, Params
+
+
+class Learner(NamedTuple):
+    """All that is learned, and all that using it needs.
+
+    Attributes:
+        actors: leaves [N, ...].
+        critic: network, optimiser and value units.
+        obs_moments: moments [N, O] of the observations. state_moments: moments [S] of the global state.
+        algorithm: the algorithm's own state.
+    """
+
+    actors: Params
+    critic: CriticState
+    obs_moments: Moments
+    state_moments: Moments
+    algorithm: Any
+
+
+class TrainState(NamedTuple):
+    """One seed between two updates; one pytree with all that a resumed run needs.
+
+    Attributes:
+        key: typed PRNG key.
+        learner: what is learned.
+        worlds: the parallel environments.
+        healthy: [] bool; once a non-finite number was met the learner stays as it was before.
+    """
+
+    key: jax.Array
+    learner: Learner
+    worlds: Worlds
+    healthy: jax.Array
+
+
+class Train(NamedTuple):
+    """A training run as pure functions, to be jitted, vmapped over keys and scanned by whoever likes.
+
+    Attributes:
+        init: `init(key) -> TrainState`, `key` a typed key (`jax.random.key(seed)`).
+        update: `update(state) -> (TrainState, Metrics)`: one rollout, one update of everything. Metrics are
+            those of `marl_kl.results` and `nonfinite` [len(results.WATCHED)] bool.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    update: Callable[[TrainState], tuple[TrainState, Metrics]]
+
+
+def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
+    """Composes environment, algorithm and config; compiles nothing.
+
+    The numbers of `config` may be tracers, so that `jax.vmap(lambda d: make_train(env, "hatrpo_w",
+    config.replace(kl_budget=d)).init(key))` sweeps them.
+
+    Args:
+        env: from `envs.make` or your own.
+        algorithm: one of `marl_kl.algorithms.names()`.
+        config: of the algorithm's `config_class`; its defaults if None.
+
+    Raises:
+        ValueError: unknown algorithm, or a config of the wrong class.
+    """
+    config = algorithms.get(algorithm).config_class() if config is None else config
+    spec = env.spec
+    parts = _make_parts(spec, algorithm, config)
+    actor, critic = parts.actor, parts.critic
+
+    def init(key):
+        key, key_learner, key_worlds = jax.random.split(key, 3)
+        learner = _init_learner(key_learner, spec, config, parts)
+        return TrainState(key, learner, start(key_worlds, env, config.num_envs), jnp.ones((), bool))
+
+    def update(state):
+        key, key_rollout, key_actors, key_critic = jax.random.split(state.key, 4)
+        old = state.learner
+        worlds, trajectory = rollout(
+            key_rollout, env, actor, old.actors, old.obs_moments, state.worlds, config.rollout_length
+        )
+        states, value, advantage = _estimate(config, critic, old, trajectory, spec.team_reward)
+        batch = _batch(old, trajectory, advantage, spec.num_agents)
+        actors, algorithm_state, metrics = parts.algorithm.update(key_actors, old.actors, old.algorithm, batch)
+        critic_state, value_loss = critics.fit(key_critic, config, critic, old.critic, states, value + advantage)
+        new = Learner(actors, critic_state, *_observe(config, old, trajectory), algorithm_state)
+
+        nonfinite = ~jnp.stack(
+            [_finite(x) for x in ((trajectory.obs, trajectory.state), trajectory.reward, value, actors, critic_state)]
+        )
+        healthy = state.healthy & ~jnp.any(nonfinite)
+        learner = jax.tree.map(lambda after, before: jnp.where(healthy, after, before), new, old)
+        metrics |= summary(worlds.episodes)
+        metrics |= {
+            "value_loss": value_loss,
+            "explained_variance": critics.explained_variance(value, value + advantage),
+            "nonfinite": nonfinite,
+        }
+        return TrainState(key, learner, worlds, healthy), metrics
+
+    return Train(init, update)
+
+
+def learner_shapes(spec: EnvSpec, algorithm: str, config: Config) -> Learner:
+    """The shapes and dtypes of one seed's learner, without an environment."""
+    parts = _make_parts(spec, algorithm, config)
+    return jax.eval_shape(lambda: _init_learner(jax.random.key(0), spec, config, parts))
+
+
+class _Parts(NamedTuple):
+    actor: Actor
+    critic: Critic
+    algorithm: Algorithm
+
+
+def _make_parts(spec: EnvSpec, algorithm: str, config: Config) -> _Parts:
+    entry = algorithms.get(algorithm)
+    if not isinstance(config, entry.config_class):
+        raise ValueError(
+            f"config is a {type(config).__name__}; algorithm '{algorithm}' needs a {entry.config_class.__name__}"
+        )
+    actor = make_actor(spec, config)
+    critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents)
+    return _Parts(actor, critic, entry.build(actor, config))
+
+
+def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, parts: _Parts) -> Learner:
+    key_actors, key_critic = jax.random.split(key)
+    actors = init_actors(key_actors, spec, config)
+    return Learner(
+        actors,
+        parts.critic.init(key_critic, spec.state_size),
+        normalizers.init((spec.num_agents, spec.observation_size)),
+        normalizers.init((spec.state_size,)),
+        parts.algorithm.init(actors),
+    )
+
+
+def _estimate(config, critic, learner: Learner, trajectory: Trajectory, team_reward: bool):
+    """Standardised states [B, S], values [B, V] and raw advantages [B, V], time and environments flattened."""
+    states, next_states = (
+        normalizers.standardize(learner.state_moments, x) for x in (trajectory.state, trajectory.next_state)
+    )
+    value, next_value = (critic.value(learner.critic, x) for x in (states, next_states))
+    reward = jnp.mean(trajectory.reward, axis=-1, keepdims=True) if team_reward else trajectory.reward
+    advantage = advantages.gae(
+        reward,
+        value,
+        next_value,
+        trajectory.terminated[..., None],
+        trajectory.done[..., None],
+        config.gamma,
+        config.gae_lambda,
+    )
+    return _flat(states), _flat(value), _flat(advantage)
+
+
+def _batch(learner: Learner, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
+    """The agents' view of a rollout, agent axis first."""
+    standardized = advantages.standardize(advantage)
+    return Batch(
+        jnp.swapaxes(_flat(normalizers.standardize(learner.obs_moments, trajectory.obs)), 0, 1),
+        jnp.swapaxes(_flat(trajectory.action), 0, 1),
+        jnp.swapaxes(_flat(trajectory.action_mask), 0, 1),
+        jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
+    )
+
+
+def _observe(config: Config, learner: Learner, trajectory: Trajectory) -> tuple[Moments, Moments]:
+    """The moments of observations and states, this rollout included."""
+    if not config.normalize_observations:
+        return learner.obs_moments, learner.state_moments
+    return (
+        normalizers.update(learner.obs_moments, _flat(trajectory.obs)),
+        normalizers.update(learner.state_moments, _flat(trajectory.state)),
+    )
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[T, E, ...] -> [B, ...]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
