@@ -40,9 +40,7 @@ FORMAT = 1
 
 STATUSES = ("running", "finished", "interrupted", "failed")
 
-_PACKAGES = (
-    "marl_kl", "jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint",
-)
+_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
 _TEMPORARY = ".tmp-"
 _CHECKPOINTS_KEPT = 2
 
@@ -82,7 +80,10 @@ class RunRecord(NamedTuple):
 
 def record(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) -> dict[str, Any]:
     """The content of a new run's `run.json`: what is run, on which versions and devices, since when."""
+    from marl_kl import __version__  # the package is complete only after this module
+
     devices = jax.devices()
+    packages = {name: _version(name) for name in _PACKAGES}
     return {
         "format": FORMAT,
         "program": "marl_kl",
@@ -95,7 +96,7 @@ def record(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) 
         "config_class": type(config).__name__,
         "config": _jsonable({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
         "failures": [],
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"marl_kl": __version__, "python": platform.python_version(), **packages},
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
     }
 
@@ -449,7 +450,14 @@ def _fill_leaf(name: str, wanted, leaves: dict[str, np.ndarray], source: Path):
         raise RunFolderError(
             f"the checkpoint {source} holds '{name}' as {found.dtype}; the learner needs {shape.dtype}"
         )
-    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(wanted)) if _is_key(wanted) else found
+    return jax.random.wrap_key_data(found, impl=_key_impl(wanted)) if _is_key(wanted) else found
+
+
+def _key_impl(key) -> Any:
+    # `key_impl` refuses a ShapeDtypeStruct, but not the tracer of one.
+    found = []
+    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
+    return found[0]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

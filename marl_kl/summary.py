@@ -1,0 +1,178 @@
+"""The table at the end of a run, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from marl_kl.results import TrainResult
+from marl_kl.statistics import bootstrap_interval, interquartile_mean
+
+_HEADER = ("seed", "untrained", "final", "training", "KL spent", "KL at most", "accepted")
+_MEANINGS = (
+    "untrained, final: return of evaluation episodes (deterministic policies), mean over episodes; "
+    "training: return of the last training episodes (sampled actions); "
+    "KL: share of the budget, mean and maximum over updates; "
+    "accepted: share of line searches that found a step"
+)
+
+
+def table(result: TrainResult) -> Table:
+    """Per seed and over seeds: evaluation return before and after, KL spent of the budget, accepted steps.
+
+    Seeds that failed have a row and are left out of the rows over seeds. Speed, times, memory and failures are in
+    the caption.
+    """
+    rich_table = Table(
+        *_HEADER, title=_title(result), caption="\n".join(facts(result)), title_justify="left",
+        caption_justify="left", caption_style="", title_style="bold", box=box.SIMPLE_HEAD,
+    )
+    for column in rich_table.columns[1:]:
+        column.justify = "right"
+    per_seed, over_seeds = _rows(result)
+    for row in per_seed:
+        rich_table.add_row(*row)
+    rich_table.add_section()
+    for row in over_seeds:
+        rich_table.add_row(*row, style="bold")
+    return rich_table
+
+
+def markdown(result: TrainResult) -> str:
+    """The same table as GitHub Markdown, with the facts as a list under it."""
+    per_seed, over_seeds = _rows(result)
+    lines = [
+        f"# {_title(result)}",
+        "",
+        _markdown_row(_HEADER),
+        _markdown_row(["---", *["---:"] * (len(_HEADER) - 1)]),
+        *(_markdown_row(row) for row in (*per_seed, *over_seeds)),
+        "",
+        *(f"- {fact}" for fact in facts(result)),
+        "",
+        f"{_MEANINGS}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def facts(result: TrainResult) -> list[str]:
+    """What is true of the run as a whole, one line each: speed, times, memory, failures."""
+    timing = result.timing
+    steps = int(result.env_steps[-1]) if len(result.env_steps) else 0
+    speed = f"{result.steps_per_second:,.0f}" if steps and timing.train > 0 else "-"
+    lines = [
+        f"{steps:,} env steps per seed, {len(result.env_steps)} updates; {speed} env steps/s over all seeds",
+        f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s; "
+        f"peak memory of the process {peak_memory_text()}",
+    ]
+    for failure in result.failures:
+        lines.append(
+            f"seed {failure.seed} failed: {failure.quantity} was not finite in update {failure.update + 1}; "
+            "it kept its last finite parameters and is left out of the rows over seeds"
+        )
+    return lines
+
+
+def peak_memory_text() -> str:
+    """The largest memory of this process so far and, where the device counts, of the device."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux reports KiB, macOS bytes.
+    text = f"{largest / (2**30 if sys.platform == 'darwin' else 2**20):.2f} GiB"
+    device_peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return text if device_peak is None else f"{text}, of the device {device_peak / 2**30:.2f} GiB"
+
+
+def _title(result: TrainResult) -> str:
+    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"{len(result.seeds)} seeds"
+    return f"{result.algorithm} on {result.spec.name}, {seeds}"
+
+
+def _rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of one seed each, rows over seeds."""
+    returns = (_evaluation(result, first=True), _evaluation(result, first=False), _last_finite(result))
+    shares = _kl_shares(result)
+    spent = (_nan_reduce(np.mean, shares), _nan_reduce(np.max, shares), _accepted(result))
+    failed = {failure.seed for failure in result.failures}
+    per_seed = [
+        [f"{seed} (failed)" if seed in failed else str(seed)]
+        + [_number(column[i]) for column in returns]
+        + [_percent(column[i]) for column in spent]
+        for i, seed in enumerate(result.seeds)
+    ]
+    healthy = np.array([seed not in failed for seed in result.seeds])
+    if healthy.sum() < 2:
+        return per_seed, []
+    kl_mean, kl_max, accepted = (column[healthy] for column in spent)
+    over_all = [_percent(kl_mean.mean()), _percent(kl_max.max()), _percent(accepted.mean())]
+    over_seeds = [["mean ± std", *(_mean_and_std(column[healthy]) for column in returns), *over_all]]
+    if healthy.sum() >= 3:
+        over_seeds.append(["IQM [95 %]", *(_iqm_and_interval(column[healthy]) for column in returns), "", "", ""])
+    return per_seed, over_seeds
+
+
+def _evaluation(result: TrainResult, first: bool) -> np.ndarray:
+    """[S] mean over episodes of the untrained or the last evaluation; NaN where there is none."""
+    update = np.asarray(result.evaluation.update)
+    if not len(update) or (update[0] != 0 if first else update[-1] == 0):
+        return np.full(len(result.seeds), np.nan)
+    returns = np.asarray(result.evaluation.episode_return, dtype=np.float64)
+    return returns[:, 0 if first else -1].mean(axis=-1)
+
+
+def _last_finite(result: TrainResult) -> np.ndarray:
+    """[S] the last training return that is a number."""
+    return _nan_reduce(lambda finite: finite[-1], _metric(result, "episode_return"))
+
+
+def _kl_shares(result: TrainResult) -> np.ndarray:
+    """[S, U] KL spent by the team over its budget; [S, 0] for an algorithm without either."""
+    budget = getattr(result.config, "kl_budget", None)
+    return _metric(result, "kl_total") / float(np.nan if budget is None else budget)
+
+
+def _accepted(result: TrainResult) -> np.ndarray:
+    """[S] share of line searches that found a step."""
+    fraction = _metric(result, "step_fraction")
+    return _nan_reduce(np.mean, np.where(np.isfinite(fraction), fraction > 0, np.nan))
+
+
+def _metric(result: TrainResult, name: str) -> np.ndarray:
+    """[S, ...] in double precision; [S, 0] if the algorithm does not report it."""
+    return np.asarray(result.metrics.get(name, np.empty((len(result.seeds), 0))), dtype=np.float64)
+
+
+def _nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
+    """[S, ...] -> [S], over what is finite; NaN where nothing is (numpy's own nan-functions would warn)."""
+    return np.array([reduce(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in values])
+
+
+def _mean_and_std(values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "-"
+    return f"{_number(values.mean())} ± {_number(values.std(ddof=1))}"
+
+
+def _iqm_and_interval(values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "-"
+    lower, upper = bootstrap_interval(values)
+    return f"{_number(interquartile_mean(values))} [{_number(lower)}, {_number(upper)}]"
+
+
+def _number(value: float) -> str:
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if np.isfinite(share) else "-"
+
+
+def _markdown_row(cells) -> str:
+    return f"| {' | '.join(cells)} |"
