@@ -100,7 +100,7 @@ def two_peaks(steps: int = 1) -> Env:
     of two independent Gaussians with means m and standard deviations s (the differential game of Shek, Shi & Tokekar
     2025). `two_peaks_expectation` has its expectation under Gaussian policies in closed form: with unit variance its
     peaks are at means (5.62, 5.00), worth 0.885, and (1.60, 1.02), worth 0.554. The slope 0.1 a1 has no end, so neither
-    is a maximum over the whole plane: beyond about a1 = 8.8 the slope alone pays more than both.
+    is a maximum over the whole plane: beyond a1 = 8.86 the slope alone pays more than both.
 
     Args:
         steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
@@ -130,7 +130,7 @@ def two_peaks_expectation(mean: jax.Array, std: jax.Array | float) -> jax.Array:
 
 
 def bilinear(steps: int = 1) -> Env:
-    """r(a1, a2) = a1 a2, two agents with one unbounded action each (Kuba et al. 2022, figure 1).
+    """r(a1, a2) = a1 a2, two agents with one unbounded action each (after Kuba et al. 2022).
 
     Under Gaussian policies E[r] = mu1 mu2: agents that step at the same time, each uphill by its own gradient, can
     lower the reward; one after the other they cannot.

@@ -1,7 +1,7 @@
 """The theory of sequential trust-region updates, checked exactly in numpy (float64) on small games.
 
 Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinforcement Learning": Lemma 1, Proposition 1,
-Proposition 2, Algorithm 1 with Theorems 2 and 3, and the bilinear game of figure 1. Nothing here uses the trainer:
+Proposition 2, Algorithm 1 with Theorems 2 and 3, and the bilinear game. Nothing here uses the trainer:
 rewards come from `envs` where a game exists there, everything else is enumeration, linear solves and quadrature.
 """
 
