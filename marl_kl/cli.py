@@ -1,0 +1,258 @@
+"""The command line: `marl-kl train`, `marl-kl envs`, `marl-kl algorithms`.
+
+The options of `train` are the fields of the algorithm's config class, with their help, range and default; there is
+no second list of them. Bad input ends in one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+import jax
+
+import marl_kl
+from marl_kl import algorithms
+from marl_kl.config import Config
+from marl_kl.progress import MODES
+
+DEFAULT_ALGORITHM = "hatrpo_w"
+
+_EXAMPLE = """example:
+  marl-kl train ant_4x2 --algorithm hatrpo_w --seeds 4 --total-env-steps 2e6 --out runs/ant --env backend=spring
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `marl-kl`; None: those of this process.
+
+    Returns:
+        The exit code: 0; 1 if every seed failed; 2 for bad input, said in one sentence; 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _parse(argv)
+        return arguments.command(arguments)
+    except (ValueError, OSError) as error:
+        if len(str(error).splitlines()) > 1:
+            raise  # not one of our sentences but a fault, whose traceback is wanted
+        print(f"marl-kl: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, without the usage of forty options before it."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="marl-kl",
+        description="Trust-region multi-agent RL with one joint KL budget.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"marl-kl {marl_kl.__version__} (jax {jax.__version__})")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    train = _add_train(commands, _algorithm_in(argv))
+    for name, command, text in (
+        ("envs", _envs, "list the environments"),
+        ("algorithms", _algorithms, "list the algorithms"),
+    ):
+        commands.add_parser(name, help=text, description=text, allow_abbrev=False).set_defaults(command=command)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in train._actions for option in action.option_strings]
+        raise ValueError(_unknown_word(unknown[0], known if arguments.command is _train else []))
+    return arguments
+
+
+def _algorithm_in(argv: list[str]) -> algorithms.Entry:
+    """The algorithm asked for: which options exist depends on it, so it is looked up before they are parsed."""
+    first_look = _Parser(prog="marl-kl", add_help=False, allow_abbrev=False)
+    first_look.add_argument("--algorithm", default=DEFAULT_ALGORITHM)
+    return algorithms.get(first_look.parse_known_args(argv)[0].algorithm)
+
+
+def _unknown_word(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+    kind = "option" if word.startswith("-") else "argument"
+    hint = f"did you mean {near[0]}?" if near else "see --help"
+    return f"unknown {kind} {word}; {hint}"
+
+
+# train
+
+
+def _add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        usage="marl-kl train ENV [--algorithm NAME] [--seeds N] [--out FOLDER] [--env KEY=VALUE ...] [config options]",
+        help="train a team and write metrics, pictures and the learned policies to a folder",
+        description=f"Trains one team per seed. Options below are those of --algorithm {algorithm.name}.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_train, config_class=algorithm.config_class)
+    parser.add_argument("env_name", metavar="ENV", help="environment (see marl-kl envs)")
+    parser.add_argument(
+        "--algorithm", default=DEFAULT_ALGORITHM, metavar="NAME",
+        help=f"one of {', '.join(algorithms.names())} (default: {DEFAULT_ALGORITHM})",
+    )
+    parser.add_argument(
+        "--seeds", default="1", metavar="N", help="how many seeds (0, 1, ...), or which: 3,5,8 (default: 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="new folder for the run (default: runs/ENV-ALGORITHM-TIME)"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="KEY=VALUE", dest="env_options",
+        help="option of the environment, such as backend=spring or obs=1; may be repeated",
+    )
+    parser.add_argument(
+        "--progress", default="auto", choices=MODES,
+        help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: silence (default: auto)",
+    )
+    shared = {field.name for field in dataclasses.fields(Config)}
+    groups = {
+        True: parser.add_argument_group("config of every algorithm"),
+        False: parser.add_argument_group(f"config of {algorithm.name}"),
+    }
+    for field in dataclasses.fields(algorithm.config_class):
+        _add_field(groups[field.name in shared], field)
+    return parser
+
+
+def _add_field(group, field: dataclasses.Field) -> None:
+    name = f"--{field.name.replace('_', '-')}"
+    # The metavar already says that it is a number.
+    range_text = field.metadata["check"][1].removeprefix("a finite number ").removeprefix("a number ")
+    notes = "; ".join(part for part in (range_text, f"default: {_default_text(field.default)}") if part)
+    text = f"{field.metadata['help']} ({notes})".replace("%", "%%")
+    # SUPPRESS: only what was given reaches the config, whose own defaults hold for the rest.
+    if isinstance(field.default, bool):
+        group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    metavar = {int: "N", float: "X", str: "NAME", tuple: "N,N,..."}[type(field.default)]
+    group.add_argument(name, default=argparse.SUPPRESS, metavar=metavar, help=text)
+
+
+def _default_text(value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import envs
+
+    given = vars(arguments)
+    fields = {
+        field.name: _parsed(field, given[field.name])
+        for field in dataclasses.fields(arguments.config_class)
+        if field.name in given
+    }
+    arguments.config_class().replace(**fields)  # refuses bad values before an environment is built
+    options = _env_options(arguments.env_options)
+    try:
+        env = envs.make(arguments.env_name, **options)
+    except TypeError as error:
+        raise ValueError(f"env '{arguments.env_name}' does not take {options}: {error}") from error
+    out = arguments.out or _default_out(arguments.env_name, arguments.algorithm)
+    try:
+        result = marl_kl.train(
+            env, arguments.algorithm, seeds=_seeds(arguments.seeds), out=out, progress=arguments.progress, **fields
+        )
+    except KeyboardInterrupt:
+        kept = f"; what was done until then is in {out}" if (out / "run.json").exists() else ""
+        print(f"marl-kl: interrupted{kept}", file=sys.stderr)
+        return 130
+    return 1 if len(result.failures) == len(result.seeds) else 0
+
+
+def _parsed(field: dataclasses.Field, text: Any):
+    """The value that `text` means for `field`; text that means none goes on to the config, which knows what to say."""
+    kind = type(field.default)
+    with contextlib.suppress(ValueError):
+        if kind is int:
+            return _whole(text)
+        if kind is tuple:
+            return tuple(_whole(part) for part in text.strip("()[] ").rstrip(",").split(","))
+        if kind is float:
+            return float(text)
+    return text
+
+
+def _whole(text: str) -> int | float:
+    """An int where it is one; 2e6 as a float, which the config turns into an int or refuses."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"seeds={text!r}; it must be a number of seeds, such as 4, or seeds such as 3,5,8") from None
+    return seeds if "," in text else seeds[0] if seeds else 0
+
+
+def _env_options(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"--env {pair}: it must be KEY=VALUE, such as backend=spring")
+        options[name.strip()] = _literal(text)
+    return options
+
+
+def _literal(text: str):
+    """A Python literal where `text` is one (1, 0.5, True, (2, 3), None), else `text` itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _default_out(env_name: str, algorithm: str) -> Path:
+    return Path("runs") / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+# envs, algorithms
+
+
+def _envs(arguments: argparse.Namespace) -> int:
+    import envs
+
+    print("\n".join(envs.names()))
+    return 0
+
+
+def _algorithms(arguments: argparse.Namespace) -> int:
+    width = max(map(len, algorithms.names()))
+    for name in algorithms.names():
+        print(f"{name:<{width}}  {algorithms.get(name).summary}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
