@@ -110,6 +110,11 @@ def conjugate_gradient(
     Returns:
         [P] the solution.
     """
+    return _solve(matvec, b, iters, tol, damping, x0)[0]
+
+
+def _solve(matvec, b, iters, tol, damping, x0):
+    """`conjugate_gradient`, and the residual b - (A + damping I) x that it ends with."""
 
     def product(v):
         return matvec(v) + damping * v
@@ -134,7 +139,8 @@ def conjugate_gradient(
         return i + 1, x, r, p, rr_next
 
     start = (jnp.zeros((), jnp.int32), x, residual, residual, jnp.vdot(residual, residual))
-    return jax.lax.while_loop(unfinished, iterate, start)[1]
+    _, x, residual, _, _ = jax.lax.while_loop(unfinished, iterate, start)
+    return x, residual
 
 
 def fisher_product(
@@ -162,8 +168,8 @@ def propose(
 ) -> Proposal:
     """The natural-gradient direction of the surrogate E[r weight] at the old parameters.
 
-    Solved on `batch.subset`, then measured on the full batch: a direction solved on few samples is steeper
-    there than elsewhere, and one forward derivative tells its true curvature.
+    A direction solved on `batch.subset` is flatter there than elsewhere: its curvature is then measured on the full
+    batch, with one forward derivative. Solved on the full batch, conjugate gradient's residual has it for free.
     """
     theta, unravel = ravel_pytree(params)
 
@@ -185,12 +191,14 @@ def propose(
     chosen = slice(None) if batch.subset is None else batch.subset
     obs, mask = batch.obs[chosen], batch.action_mask[chosen]
     matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask))
-    direction = conjugate_gradient(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping, x0)
+    direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping, x0)
     direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
-
-    tangent = jvp(direction)
-    along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
-    curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.shape[0]
+    if batch.subset is None:
+        curvature = jnp.vdot(direction, gradient - residual - config.cg_damping * direction)
+    else:
+        tangent = jvp(direction)
+        along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
+        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.shape[0]
     return Proposal(direction, jnp.vdot(gradient, direction), curvature, outputs)
 
 

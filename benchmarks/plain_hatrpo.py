@@ -1,0 +1,76 @@
+"""One sequential HATRPO update, written as plainly as it can be: what ours is measured against and checked with.
+
+A Python loop over agents, the KL's Hessian-vector product by differentiating twice, conjugate gradient and line
+search as Python loops. No batching tricks; jit it or not.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+
+def hessian_vector_product(function, theta, v):
+    """Second derivative by reverse mode over reverse mode."""
+    return jax.grad(lambda t: jnp.vdot(jax.grad(function)(t), v))(theta)
+
+
+def plain_update(actor, config, actors, batch, order, thresholds):
+    """HATRPO, eq. 9-11, full batch, with given order and thresholds.
+
+    Args:
+        actor: `marl_kl.policies.Actor`. config: `TrustRegionConfig`; cg_tol and cg_subsample are not looked at.
+        actors: parameters, leaves [N, ...]. batch: `marl_kl.types.Batch`.
+        order: Python list of agents. thresholds: [N].
+
+    Returns:
+        New parameters, [N] KL spent, [N] gains.
+    """
+    num_agents = len(order)
+    factor = jnp.ones(batch.advantage.shape[1])
+    new_actors = [jax.tree.map(lambda leaf: leaf[i], actors) for i in range(num_agents)]
+    spent, gains = [None] * num_agents, [None] * num_agents
+    for agent in order:
+        weight = batch.advantage[agent] * factor
+        theta, unravel = ravel_pytree(new_actors[agent])
+
+        def distribution(t, agent=agent, unravel=unravel):
+            return actor.distribution(actor.outputs(unravel(t), batch.obs[agent]), batch.action_mask[agent])
+
+        old = distribution(theta)
+        old_log_prob = old.log_prob(batch.action[agent])
+
+        def ratio(t):
+            return jnp.exp(distribution(t).log_prob(batch.action[agent]) - old_log_prob)
+
+        def gain(t):
+            return jnp.mean((ratio(t) - 1) * weight)
+
+        def kl(t):
+            return jnp.mean(old.kl(distribution(t)))
+
+        gradient = jax.grad(gain)(theta)
+        x, r = jnp.zeros_like(theta), gradient
+        p = r
+        for _ in range(config.cg_iters):
+            ap = hessian_vector_product(kl, theta, p) + config.cg_damping * p
+            step = r @ r / (p @ ap)
+            x, r_next = x + step * p, r - step * ap
+            p, r = r_next + (r_next @ r_next) / (r @ r) * p, r_next
+        curvature = x @ hessian_vector_product(kl, theta, x)
+        full_step = jnp.sqrt(2 * thresholds[agent] / curvature) * x
+
+        accepted, chosen = jnp.zeros((), bool), theta
+        fraction = 1.0
+        for _ in range(config.line_search_steps):
+            tried = theta + fraction * full_step
+            keeps = (kl(tried) <= thresholds[agent]) & (gain(tried) > 0)
+            keeps &= gain(tried) >= config.accept_ratio * fraction * (gradient @ full_step)
+            chosen = jnp.where(keeps & ~accepted, tried, chosen)
+            accepted |= keeps
+            fraction *= config.backtrack_coef
+        factor = factor * ratio(chosen)
+        spent[agent], gains[agent] = kl(chosen), gain(chosen)
+        new_actors[agent] = unravel(chosen)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_actors), jnp.stack(spent), jnp.stack(gains)
