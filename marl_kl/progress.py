@@ -138,10 +138,15 @@ class Progress:
         return {
             "steps/s": _short(self.steps_per_second),
             "return": self._latest.get("return", "-"),
-            **({"KL of budget": self._latest.get("kl", "-")} if self._kl_budget is not None else {}),
+            **({"KL/budget": self._latest.get("kl", "-")} if self._kl_budget is not None else {}),
             **({"accepted": self._latest["accepted"]} if "accepted" in self._latest else {}),
-            "left": _duration(self.seconds_left),
         }
+
+    def _position(self) -> str:
+        # Rounded down: 100 % is said only when nothing is left.
+        percent = 100 * self._done // max(self._total, 1)
+        left = f"  {_duration(self.seconds_left)} left" if self._done else ""
+        return f"{percent:3d} %  {self._done}/{self._total} updates{left}"
 
     def _panel(self) -> Group:
         first = Table.grid(padding=(0, 1))
@@ -151,7 +156,7 @@ class Progress:
         first.add_row(
             Text(self._phase) if is_over else self._spinner,
             ProgressBar(total=self._total, completed=self._done, width=30),
-            f"{_percent_done(self._done, self._total)}  {self._done}/{self._total} updates",
+            self._position(),
         )
         facts = Text("  ").join(
             Text.assemble((f"{name} ", "dim"), value) for name, value in self._facts().items()
@@ -166,9 +171,8 @@ class Progress:
             return
         self._last_line = now
         facts = "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done else ""
-        done = f"{_percent_done(self._done, self._total)}  {self._done}/{self._total} updates"
         # Printed whole: a log line that wraps at 80 columns cannot be searched.
-        self._console.print(f"{self._phase:<10} {done}  {facts}".rstrip(), soft_wrap=True, markup=False)
+        self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
 
 
 def _latest(metrics: Mapping[str, np.ndarray], kl_budget: float | None) -> dict[str, str]:
@@ -194,11 +198,6 @@ def _median_and_range(values: np.ndarray) -> str:
 def _percent(shares: np.ndarray) -> str:
     finite = shares[np.isfinite(shares)]
     return f"{100 * finite.mean():.0f} %" if finite.size else "-"
-
-
-def _percent_done(done: int, total: int) -> str:
-    # Rounded down: 100 % is said only when nothing is left.
-    return f"{100 * done // max(total, 1):3d} %"
 
 
 def _number(value: float) -> str:

@@ -21,9 +21,11 @@ import importlib.metadata
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
@@ -360,11 +362,12 @@ def save_learner(out: str | os.PathLike, learner: Any, update: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_checkpoint(target)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(target, leaves)
         except ValueError as error:
-            # The storage layer reports a full disk, say, as ValueError with its own many-line message.
-            raise OSError(_first_line(error)) from error
+            for leftover in folder.glob(f"{target.name}.orbax*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            raise _as_os_error(error) from error
         write_file(_checksum_file(target), json.dumps(_checksums(target), indent=1) + "\n")
         for old in _checkpoints(folder)[:-_CHECKPOINTS_KEPT]:
             _remove_checkpoint(old)
@@ -397,7 +400,7 @@ def load_learner(out: str | os.PathLike, template: Any = None) -> tuple[Any, int
         # Checked before orbax reads: a damaged array would otherwise also print its threads' tracebacks.
         _verify(newest)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 leaves = checkpointer.restore(newest)
         except (ValueError, KeyError) as error:
             raise RunFolderError(f"the checkpoint {newest} is damaged: {_first_line(error)}") from error
@@ -492,6 +495,23 @@ def _verify(checkpoint: Path) -> None:
         if found.get(name) != checksum:
             state = "has changed since it was written" if name in found else "is missing"
             raise RunFolderError(f"the checkpoint {checkpoint} is damaged: its file {name} {state}")
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    # It logs the traceback of each of its threads before it raises the same error.
+    logger = logging.getLogger("absl")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _as_os_error(error: ValueError) -> OSError:
+    # The storage library reports a full disk, say, as a ValueError that quotes the system's error code.
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(_first_line(error))
 
 
 def _remove_checkpoint(checkpoint: Path) -> None:
