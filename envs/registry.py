@@ -6,11 +6,12 @@ import difflib
 import inspect
 from typing import Callable
 
-from envs import games
+from envs import brax_bodies, games
 from envs.types import Env
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
+    **brax_bodies.FACTORIES,
 }
 
 
@@ -25,18 +26,22 @@ def make(name: str, **options) -> Env:
     Args:
         name: one of `names()`.
         **options: keyword arguments of that environment's factory, described where it is defined
-            (`help(envs.games.matrix_game)`, say).
+            (`help(envs.games.matrix_game)`, `help(envs.brax_bodies.body_env)`).
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
     factory = _FACTORIES.get(name)
     if factory is None:
-        near = difflib.get_close_matches(name, _FACTORIES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
-        raise ValueError(f"unknown env '{name}'; {hint}")
+        raise ValueError(brax_bodies.explain_unknown(name) or _near_misses(name))
     accepted = inspect.signature(factory).parameters
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
     return factory(**options)
+
+
+def _near_misses(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
+    return f"unknown env '{name}'; {hint}"
