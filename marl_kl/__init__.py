@@ -2,6 +2,7 @@
 
 from marl_kl import advantages, algorithms, allocators, trust_region
 from marl_kl.config import Config, TrustRegionConfig
+from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
 from marl_kl.loading import load
 from marl_kl.results import TrainResult
@@ -22,4 +23,5 @@ __all__ = [
     "make_train",
     "train",
     "trust_region",
+    "use_all_cpu_cores",
 ]

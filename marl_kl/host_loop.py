@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from envs.types import Env
-from marl_kl import algorithms, reporting, run_folder
+from marl_kl import algorithms, devices, reporting, run_folder
 from marl_kl.config import Config
 from marl_kl.evaluate import EpisodeStatistics, make_evaluate
 from marl_kl.progress import Progress
@@ -30,7 +32,9 @@ def train(
     progress: str = "auto",
     **fields,
 ) -> TrainResult:
-    """Trains one team per seed, all seeds in one compiled program.
+    """Trains one team per seed, all seeds in one compiled program, spread over the local devices.
+
+    On a CPU, call `marl_kl.use_all_cpu_cores()` first: otherwise jax sees one device, whatever the cores.
 
     Args:
         env: from `envs.make`, or your own.
@@ -77,11 +81,21 @@ def train(
         raise
     finally:
         if out is not None:
-            run.save_progress()
-            run_folder.set_status(out, status, run.failures)
+            _close(run, out, status)
     result = run.result()
     reporting.finish(result, quiet=progress == "none")
     return result
+
+
+def _close(run: _Run, out: Path, status: str):
+    """Leaves a true status behind even when the last save fails."""
+    try:
+        run.save_progress()
+    except BaseException:
+        status = "failed"
+        raise
+    finally:
+        run_folder.set_status(out, status, run.failures)
 
 
 class _Programs(NamedTuple):
@@ -102,7 +116,7 @@ class _Run:
     def __init__(self, env, algorithm, config, seeds, out, display):
         self.env, self.algorithm, self.config = env, algorithm, config
         self.seeds, self.out, self.display = seeds, out, display
-        self.done = 0
+        self.mesh = devices.seed_mesh(len(seeds))
         self.metrics: list[dict[str, np.ndarray]] = []
         self.evaluations: list[tuple[int, EpisodeStatistics]] = []
         self.failures: tuple[Failure, ...] = ()
@@ -110,18 +124,24 @@ class _Run:
         self.state: TrainState | None = None
         self.learner: Learner | None = None
 
+    @property
+    def done(self) -> int:
+        """Updates made."""
+        return sum(chunk["value_loss"].shape[1] for chunk in self.metrics)
+
     def compile(self):
         """Traces and compiles everything, and makes the initial state."""
         self.display.phase("compiling")
         begin = time.perf_counter()
         numbers = self.config.numbers
-        keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
+        keys = devices.place(jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32)), self.mesh)
+        train = make_train(self.env, self.algorithm, self.config)
+        init = devices.over_seeds(jax.vmap(train.init), self.mesh, (devices.SEEDS,), devices.SEEDS)
         with ThreadPoolExecutor(1) as background:
             # the two programs that step environments are compiled side by side
-            train = make_train(self.env, self.algorithm, self.config)
-            shapes = jax.eval_shape(jax.vmap(train.init), keys)
+            shapes = jax.eval_shape(init, keys)
             evaluate = background.submit(self._compiled_evaluation, keys, shapes.learner)
-            self.state = jax.jit(jax.vmap(train.init))(keys)
+            self.state = jax.block_until_ready(init(keys))
             chunk = self._compiled_chunk(numbers, self.state)
             self.programs = _Programs(lambda state, n: chunk(numbers, state, n), evaluate.result())
         self.seconds["compile"] = time.perf_counter() - begin
@@ -132,7 +152,8 @@ class _Run:
         self._evaluate()
         while self.done < config.num_updates:
             stops = [self.done + config.chunk_updates, config.num_updates]
-            stops += [_next_multiple(self.done, every) for every in (config.eval_interval, config.save_interval) if every]
+            intervals = (config.eval_interval, config.save_interval)
+            stops += [_next_multiple(self.done, every) for every in intervals if every]
             self._advance(min(stops) - self.done)
             is_last = self.done == config.num_updates
             if is_last or _is_multiple(self.done, config.eval_interval):
@@ -179,21 +200,26 @@ class _Run:
             # n is traced: chunks of any length run the same program, bit for bit
             return jax.lax.fori_loop(0, n, body, (state, buffers))
 
-        return jax.jit(chunk, donate_argnums=1).lower(numbers, state, 0).compile()
+        in_specs = (devices.EVERYWHERE, devices.SEEDS, devices.EVERYWHERE)
+        out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
+        program = devices.over_seeds(chunk, self.mesh, in_specs, out_specs, donate_argnums=1)
+        return program.lower(numbers, state, 0).compile()
 
     def _compiled_evaluation(self, keys, learner):
-        return jax.jit(jax.vmap(make_evaluate(self.env, self.config))).lower(keys, learner).compile()
+        evaluate = jax.vmap(make_evaluate(self.env, self.config))
+        in_specs = (devices.SEEDS, devices.SEEDS)
+        return devices.over_seeds(evaluate, self.mesh, in_specs, devices.SEEDS).lower(keys, learner).compile()
 
     def _advance(self, n: int):
         self.display.phase("training")
         begin = time.perf_counter()
         self.state, chunk = self.programs.chunk(self.state, n)
         chunk = {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in chunk.items()}
-        self.learner = self.state.learner
+        # a host copy, because the next chunk takes the state's own memory and may be interrupted
+        self.learner = jax.device_get(self.state.learner)
         self.seconds["train"] += time.perf_counter() - begin
         self.failures += self._new_failures(chunk.pop("nonfinite"))
         self.metrics.append(chunk)
-        self.done += n
         self.display.advance(n, chunk)
 
     def _evaluate(self):
@@ -203,6 +229,7 @@ class _Run:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), self.done))(
             jnp.asarray(self.seeds, jnp.uint32)
         )
+        keys = devices.place(keys, self.mesh)
         statistics = jax.tree.map(np.asarray, self.programs.evaluate(keys, self.state.learner))
         self.evaluations.append((self.done, statistics))
         self.seconds["evaluate"] += time.perf_counter() - begin

@@ -1,0 +1,179 @@
+"""`train` from its arguments to its run folder, and back through `load`."""
+
+import json
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import envs
+import marl_kl
+from marl_kl import host_loop
+from tests.counting_env import counting_env
+
+SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
+
+
+def train(env, algorithm="hatrpo_w", **options):
+    return marl_kl.train(env, algorithm, **{"progress": "none", **SMALL, **options})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "counting"
+    result = train(counting_env(), seeds=[4, 7], total_env_steps=320, chunk_updates=3, eval_interval=4, out=out)
+    return out, result
+
+
+def test_result_axes(finished):
+    _, result = finished
+    assert result.env_steps.tolist() == [32 * (i + 1) for i in range(10)]
+    assert result.metrics["episode_return"].shape == (2, 10)
+    assert result.metrics["kl_threshold"].shape == result.metrics["kl"].shape == (2, 10, 2)
+    assert result.evaluation.update.tolist() == [0, 4, 8, 10]
+    assert result.evaluation.episode_return.shape == (2, 4, 4)
+    np.testing.assert_array_equal(result.evaluation.episode_length, 5)
+    assert result.failures == () and result.steps_per_second > 0
+
+
+def test_the_run_folder_holds_everything(finished):
+    out, result = finished
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert len(metrics) == 20 and set(metrics.seed) == {4, 7}
+    np.testing.assert_array_equal(
+        metrics[metrics.seed == 7]["kl[b]"].astype(np.float32), result.metrics["kl"][1, :, 1]
+    )
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished" and record["config"]["kl_budget"] == result.config.kl_budget
+    assert record["versions"]["jax"] == jax.__version__
+    for picture in ("learning_curve.png", "kl_share.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert "KL" in (out / "summary.md").read_text()
+
+
+def test_loaded_policies_act_as_the_trained_ones(finished):
+    """The evaluation's own first action, from the saved parameters; sampling only with a key."""
+    out, _ = finished
+    run = marl_kl.load(out)
+    assert (run.algorithm, run.seeds, run.update) == ("hatrpo_w", (4, 7), 10)
+    obs = np.asarray([[0.3, 1.0], [0.3, 1.0]])
+    first, second = run.policy(seed=4)(obs), run.policy(seed=7)(obs)
+    assert first.shape == (2, 1) and not np.array_equal(first, second)
+    np.testing.assert_array_equal(run.policy(seed=4)(obs), first)
+    samples = [run.policy(seed=4)(obs, key=jax.random.key(i)) for i in range(2)]
+    assert not np.array_equal(*samples)
+    with pytest.raises(ValueError, match="seed=0 is not in this run; it has 4, 7"):
+        run.policy(seed=0)
+    with pytest.raises(ValueError, match=r"obs has shape \(3,\)"):
+        run.policy(seed=4)(np.zeros(3))
+
+
+def test_chunks_of_any_length_give_the_same_bits():
+    whole = train(counting_env(), seeds=2, total_env_steps=320, chunk_updates=10)
+    for chunk_updates in (1, 3, 4):
+        chunked = train(counting_env(), seeds=2, total_env_steps=320, chunk_updates=chunk_updates)
+        for name, values in whole.metrics.items():
+            np.testing.assert_array_equal(chunked.metrics[name], values, err_msg=name)
+        for part, other in zip(whole.evaluation, chunked.evaluation):
+            np.testing.assert_array_equal(part, other)
+
+
+def test_evaluating_more_often_does_not_change_the_training():
+    seldom = train(counting_env(), total_env_steps=320)
+    often = train(counting_env(), total_env_steps=320, eval_interval=2)
+    np.testing.assert_array_equal(seldom.metrics["kl"], often.metrics["kl"])
+
+
+def test_seeds_can_be_named():
+    three = train(counting_env(), seeds=3, total_env_steps=64)
+    reordered = train(counting_env(), seeds=[2, 0, 1], total_env_steps=64)
+    np.testing.assert_allclose(reordered.metrics["kl"], three.metrics["kl"][[2, 0, 1]], rtol=1e-4, atol=1e-7)
+
+
+def test_a_nan_is_named(tmp_path, capsys):
+    env = counting_env(nan_start_above=0.97)
+    result = train(env, seeds=6, total_env_steps=192, chunk_updates=2, out=tmp_path / "run")
+    assert 0 < len(result.failures) < 6
+    failure = result.failures[0]
+    assert failure.quantity == "reward"
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["failures"][0] == failure._asdict()
+    policy = marl_kl.load(tmp_path / "run").policy(seed=failure.seed)
+    assert np.all(np.isfinite(policy(np.zeros((2, 2)))))
+
+
+class StopHere(KeyboardInterrupt):
+    pass
+
+
+def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
+    """Ctrl-C in the third chunk, while the state's memory belongs to the chunk."""
+    original = host_loop._Run._advance
+    calls = []
+
+    def interrupted(run, n):
+        calls.append(n)
+        if len(calls) == 3:
+            run.programs.chunk(run.state, n)
+            raise StopHere
+        original(run, n)
+
+    monkeypatch.setattr(host_loop._Run, "_advance", interrupted)
+    with pytest.raises(StopHere):
+        train(counting_env(), total_env_steps=320, chunk_updates=2, out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 4
+    assert marl_kl.load(tmp_path / "run").update == 4
+
+
+def never_compile(*_):
+    raise AssertionError("bad input must be found before anything compiles")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "hatrpo_v"}, "unknown algorithm 'hatrpo_v'; did you mean hatrpo"),
+        ({"seeds": 0}, "seeds=0; it must be"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]; it must be"),
+        ({"seeds": "many"}, "seeds='many'; it must be"),
+        ({"total_env_steps": 0}, "total_env_steps=0; it must be an integer and a finite number > 0"),
+        ({"total_env_steps": 1.5}, "total_env_steps=1.5; it must be an integer"),
+        ({"kl_budget": -0.1}, "kl_budget=-0.1; it must be a number and a finite number > 0"),
+        ({"value_clip": 0}, "value_clip=0"),
+        ({"gamma": 1.1}, r"gamma=1.1; it must be a number and a number in \[0, 1\]"),
+        ({"activation": "sine"}, "activation='sine'; it must be a string and one of tanh"),
+        ({"hidden_sizes": (8, 0)}, r"hidden_sizes=\(8, 0\)"),
+        ({"critic_minibatches": 3}, "critic_minibatches=3 does not divide the batch"),
+        ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl_budget'?"),
+        ({"config": marl_kl.Config(**SMALL)}, "needs a TrustRegionConfig"),
+        ({"progress": "loud"}, "progress='loud'"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_compiles(options, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    with pytest.raises(ValueError, match=message) as caught:
+        train(counting_env(), out=tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_name_is_not_an_environment():
+    with pytest.raises(ValueError, match=r"env='ant_4x2'; it must be an environment, as envs.make\('ant_4x2'\)"):
+        train("ant_4x2")
+
+
+def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
+    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    with pytest.raises(FileExistsError, match="already holds another run"):
+        train(counting_env(), out=finished[0])
+
+
+def test_a_real_body_learns_to_fall_less():
+    """A short run on spring physics: all the parts together, on a task that is not a toy."""
+    env = envs.make("ant_4x2", backend="spring", episode_length=100)
+    result = train(env, total_env_steps=16_384, num_envs=16, rollout_length=64, kl_budget=0.1, eval_episodes=8)
+    assert np.all(np.isfinite(result.evaluation.episode_return))
+    assert np.all(result.metrics["kl_total"] <= 0.1)
+    assert np.nanmean(result.metrics["explained_variance"][:, -3:]) > 0

@@ -1,0 +1,137 @@
+"""The training loop's promises: the same seed gives the same numbers, alone or in a batch, in chunks or whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+import marl_kl
+from marl_kl.results import AGENT_METRICS, TEAM_METRICS, WATCHED
+from tests.counting_env import counting_env
+
+ALGORITHMS = marl_kl.algorithms.names()
+
+
+def small(**fields):
+    return marl_kl.TrustRegionConfig(
+        **{"hidden_sizes": (8,), "num_envs": 4, "rollout_length": 8, "critic_minibatches": 2, **fields}
+    )
+
+
+def keys(seeds):
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def run(train, seeds, updates):
+    """All updates in one scan, vmapped over seeds."""
+
+    def one(key):
+        return jax.lax.scan(lambda state, _: train.update(state), train.init(key), None, updates)
+
+    return jax.jit(jax.vmap(one))(keys(seeds))
+
+
+@pytest.mark.parametrize("env_name", ["bilinear", "matrix_game"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_on_every_action_kind(algorithm, env_name):
+    """Contract: finite, right shapes, budget kept, the documented metrics and no others."""
+    env = envs.make(env_name, steps=3)
+    state, metrics = run(marl_kl.make_train(env, algorithm, small()), [0, 1], 3)
+    num_agents = env.spec.num_agents
+    assert set(metrics) == {*TEAM_METRICS, *AGENT_METRICS, "nonfinite"}
+    for name, values in metrics.items():
+        trailing = (num_agents,) if name in AGENT_METRICS else (len(WATCHED),) if name == "nonfinite" else ()
+        assert values.shape == (2, 3, *trailing), name
+        assert np.all(np.isfinite(values)), name
+    assert np.all(metrics["kl_total"] <= small().kl_budget)
+    assert not np.any(metrics["nonfinite"]) and np.all(state.healthy)
+
+
+def test_the_same_seed_gives_the_same_numbers_alone_and_in_a_batch():
+    train = marl_kl.make_train(counting_env(), "hatrpo_w", small())
+    alone = [run(train, [seed], 4) for seed in (3, 5)]
+    together = run(train, [3, 5], 4)
+    for index, single in enumerate(alone):
+        of_batch = jax.tree.map(lambda leaf: leaf[index : index + 1], together)  # noqa: B023
+        jax.tree.map(assert_same_up_to_rounding, single[1], of_batch[1])
+
+
+def assert_same_up_to_rounding(a, b):
+    np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-3, atol=1e-4)
+
+
+def test_one_trace_whatever_the_numbers():
+    """Numeric hyperparameters sweep under one vmap, and a traced value gives what a fixed one does."""
+    env = counting_env()
+    budgets = jnp.array([0.01, 0.05])
+
+    def kl(budget):
+        train = marl_kl.make_train(env, "hatrpo", small(kl_budget=budget))
+        return train.update(train.init(jax.random.key(0)))[1]["kl_total"]
+
+    swept = jax.jit(jax.vmap(kl))(budgets)
+    assert swept[0] < swept[1]
+    for budget, got in zip(budgets, swept):
+        np.testing.assert_allclose(jax.jit(kl)(budget), got, rtol=1e-3)
+
+
+def test_a_nan_in_one_seed_leaves_the_others_alone():
+    """Episodes that start above a bound pay NaN: one seed meets it and keeps its last finite parameters."""
+    bound = 0.97
+    train = marl_kl.make_train(counting_env(nan_start_above=bound), "hatrpo_w", small())
+    clean = marl_kl.make_train(counting_env(), "hatrpo_w", small())
+    seeds = list(range(6))
+    state, metrics = run(train, seeds, 6)
+    clean_state, _ = run(clean, seeds, 6)
+    hit = np.any(np.asarray(metrics["nonfinite"]), axis=(1, 2))
+    assert 0 < hit.sum() < len(seeds), "choose another bound"
+    np.testing.assert_array_equal(~hit, state.healthy)
+    for leaf, clean_leaf in zip(jax.tree.leaves(state.learner), jax.tree.leaves(clean_state.learner)):
+        assert np.all(np.isfinite(leaf))
+        np.testing.assert_array_equal(np.asarray(leaf)[~hit], np.asarray(clean_leaf)[~hit])
+    assert np.any(metrics["nonfinite"][hit][..., WATCHED.index("reward")])
+
+
+def test_mixed_motives_have_a_value_per_agent():
+    """Without a team reward each agent's advantage is its own."""
+    env = counting_env(team_reward=False)
+    train = marl_kl.make_train(env, "hatrpo", small())
+    state, metrics = jax.jit(train.update)(jax.jit(train.init)(jax.random.key(0)))
+    assert state.learner.critic.moments.mean.shape == (2,)
+    assert state.learner.critic.moments.mean[0] > 1 and abs(state.learner.critic.moments.mean[1]) < 1
+    assert np.all(np.isfinite(metrics["kl"]))
+
+
+def test_observation_moments_can_be_left_alone():
+    train = marl_kl.make_train(counting_env(), "hatrpo", small(normalize_observations=False))
+    state, _ = jax.jit(train.update)(jax.jit(train.init)(jax.random.key(0)))
+    assert state.learner.obs_moments.count == 0
+
+
+def test_a_config_of_another_class_is_refused():
+    with pytest.raises(ValueError, match="needs a TrustRegionConfig"):
+        marl_kl.make_train(counting_env(), "hatrpo", marl_kl.Config())
+
+
+def learned_return(algorithm, env, seeds=5, updates=150, **fields):
+    config = small(**{"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), "kl_budget": 0.1, **fields})
+    _, metrics = run(marl_kl.make_train(env, algorithm, config), range(seeds), updates)
+    return np.asarray(metrics["episode_return"])[:, -10:].mean(1)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_sparse_matrix_game_is_solved(algorithm):
+    """99 % of the maximum on the 4-agent game with a single rewarded joint action of 81, every seed."""
+    assert np.all(learned_return(algorithm, envs.make("matrix_game")) >= 0.99)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_bilinear_game_rises(algorithm):
+    """r = a1 a2 from the policies' start around 0: sequential trust-region steps find a sign and leave the saddle."""
+    assert np.all(learned_return(algorithm, envs.make("bilinear"), updates=60) > 1.0)
+
+
+def test_separate_networks_solve_the_game_of_proposition_1():
+    """Where the best shared policy earns 2 / 2^4 = 0.125."""
+    assert np.all(learned_return("hatrpo", envs.make("parameter_sharing")) >= 0.99)
