@@ -168,6 +168,8 @@ def _train(arguments: argparse.Namespace) -> int:
         for field in dataclasses.fields(arguments.config_class)
         if field.name in given
     }
+    with contextlib.suppress(RuntimeError):  # an embedding program that has used jax keeps its devices
+        marl_kl.use_all_cpu_cores()
     arguments.config_class().replace(**fields)  # refuses bad values before an environment is built
     options = _env_options(arguments.env_options)
     try:
