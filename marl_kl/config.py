@@ -57,12 +57,12 @@ class Config:
     normalize_observations: bool = _static(True, "standardise observations and states by running moments", _ANY)
 
     hidden_sizes: tuple[int, ...] = _static(
-        (128, 128),
+        (64, 64),
         "hidden layer widths of actors and critic",
         (lambda x: len(x) > 0 and all(w > 0 for w in x), "at least one width > 0"),
     )
     activation: str = _static("tanh", "activation of the hidden layers", _one_of(*networks.ACTIVATIONS))
-    init_std: float = _number(0.5, "initial standard deviation of Gaussian policies")
+    init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
 
     critic_lr: float = _number(1e-3, "Adam step size of the critic")
     critic_epochs: int = _static(5, "passes of the critic over each batch")
@@ -119,7 +119,7 @@ class TrustRegionConfig(Config):
     `num_agents * d`.
     """
 
-    kl_budget: float = _number(0.02, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
+    kl_budget: float = _number(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
     cg_iters: int = _static(10, "conjugate-gradient iterations, at most")
     cg_damping: float = _number(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
     cg_tol: float = _number(1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE)

@@ -53,12 +53,18 @@ def make_critic(config: Config, num_values: int) -> Critic:
 
 
 def rescale_output(params: Params, old: Moments, new: Moments) -> Params:
-    """Keeps every V(s) in reward units as it is while its units change from `old` to `new` (PopArt; van Hasselt et al. 2016)."""
+    """Keeps every V(s) in reward units while these change from `old` to `new` (PopArt; van Hasselt et al. 2016).
+
+    Values that nobody has fitted yet (`old` holds no samples) are kept in normalised units instead: those are of
+    order 1, and would be far too large a start where rewards are small.
+    """
     output = params["params"]["output"]
-    ratio = old.std / new.std
+    fitted = old.count > 0
+    ratio = jnp.where(fitted, old.std / new.std, 1.0)
+    shift = jnp.where(fitted, (old.mean - new.mean) / new.std, 0.0)
     rescaled = {
         "kernel": output["kernel"] * ratio,
-        "bias": output["bias"] * ratio + (old.mean - new.mean) / new.std,
+        "bias": output["bias"] * ratio + shift,
     }
     return {"params": {**params["params"], "output": rescaled}}
 
