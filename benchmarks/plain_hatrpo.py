@@ -1,7 +1,7 @@
 """One sequential HATRPO update, written as plainly as it can be: what ours is measured against and checked with.
 
-A Python loop over agents, the KL's Hessian-vector product by differentiating twice, conjugate gradient and line
-search as Python loops. No batching tricks; jit it or not.
+A Python loop over agents, the KL's Hessian-vector product by differentiating twice, every step size of the line
+search tried. No batching tricks; jit it or not.
 """
 
 from __future__ import annotations
@@ -51,25 +51,29 @@ def plain_update(actor, config, actors, batch, order, thresholds):
             return jnp.mean(old.kl(distribution(t)))
 
         gradient = jax.grad(gain)(theta)
-        x, r = jnp.zeros_like(theta), gradient
-        p = r
-        for _ in range(config.cg_iters):
+
+        def cg_step(_, carry):
+            x, r, p = carry
             ap = hessian_vector_product(kl, theta, p) + config.cg_damping * p
             step = r @ r / (p @ ap)
-            x, r_next = x + step * p, r - step * ap
-            p, r = r_next + (r_next @ r_next) / (r @ r) * p, r_next
+            r_next = r - step * ap
+            return x + step * p, r_next, r_next + (r_next @ r_next) / (r @ r) * p
+
+        start = (jnp.zeros_like(theta), gradient, gradient)
+        x, _, _ = jax.lax.fori_loop(0, config.cg_iters, cg_step, start)
         curvature = x @ hessian_vector_product(kl, theta, x)
         full_step = jnp.sqrt(2 * thresholds[agent] / curvature) * x
 
-        accepted, chosen = jnp.zeros((), bool), theta
-        fraction = 1.0
-        for _ in range(config.line_search_steps):
+        def backtrack(j, carry):
+            accepted, chosen = carry
+            fraction = config.backtrack_coef**j
             tried = theta + fraction * full_step
             keeps = (kl(tried) <= thresholds[agent]) & (gain(tried) > 0)
             keeps &= gain(tried) >= config.accept_ratio * fraction * (gradient @ full_step)
-            chosen = jnp.where(keeps & ~accepted, tried, chosen)
-            accepted |= keeps
-            fraction *= config.backtrack_coef
+            return accepted | keeps, jnp.where(keeps & ~accepted, tried, chosen)
+
+        start = (jnp.zeros((), bool), theta)
+        _, chosen = jax.lax.fori_loop(0, config.line_search_steps, backtrack, start)
         factor = factor * ratio(chosen)
         spent[agent], gains[agent] = kl(chosen), gain(chosen)
         new_actors[agent] = unravel(chosen)

@@ -6,8 +6,8 @@ Per setting, in one process and in turn:
   ours       all samples in conjugate gradient, 10 iterations without early stop: the work of the reference
   default    our default config (conjugate gradient on a tenth of the samples)
   hatrpo_w, hatrpo_g   our defaults with these allocators
-  plain      `plain_hatrpo.py` under jit: double-backward Hessian-vector products, ten line-search evaluations
-             replaced by as many as ours needed (one more is computed), so that only the method differs
+  plain      `plain_hatrpo.py` under jit: double-backward Hessian-vector products, with at most as many
+             line-search evaluations as ours needed, so that only the method differs
   floor      FLOPs of `ours` divided by this machine's rate for a large matrix product, measured here
 
 Medians over repeats. The public PyTorch implementation, measured on two cores of one kind of machine, is quoted
@@ -153,7 +153,8 @@ def main():
     options = parser.parse_args()
     rate = matrix_rate()
     versions = f"jax {jax.__version__}, python {platform.python_version()}"
-    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}; matrix product {rate / 1e9:.0f} GFLOP/s")
+    machine = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}"
+    print(f"{machine}; matrix product {rate / 1e9:.0f} GFLOP/s")
     columns = ("ours", "floor", "plain", "default", "hatrpo_w", "hatrpo_g", "pytorch")
     print(f"{'agents':>6} {'hidden':>12} " + " ".join(f"{c + ' s':>11}" for c in columns) + "   plain/ours ours/floor")
     rows = []

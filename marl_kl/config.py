@@ -72,7 +72,9 @@ class Config:
     value_clip: float = _number(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
 
     eval_episodes: int = _static(32, "evaluation episodes per seed: parallel environments, one episode each")
-    eval_interval: int = _static(0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE)
+    eval_interval: int = _static(
+        0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE
+    )
     save_interval: int = _static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
     chunk_updates: int = _static(10, "updates per compiled chunk, between two looks of the host")
 
@@ -122,7 +124,9 @@ class TrustRegionConfig(Config):
     kl_budget: float = _number(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
     cg_iters: int = _static(10, "conjugate-gradient iterations, at most")
     cg_damping: float = _number(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
-    cg_tol: float = _number(1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE)
+    cg_tol: float = _number(
+        1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE
+    )
     cg_subsample: float = _static(0.1, "share of the batch that Fisher products use; 1: all of it", _FRACTION)
     line_search_steps: int = _static(10, "step sizes tried before an agent keeps its old parameters")
     backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)

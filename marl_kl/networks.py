@@ -112,5 +112,7 @@ def init_stacked(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(agents)
         init = make_network(size[1]).init
         params = jax.vmap(lambda k, obs=jnp.zeros(size[0]): init(k, obs))(keys)
-        stacked = jax.tree.map(lambda whole, part: whole.at[(agents, *map(slice, part.shape[1:]))].set(part), stacked, params)
+        stacked = jax.tree.map(
+            lambda whole, part: whole.at[(agents, *map(slice, part.shape[1:]))].set(part), stacked, params
+        )
     return stacked

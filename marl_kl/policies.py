@@ -145,7 +145,8 @@ class Actor(NamedTuple):
 
 def make_actor(spec: EnvSpec, config: Config) -> Actor:
     """The actor for an environment's action kind."""
-    return Actor(_network(spec, config, spec.action_size), Gaussian if spec.action_kind == "continuous" else Categorical)
+    family = Gaussian if spec.action_kind == "continuous" else Categorical
+    return Actor(_network(spec, config, spec.action_size), family)
 
 
 def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:

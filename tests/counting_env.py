@@ -15,8 +15,8 @@ class CountingState(NamedTuple):
 
 
 def counting_env(episode_length=5, terminate_at=None, nan_start_above=None, team_reward=True):
-    """The state is (start, t), start uniform in [0, 1) per reset; the reward of step t is t (and 0 for agent 1 without a
-    team reward) minus the first agent's squared action / 100; ends at `terminate_at` or by the time limit.
+    """The state is (start, t), start uniform in [0, 1) per reset; the reward of step t is t minus the first agent's
+    squared action / 100 (without a team reward: 0 for agent 1); ends at `terminate_at` or by the time limit.
 
     With `nan_start_above`, episodes whose start is above it pay NaN.
     """

@@ -127,7 +127,9 @@ def test_an_agents_start_does_not_depend_on_its_team():
     config = TrustRegionConfig(hidden_sizes=(8,))
     spec = envs.make("matrix_game", payoff=np.zeros((2, 2))).spec
     wide = envs.make("matrix_game", payoff=np.zeros((2, 5))).spec
-    alone, padded = (init_actors(jax.random.key(0), s, config)["params"]["logits"]["output"]["kernel"] for s in (spec, wide))
+    alone, padded = (
+        init_actors(jax.random.key(0), s, config)["params"]["logits"]["output"]["kernel"] for s in (spec, wide)
+    )
     np.testing.assert_array_equal(alone[0], padded[0, :, :2])
 
 

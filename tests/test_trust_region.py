@@ -1,4 +1,4 @@
-"""Fisher product against the dense Hessian, conjugate gradient against a direct solve, and the line search's promises."""
+"""Fisher product against the dense Hessian, conjugate gradient against a direct solve, the line search's promises."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,11 @@ def problem(spec, config, masked=False, seed=0):
 def mean_kl(actor, params, batch):
     theta, unravel = ravel_pytree(params)
     old = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
-    return theta, lambda t: jnp.mean(old.kl(actor.distribution(actor.outputs(unravel(t), batch.obs), batch.action_mask)))
+
+    def kl(t):
+        return jnp.mean(old.kl(actor.distribution(actor.outputs(unravel(t), batch.obs), batch.action_mask)))
+
+    return theta, kl
 
 
 CASES = pytest.mark.parametrize(
