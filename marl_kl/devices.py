@@ -16,6 +16,14 @@ EVERYWHERE = PartitionSpec()
 """The same on every device."""
 
 
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# The size of XLA's CPU thread pool, which all CPU devices share; XLA reads it when jax first looks for devices. A
+# batched LAPACK call of jaxlib 0.10 (MJX makes them) holds one of these threads while it waits for parts of itself: on
+# two cores, two calls side by side are a deadlock unless there are threads to spare.
+os.environ.setdefault("NPROC", str(max(4, 2 * _CORES)))
+
+
 def use_all_cpu_cores() -> None:
     """Makes every CPU core a device of its own, so that seeds run side by side; call it before jax is used.
 
@@ -25,11 +33,7 @@ def use_all_cpu_cores() -> None:
     Raises:
         RuntimeError: jax has already looked for its devices.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # XLA's CPU thread pool is shared by all devices. A batched LAPACK call of jaxlib 0.10 holds one of its threads
-    # while it waits for parts of itself: with no thread to spare, one such call per device is a deadlock.
-    os.environ.setdefault("NPROC", str(max(4, 2 * cores)))
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", _CORES)
 
 
 def seed_mesh(num_seeds: int) -> Mesh:
@@ -54,5 +58,5 @@ def over_seeds(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, **
 def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    # keeps batched LAPACK calls from running side by side, see `use_all_cpu_cores`; costs no speed
+    # keeps a program's batched LAPACK calls from running side by side, see the top; costs no speed
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+import marl_kl.devices  # noqa: F401  sets the size of XLA's thread pool before anything uses jax
+
 
 @pytest.fixture
 def float64():
