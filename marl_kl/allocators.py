@@ -16,6 +16,7 @@ _BISECTIONS = 48
 
 def uniform(utility: jax.Array, kl_budget: float | jax.Array) -> jax.Array:
     """Equal thresholds kl_budget / N, whatever the utility [N] (HATRPO; Kuba et al. 2022)."""
+    utility = _as_float(utility)
     return jnp.full_like(utility, kl_budget / utility.shape[0])
 
 
@@ -60,7 +61,9 @@ def natural(utility: jax.Array, kl_budget: float | jax.Array) -> jax.Array:
 
     In that model an agent gains U_i sqrt(d_i / d_0) at radius d_i, where U_i is its gain at a common radius d_0.
     Maximising the sum under sum_i d_i = kl_budget gives d_i ~ U_i^2, which for U_i^2 ~ q_i = g_i' F_i^-1 g_i is
-    the step of one trust region on the joint policy with block-diagonal Fisher matrix. Ours; no paper has it.
+    the step of one trust region on the joint policy with block-diagonal Fisher matrix. With damping d in conjugate
+    gradient U_i^2 ~ (g_i' x_i)^2 / (x_i' F_i x_i): the optimum for the directions x_i that are really taken. Ours;
+    no paper has it.
     Negative and non-finite utilities count as 0; if all are 0 the budget is shared equally.
     """
     utility = _non_negative(utility)
@@ -168,5 +171,10 @@ def greedy(share: Literal["proportional", "all"]) -> Allocator:
     return Allocator("scores", start, next_agent)
 
 
+def _as_float(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x, jnp.result_type(jnp.asarray(x), float))
+
+
 def _non_negative(x: jax.Array) -> jax.Array:
+    x = _as_float(x)
     return jnp.where(jnp.isfinite(x), jnp.maximum(x, 0.0), 0.0)

@@ -144,7 +144,7 @@ class TrustRegionConfig(Config):
 
 def _validated(field: dataclasses.Field, value):
     """`value` in the field's type, checked; tracers and arrays pass."""
-    if isinstance(value, jax.Array):
+    if isinstance(value, jax.Array) and not field.metadata["static"]:
         return value
     accepts, range_text = field.metadata["check"]
     kind = type(field.default)

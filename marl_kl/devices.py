@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, Callable
 
@@ -55,8 +56,20 @@ def over_seeds(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, **
     return jax.jit(spread, in_shardings=shardings, compiler_options=_compiler_options(mesh), **jit_options)
 
 
+# keeps a program's batched LAPACK calls from running side by side, see the top; costs no speed
+_ONE_AT_A_TIME = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
 def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    if mesh.devices.flat[0].platform != "cpu":
-        return None
-    # keeps a program's batched LAPACK calls from running side by side, see the top; costs no speed
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return _ONE_AT_A_TIME if is_cpu and _xla_knows_the_option() else None
+
+
+@functools.cache
+def _xla_knows_the_option() -> bool:
+    """Whether this XLA still has the option above; an unknown one is an error at compilation."""
+    try:
+        jax.jit(lambda: 0, compiler_options=_ONE_AT_A_TIME).lower().compile()
+    except Exception:  # noqa: BLE001  jax's error class for it differs between versions
+        return False
+    return True

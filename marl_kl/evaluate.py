@@ -36,7 +36,8 @@ def make_evaluate(env: Env, config: Config) -> Callable[[jax.Array, Learner], Ep
         nothing = EpisodeStatistics(jnp.zeros(num_episodes), jnp.zeros(num_episodes))
 
         def anyone_alive(carry):
-            return jnp.any(carry[3])
+            # the time limit is the environment's; this one keeps an environment without it from running for ever
+            return jnp.any(carry[3]) & (carry[0] < env.spec.episode_length)
 
         def env_step(carry):
             t, env_state, timestep, alive, totals = carry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -32,7 +33,7 @@ def train(
     progress: str = "auto",
     **fields,
 ) -> TrainResult:
-    """Trains one team per seed, all seeds in one compiled program, spread over the local devices.
+    """Trains one team per seed, all seeds in one compiled program, spread over as many devices as divide them.
 
     On a CPU, call `marl_kl.use_all_cpu_cores()` first: otherwise jax sees one device, whatever the cores.
 
@@ -98,6 +99,10 @@ def _close(run: _Run, out: Path, status: str):
         run_folder.set_status(out, status, run.failures)
 
 
+_EVALUATION = 0x6576616C
+"""Folded into a seed's key for evaluation: far from the small numbers that splitting folds in."""
+
+
 class _Programs(NamedTuple):
     """The compiled parts; every leading axis is the seed's.
 
@@ -139,8 +144,9 @@ class _Run:
         init = devices.over_seeds(jax.vmap(train.init), self.mesh, (devices.SEEDS,), devices.SEEDS)
         with ThreadPoolExecutor(1) as background:
             # the two programs that step environments are compiled side by side
+            # (lowered here: settings such as jax.enable_x64 do not reach another thread)
             shapes = jax.eval_shape(init, keys)
-            evaluate = background.submit(self._compiled_evaluation, keys, shapes.learner)
+            evaluate = background.submit(self._lowered_evaluation(keys, shapes.learner).compile)
             self.state = jax.block_until_ready(init(keys))
             chunk = self._compiled_chunk(numbers, self.state)
             self.programs = _Programs(lambda state, n: chunk(numbers, state, n), evaluate.result())
@@ -205,10 +211,10 @@ class _Run:
         program = devices.over_seeds(chunk, self.mesh, in_specs, out_specs, donate_argnums=1)
         return program.lower(numbers, state, 0).compile()
 
-    def _compiled_evaluation(self, keys, learner):
+    def _lowered_evaluation(self, keys, learner):
         evaluate = jax.vmap(make_evaluate(self.env, self.config))
         in_specs = (devices.SEEDS, devices.SEEDS)
-        return devices.over_seeds(evaluate, self.mesh, in_specs, devices.SEEDS).lower(keys, learner).compile()
+        return devices.over_seeds(evaluate, self.mesh, in_specs, devices.SEEDS).lower(keys, learner)
 
     def _advance(self, n: int):
         self.display.phase("training")
@@ -216,9 +222,10 @@ class _Run:
         self.state, chunk = self.programs.chunk(self.state, n)
         chunk = {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in chunk.items()}
         # a host copy, because the next chunk takes the state's own memory and may be interrupted
-        self.learner = jax.device_get(self.state.learner)
+        learner = jax.tree.map(np.array, self.state.learner)
         self.seconds["train"] += time.perf_counter() - begin
         self.failures += self._new_failures(chunk.pop("nonfinite"))
+        self.learner = learner
         self.metrics.append(chunk)
         self.display.advance(n, chunk)
 
@@ -226,7 +233,7 @@ class _Run:
         self.display.phase("evaluating")
         begin = time.perf_counter()
         # keys of their own, so that evaluating more often does not change the training
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), self.done))(
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EVALUATION), self.done))(
             jnp.asarray(self.seeds, jnp.uint32)
         )
         keys = devices.place(keys, self.mesh)
@@ -261,8 +268,9 @@ def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Distinct seeds in [0, 2^32), or ValueError."""
     wanted = "it must be a number of seeds >= 1 or distinct integers in [0, 2^32)"
     try:
-        numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
-    except (TypeError, ValueError):
+        is_count = isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool)
+        numbers = tuple(range(seeds)) if is_count else tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
         raise ValueError(f"seeds={seeds!r}; {wanted}") from None
     if not numbers or len(set(numbers)) != len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
         raise ValueError(f"seeds={seeds!r}; {wanted}")

@@ -15,7 +15,8 @@ TEAM_METRICS = {
     "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
     "episode_length": "length of the same episodes, in env steps",
     "episodes_finished": "episodes that ended in this update",
-    "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget",
+    "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget (at the "
+    "observation moments that the batch was collected with)",
     "factor_mean": "mean of the compound factor after the last agent; 1 when nobody has moved",
     "factor_max": "largest compound factor in the batch",
     "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
@@ -24,7 +25,8 @@ TEAM_METRICS = {
 """[seed, update]: what every algorithm (`kl_total` and the factor: every sequential one) reports."""
 
 AGENT_METRICS = {
-    "utility": "expected gain of the agent's trial step at an equal share of the budget",
+    "utility": "expected gain of the agent's trial step at an equal share of the budget, before anyone has moved "
+    "(hatrpo, which does not need it: when its turn comes)",
     "kl_threshold": "the agent's share of the KL budget",
     "kl": "mean KL(old || new) that the agent really spent",
     "gain": "surrogate gain E[(r - 1) M] of the accepted step; 0 if none was accepted",
@@ -58,7 +60,7 @@ class Failure(NamedTuple):
     """The first non-finite number of a seed: the seed keeps its last finite parameters from there on.
 
     Attributes:
-        seed: the seed's own number. update: index of the update. quantity: one of `WATCHED`.
+        seed: the seed's own number. update: index of the update, from 0. quantity: one of `WATCHED`.
     """
 
     seed: int

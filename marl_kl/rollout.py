@@ -77,8 +77,9 @@ def rollout(
 ) -> tuple[Worlds, Trajectory]:
     """`length` env steps in each parallel environment, under the stochastic policies.
 
-    Environments that end restart from a pool of E reset states drawn once per rollout and handed out in turn:
-    an expensive reset is not computed at every step, and episodes do not restart from one cached state.
+    Environments that end restart from a pool of E reset states drawn once per rollout and handed out in turn: an
+    expensive reset is not computed at every step, and there are up to E different starts per rollout. Where more
+    than E episodes end within one rollout (games of a few steps), the starts repeat.
     """
     num_envs = worlds.episodes.finished.shape[0]
     key_pool, key_steps = jax.random.split(key)

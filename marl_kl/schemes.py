@@ -19,12 +19,10 @@ class _Scores(NamedTuple):
     """Every agent's trial step at an equal share of the budget.
 
     Attributes:
-        direction: [N, P] proposed directions.
         utility: [N] expected gains.
         trial: outcomes, leaves [N, ...]; None where the allocator needs no more than first-order gains.
     """
 
-    direction: jax.Array
     utility: jax.Array
     trial: Outcome | None
 
@@ -48,20 +46,22 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     """Trust-region steps one agent after another inside one joint KL budget (HATRPO, eq. 9-11).
 
     Agent i_m maximises E[(r - 1) M] with M = advantage * product of the ratios of those who moved before it, so
-    that the joint surrogate never falls, whatever the order. The factor is carried as a logarithm and
-    exponentiated once per agent.
+    that the gains add up to the joint surrogate's. The factor is carried as a logarithm and exponentiated once per
+    agent. KL is measured at the observation moments that the batch was collected with.
 
-    With an allocator that uses utilities, every agent's direction is first solved against the plain advantage;
-    these directions also start conjugate gradient when the agent's turn comes. With one that uses scores, they
-    are re-scored after every move against the new factor, with each waiting agent's trial step kept as it is.
-    (The paper leaves open whether the trial step is solved anew; that costs N^2 / 2 solves instead of N.)
+    With an allocator that uses utilities, every agent's trial step is first solved against the plain advantage, and
+    its direction anew when its turn comes, so that all allocators take directions of the same quality. With one
+    that uses scores, waiting agents are re-scored after every move against the new factor, with their trial steps
+    kept as they are. (The paper leaves open whether the trial step is solved anew; that costs N^2 / 2 solves
+    instead of N.) With a team reward the joint surrogate never falls; without one each agent climbs its own.
     """
 
     def update(key, actors, state, batch):
         num_agents, batch_size = batch.advantage.shape
         key_order, key_subset = jax.random.split(key)
         subset = _subset(key_subset, batch_size, config.cg_subsample)
-        budget = jnp.asarray(config.kl_budget, batch.advantage.dtype)
+        # a few units of rounding less, so that shares that add up to it cannot add up to more
+        budget = jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
         share = budget / num_agents
 
         def of_agent(agent, log_factor):
@@ -78,8 +78,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
             agent, threshold = allocator.next(plan, Round(position, score, progress.waiting, progress.remaining))
             agent_batch = of_agent(agent, progress.log_factor)
             params = jax.tree.map(lambda leaf: leaf[agent], progress.actors)
-            x0 = None if allocator.uses == "nothing" else scores.direction[agent]
-            proposal = trust_region.propose(actor, config, params, agent_batch, x0)
+            proposal = trust_region.propose(actor, config, params, agent_batch)
             moved = trust_region.move(actor, config, params, agent_batch, proposal, threshold)
             utility = proposal.gain(share) if allocator.uses == "nothing" else scores.utility[agent]
             report = {
@@ -124,7 +123,7 @@ def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
     """Trial steps of all agents with nobody moved; without use for them, zeros."""
     num_agents = jax.tree.leaves(actors)[0].shape[0]
     if allocator.uses == "nothing":
-        return _Scores(None, jnp.zeros(num_agents), None)
+        return _Scores(jnp.zeros(num_agents), None)
     measured = allocator.uses == "scores" or config.utility == "measured"
 
     def score(agent):
@@ -133,7 +132,7 @@ def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
         proposal = trust_region.propose(actor, config, params, agent_batch)
         tried = trust_region.trial(actor, params, agent_batch, proposal, share) if measured else None
         utility = tried.gain if config.utility == "measured" else proposal.gain(share)
-        return _Scores(proposal.direction, utility, tried)
+        return _Scores(utility, tried)
 
     return jax.lax.map(score, jnp.arange(num_agents))
 

@@ -68,7 +68,7 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
     """Composes environment, algorithm and config; compiles nothing.
 
     The numbers of `config` may be tracers, so that `jax.vmap(lambda d: make_train(env, "hatrpo_w",
-    config.replace(kl_budget=d)).init(key))` sweeps them.
+    config.replace(kl_budget=d)).update(state))` sweeps them.
 
     Args:
         env: from `envs.make` or your own.
@@ -101,8 +101,14 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
         new = Learner(actors, critic_state, *_observe(config, old, trajectory), algorithm_state)
 
         nonfinite = ~jnp.stack(
-            [_finite(x) for x in ((trajectory.obs, trajectory.state), trajectory.reward, value, actors, critic_state)]
-        )
+            [
+                _finite(x)
+                for x in (
+                    (trajectory.obs, trajectory.state, new.obs_moments, new.state_moments),
+                    trajectory.reward, value, actors, critic_state,
+                )
+            ]
+        )  # fmt: skip
         healthy = state.healthy & ~jnp.any(nonfinite)
         learner = jax.tree.map(lambda after, before: jnp.where(healthy, after, before), new, old)
         metrics |= summary(worlds.episodes)

@@ -95,7 +95,6 @@ def conjugate_gradient(
     iters: int = 10,
     tol: float | jax.Array = 1e-10,
     damping: float | jax.Array = 0.0,
-    x0: jax.Array | None = None,
 ) -> jax.Array:
     """Solves (A + damping I) x = b for a symmetric positive semi-definite A.
 
@@ -105,23 +104,20 @@ def conjugate_gradient(
         iters: iterations at most.
         tol: stop when |residual|^2 <= tol |b|^2 (relative, so that the scale of b does not matter).
         damping: added to A's diagonal.
-        x0: [P] first guess, 0 by default; it costs one more product.
 
     Returns:
         [P] the solution.
     """
-    return _solve(matvec, b, iters, tol, damping, x0)[0]
+    return _solve(matvec, b, iters, tol, damping)[0]
 
 
-def _solve(matvec, b, iters, tol, damping, x0):
+def _solve(matvec, b, iters, tol, damping):
     """`conjugate_gradient`, and the residual b - (A + damping I) x that it ends with."""
 
     def product(v):
         return matvec(v) + damping * v
 
     enough = tol * jnp.vdot(b, b)
-    x = jnp.zeros_like(b) if x0 is None else x0
-    residual = b if x0 is None else b - product(x0)
 
     def unfinished(carry):
         i, _, _, _, rr = carry
@@ -138,7 +134,7 @@ def _solve(matvec, b, iters, tol, damping, x0):
         p = r + rr_next / rr * p
         return i + 1, x, r, p, rr_next
 
-    start = (jnp.zeros((), jnp.int32), x, residual, residual, jnp.vdot(residual, residual))
+    start = (jnp.zeros((), jnp.int32), jnp.zeros_like(b), b, b, jnp.vdot(b, b))
     _, x, residual, _, _ = jax.lax.while_loop(unfinished, iterate, start)
     return x, residual
 
@@ -163,9 +159,7 @@ def fisher_product(
     return product
 
 
-def propose(
-    actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch, x0: jax.Array | None = None
-) -> Proposal:
+def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch) -> Proposal:
     """The natural-gradient direction of the surrogate E[r weight] at the old parameters.
 
     A direction solved on `batch.subset` is flatter there than elsewhere: its curvature is then measured on the full
@@ -186,12 +180,11 @@ def propose(
     _, score_vjp = jax.vjp(log_prob, outputs)
     (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.shape[0])[0])
     gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
-    x0 = None if x0 is None else jnp.where(jnp.any(gradient != 0), x0, 0.0)
 
     chosen = slice(None) if batch.subset is None else batch.subset
     obs, mask = batch.obs[chosen], batch.action_mask[chosen]
     matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask))
-    direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping, x0)
+    direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
     direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
     if batch.subset is None:
         curvature = jnp.vdot(direction, gradient - residual - config.cg_damping * direction)
@@ -207,7 +200,9 @@ def outcome(actor: Actor, batch: AgentBatch, old_outputs: Any, new_outputs: Any)
     old = actor.distribution(old_outputs, batch.action_mask)
     new = actor.distribution(new_outputs, batch.action_mask)
     log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
-    return Outcome(log_ratio, jnp.mean(old.kl(new)), jnp.mean(jnp.expm1(log_ratio) * batch.weight))
+    # rounding can take a divergence of almost nothing below 0, and the budget must not grow by it
+    kl = jnp.maximum(jnp.mean(old.kl(new)), 0.0)
+    return Outcome(log_ratio, kl, jnp.mean(jnp.expm1(log_ratio) * batch.weight))
 
 
 def trial(actor: Actor, params: Params, batch: AgentBatch, proposal: Proposal, radius: jax.Array) -> Outcome:

@@ -19,7 +19,7 @@ Params = Any
 """A pytree of arrays."""
 
 Metrics = dict[str, jax.Array]
-"""Named arrays that an update reports; the names are listed in `marl_kl.metrics`."""
+"""Named arrays that an update reports; the names are listed in `marl_kl.results`."""
 
 
 class Batch(NamedTuple):
