@@ -8,7 +8,7 @@ import pytest
 
 import envs
 import marl_kl
-import synthetic
+from tests import synthetic
 from marl_kl import algorithms, cli
 from marl_kl.results import Failure
 

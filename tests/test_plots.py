@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-import synthetic
+from tests import synthetic
 from marl_kl import plots
 from marl_kl.results import Failure
 

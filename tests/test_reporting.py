@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-import synthetic
+from tests import synthetic
 from marl_kl import reporting
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import synthetic
+from tests import synthetic
 from marl_kl import run_folder
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Evaluation, Failure

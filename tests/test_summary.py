@@ -3,7 +3,7 @@
 import numpy as np
 from rich.console import Console
 
-import synthetic
+from tests import synthetic
 from marl_kl import summary
 from marl_kl.results import Failure
 from marl_kl.statistics import interquartile_mean
