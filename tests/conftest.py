@@ -1,9 +1,35 @@
-"""Shared pieces of the tests."""
+"""Shared pieces of the tests.
+
+Most of the suite's time is compilation, and most programs are compiled more than once (by several tests, by both
+workers). All workers of one run therefore share a persistent compilation cache that is thrown away at the end;
+JAX_COMPILATION_CACHE_DIR names one that is kept.
+"""
+
+import os
+import shutil
+import tempfile
 
 import jax
 import pytest
 
 import marl_kl.devices  # noqa: F401  sets the size of XLA's thread pool before anything uses jax
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """In the controller, which starts the workers with its own environment."""
+    if _CACHE not in os.environ:
+        os.environ[_CACHE] = config.marl_kl_cache = tempfile.mkdtemp(prefix="marl_kl-tests-")
+    jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure(config):
+    """The one that made the cache removes it."""
+    if hasattr(config, "marl_kl_cache"):
+        shutil.rmtree(config.marl_kl_cache, ignore_errors=True)
 
 
 @pytest.fixture

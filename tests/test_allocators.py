@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from marl_kl import allocators
 
-UTILITIES = st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=12)
+# few sizes, because each is compiled anew
+UTILITIES = st.sampled_from([1, 2, 5, 12]).flatmap(lambda n: st.lists(st.floats(0, 1e3, width=32), min_size=n, max_size=n))
 BUDGETS = st.floats(1e-4, 1.0)
 EPSILONS = st.sampled_from([1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0])
 SHARES = {
@@ -17,6 +18,9 @@ SHARES = {
     "water_filling": allocators.water_filling,
     "natural": allocators.natural,
 }
+
+
+COMPILED = {name: jax.jit(share) for name, share in SHARES.items()}
 
 
 def exact_water_filling(utility, budget, epsilon):
@@ -38,7 +42,7 @@ def test_water_filling_equals_the_exact_solution(utility, budget, epsilon):
     utility = np.asarray(utility)
     assume(utility.max() > 1e-3)
     with jax.enable_x64(True):
-        got = np.asarray(allocators.water_filling(jnp.asarray(utility), budget, epsilon))
+        got = np.asarray(COMPILED["water_filling"](jnp.asarray(utility), budget, epsilon))
     np.testing.assert_allclose(got, exact_water_filling(utility, budget, epsilon), atol=1e-9 * budget)
 
 
@@ -48,7 +52,7 @@ def test_water_filling_satisfies_its_kkt_conditions(utility, budget, epsilon):
     utility = np.asarray(utility)
     assume(utility.max() > 1e-3)
     with jax.enable_x64(True):
-        d = np.asarray(allocators.water_filling(jnp.asarray(utility), budget, epsilon))
+        d = np.asarray(COMPILED["water_filling"](jnp.asarray(utility), budget, epsilon))
     marginal = utility / (d + epsilon)
     level = marginal[np.argmax(utility)]
     moving = d > 1e-9 * budget
@@ -62,7 +66,7 @@ def test_water_filling_satisfies_its_kkt_conditions(utility, budget, epsilon):
 @given(utility=UTILITIES, budget=BUDGETS)
 def test_every_share_is_non_negative_and_keeps_the_budget(name, utility, budget):
     """In float32, as in training."""
-    d = np.asarray(SHARES[name](jnp.asarray(utility, jnp.float32), budget), np.float64)
+    d = np.asarray(COMPILED[name](jnp.asarray(utility, jnp.float32), budget), np.float64)
     assert np.all(d >= 0)
     assert d.sum() <= budget * (1 + 1e-6)
     assert d.sum() >= budget * (1 - 1e-4)

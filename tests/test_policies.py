@@ -124,13 +124,14 @@ def test_each_agent_starts_at_its_true_size():
 
 
 def test_an_agents_start_does_not_depend_on_its_team():
+    """But for rounding, whose order may change with the shape of the compiled program."""
     config = TrustRegionConfig(hidden_sizes=(8,))
     spec = envs.make("matrix_game", payoff=np.zeros((2, 2))).spec
     wide = envs.make("matrix_game", payoff=np.zeros((2, 5))).spec
     alone, padded = (
         init_actors(jax.random.key(0), s, config)["params"]["logits"]["output"]["kernel"] for s in (spec, wide)
     )
-    np.testing.assert_array_equal(alone[0], padded[0, :, :2])
+    np.testing.assert_allclose(alone[0], padded[0, :, :2], atol=1e-8)
 
 
 def test_actor_kind_follows_the_environment():
