@@ -1,8 +1,10 @@
 """Shared pieces of the tests.
 
 Most of the suite's time is compilation, and most programs are compiled more than once (by several tests, by both
-workers). All workers of one run therefore share a persistent compilation cache that is thrown away at the end;
-JAX_COMPILATION_CACHE_DIR names one that is kept.
+workers). All workers of one run therefore share a persistent compilation cache that is thrown away at the end
+(JAX_COMPILATION_CACHE_DIR names one that is kept), and programs are compiled with few optimisations, except in tests
+marked `optimized`, whose promise is about the bits that users get. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs all tests as
+users run.
 """
 
 import os
@@ -15,6 +17,7 @@ import pytest
 import marl_kl.devices  # noqa: F401  sets the size of XLA's thread pool before anything uses jax
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_CHEAP = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
 def pytest_configure(config):
@@ -24,6 +27,8 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if _CHEAP not in os.environ:
+        jax.config.update(_CHEAP.lower(), True)
 
 
 def pytest_unconfigure(config):
@@ -37,3 +42,13 @@ def float64():
     """Runs a test in double precision, where oracles agree to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _as_users_compile(request):
+    """Full optimisation for the tests marked `optimized`."""
+    before = jax.config.jax_disable_most_optimizations
+    if request.node.get_closest_marker("optimized"):
+        jax.config.update(_CHEAP.lower(), False)
+    yield
+    jax.config.update(_CHEAP.lower(), before)

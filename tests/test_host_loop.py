@@ -69,6 +69,7 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
         run.policy(seed=4)(np.zeros(3))
 
 
+@pytest.mark.optimized
 def test_chunks_of_any_length_give_the_same_bits():
     whole = train(counting_env(), seeds=2, total_env_steps=320, chunk_updates=10)
     for chunk_updates in (1, 3, 4):
@@ -170,6 +171,7 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
         train(counting_env(), out=finished[0])
 
 
+@pytest.mark.optimized
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
     env = envs.make("ant_4x2", backend="spring", episode_length=100)

@@ -48,6 +48,7 @@ def test_every_algorithm_on_every_action_kind(algorithm, env_name):
     assert not np.any(metrics["nonfinite"]) and np.all(state.healthy)
 
 
+@pytest.mark.optimized
 def test_the_same_seed_gives_the_same_numbers_alone_and_in_a_batch():
     train = marl_kl.make_train(counting_env(), "hatrpo_w", small())
     alone = [run(train, [seed], 4) for seed in (3, 5)]
