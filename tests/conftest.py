@@ -27,8 +27,13 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compile_cheaply(True)
+
+
+def compile_cheaply(cheaply):
+    """Unless the environment has already said which."""
     if _CHEAP not in os.environ:
-        jax.config.update(_CHEAP.lower(), True)
+        jax.config.update(_CHEAP.lower(), cheaply)
 
 
 def pytest_unconfigure(config):
@@ -47,8 +52,4 @@ def float64():
 @pytest.fixture(autouse=True)
 def _as_users_compile(request):
     """Full optimisation for the tests marked `optimized`."""
-    before = jax.config.jax_disable_most_optimizations
-    if request.node.get_closest_marker("optimized"):
-        jax.config.update(_CHEAP.lower(), False)
-    yield
-    jax.config.update(_CHEAP.lower(), before)
+    compile_cheaply(request.node.get_closest_marker("optimized") is None)
