@@ -171,7 +171,6 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
         train(counting_env(), out=finished[0])
 
 
-@pytest.mark.optimized
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
     env = envs.make("ant_4x2", backend="spring", episode_length=100)
