@@ -8,12 +8,32 @@ its index sets come out for the bodies where it follows its own rules (see `test
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 Partition = tuple[tuple[str, ...], ...]
 """The actuator names of every agent, each agent's in joint order."""
 
+Categories = tuple[tuple[str, ...], ...]
+"""What is seen of a joint: the k-th entry names the categories visible at distance k, the last holds beyond it."""
+
+LOCAL_CATEGORIES: Categories = (("qpos", "qvel"), ("qpos",))
+"""MA-MuJoCo's: position and velocity of one's own joints, the position alone of those further away."""
+
 _WORLD = -1
+
+
+class Entry(NamedTuple):
+    """Whose one number of the full observation is.
+
+    Attributes:
+        category: "qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext" as MuJoCo calls them, or "task" (a goal).
+        actuators: the action indices of the joints that it belongs to; empty for the root and for the task.
+        shared: everybody sees it at any number of hops.
+    """
+
+    category: str
+    actuators: tuple[int, ...]
+    shared: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +44,25 @@ class KinematicTree:
         body: the body's name, for error messages.
         actuators: one name per actuator, in the order of the simulator's action vector, so that an actuator's
             position here is its action index.
-        q_index: per actuator, where its joint sits in the generalised positions q.
         qd_index: per actuator, where its joint sits in the generalised velocities qd.
-        dof_link: the link that each of the qd_size degrees of freedom moves.
+        dof_link: the link that each degree of freedom moves.
         link_parents: the parent of every link, -1 for the world.
-        q_size: length of q.
-        qd_size: length of qd.
-        skipped_q: how many leading entries of q the observation leaves out (the horizontal position of the root).
-            The observation is q[skipped_q:] followed by qd.
         control_range: per actuator, the lowest and the highest control.
+        entries: what each number of the full observation is.
     """
 
     body: str
     actuators: tuple[str, ...]
-    q_index: tuple[int, ...]
     qd_index: tuple[int, ...]
     dof_link: tuple[int, ...]
     link_parents: tuple[int, ...]
-    q_size: int
-    qd_size: int
-    skipped_q: int
     control_range: tuple[tuple[float, float], ...]
+    entries: tuple[Entry, ...]
 
     @property
     def observation_size(self) -> int:
         """S: entries of the full observation."""
-        return self.q_size - self.skipped_q + self.qd_size
+        return len(self.entries)
 
     @property
     def joint_order(self) -> tuple[int, ...]:
@@ -91,7 +104,7 @@ def wrong_product(body: str, num_agents: int, per_agent: int, joints: int, known
     """The sentence that says why a factorisation is impossible."""
     return (
         f"{num_agents} x {per_agent} = {num_agents * per_agent}, but the {body} has {joints} joints; "
-        f"known factorisations: {', '.join(known)}"
+        f"known splits: {', '.join(known)}"
     )
 
 
@@ -170,30 +183,63 @@ def neighbours(tree: KinematicTree, actuator: int) -> frozenset[int]:
     return frozenset(other for other in range(len(tree.actuators)) if touched & _touched_links(tree, other))
 
 
-def within_hops(tree: KinematicTree, actuators: Sequence[int], hops: int) -> frozenset[int]:
-    """The actuators at most `hops` steps along `neighbours` away from any of `actuators` (breadth first)."""
-    reached = frozenset(actuators)
-    for _ in range(min(hops, len(tree.actuators))):
-        reached = reached.union(*(neighbours(tree, actuator) for actuator in reached))
-    return reached
+def distances(tree: KinematicTree, actuators: Sequence[int]) -> dict[int, int]:
+    """Per actuator that can be reached, how many steps along `neighbours` it is from the nearest of `actuators`."""
+    distance = dict.fromkeys(actuators, 0)
+    ring = list(actuators)
+    while ring:
+        nearest = sorted(frozenset().union(*(neighbours(tree, actuator) for actuator in ring)) - distance.keys())
+        distance |= dict.fromkeys(nearest, distance[ring[0]] + 1)
+        ring = nearest
+    return distance
 
 
-def observation_indices(tree: KinematicTree, partition: Partition, hops: int) -> tuple[tuple[int, ...], ...]:
+def observation_indices(
+    tree: KinematicTree, partition: Partition, hops: int, categories: Categories = LOCAL_CATEGORIES
+) -> tuple[tuple[int, ...], ...]:
     """Per agent, the entries of the full observation that it sees at `hops` hops, in ascending order.
 
-    Position and velocity of its own joints, the position alone of joints up to `hops` hops away, and all coordinates
-    that no actuator drives (the root's), which everybody sees.
+    Of joints up to `hops` hops away what `categories` lists for their distance, and whatever is shared (the
+    coordinates of the root).
     """
-    return tuple(_local_indices(tree, own, hops) for own in action_indices(tree, partition))
+
+    def visible(entry: Entry, distance: dict[int, int]) -> bool:
+        nearest = min((distance[index] for index in entry.actuators if index in distance), default=hops + 1)
+        return entry.shared or (nearest <= hops and entry.category in categories[min(nearest, len(categories) - 1)])
+
+    reach = [distances(tree, own) for own in action_indices(tree, partition)]
+    return tuple(
+        tuple(index for index, entry in enumerate(tree.entries) if visible(entry, distance)) for distance in reach
+    )
 
 
-def _local_indices(tree: KinematicTree, own: Sequence[int], hops: int) -> tuple[int, ...]:
-    root_q = set(range(tree.skipped_q, tree.q_size)).difference(tree.q_index)
-    root_qd = set(range(tree.qd_size)).difference(tree.qd_index)
-    q = root_q.union(tree.q_index[index] for index in within_hops(tree, own, hops))
-    qd = root_qd.union(tree.qd_index[index] for index in own)
-    first_qd = tree.q_size - tree.skipped_q
-    return tuple(sorted([index - tree.skipped_q for index in q] + [first_qd + index for index in qd]))
+def coordinate_entries(
+    q_index: Sequence[int], qd_index: Sequence[int], q_size: int, qd_size: int, skipped_q: int
+) -> tuple[Entry, ...]:
+    """The entries of q[skipped_q:] followed by qd.
+
+    Args:
+        q_index, qd_index: per actuator, where its joint sits in q and qd. What no actuator drives is shared.
+        q_size, qd_size: lengths of q and qd.
+        skipped_q: how many leading entries of q are left out (the horizontal position of the root).
+    """
+    return (
+        *_coordinates("qpos", q_index, range(skipped_q, q_size)),
+        *_coordinates("qvel", qd_index, range(qd_size)),
+    )
+
+
+def _coordinates(category: str, driven: Sequence[int], places: Sequence[int]) -> tuple[Entry, ...]:
+    actuator = {place: index for index, place in enumerate(driven)}
+    return tuple(
+        Entry(category, (actuator[place],), False) if place in actuator else Entry(category, (), True)
+        for place in places
+    )
+
+
+def link_entries(category: str, actuators_of_link: Sequence[Sequence[int]], size: int) -> tuple[Entry, ...]:
+    """`size` numbers for each link, which belong to the joints that move it; those of the root to nobody."""
+    return tuple(Entry(category, tuple(owners), False) for owners in actuators_of_link for _ in range(size))
 
 
 def _touched_links(tree: KinematicTree, actuator: int) -> frozenset[int]:

@@ -6,12 +6,12 @@ import difflib
 import inspect
 from typing import Callable
 
-from envs import brax_bodies, games
+from envs import bodies, games
 from envs.types import Env
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
-    **brax_bodies.FACTORIES,
+    **bodies.FACTORIES,
 }
 
 
@@ -24,16 +24,17 @@ def make(name: str, **options) -> Env:
     """Builds the environment called `name`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; for bodies also as others write it ("Ant-v2-4x2"), any `manyagent_swimmer_<n>x<m>`,
+            and a body alone ("humanoid") with `partition=`.
         **options: keyword arguments of that environment's factory, described where it is defined
-            (`help(envs.games.matrix_game)`, `help(envs.brax_bodies.body_env)`).
+            (`help(envs.games.matrix_game)`, `help(envs.bodies.body_env)`).
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
-    factory = _FACTORIES.get(name)
+    factory = _FACTORIES.get(name) or bodies.find(name)
     if factory is None:
-        raise ValueError(brax_bodies.explain_unknown(name) or _near_misses(name))
+        raise ValueError(bodies.explain_unknown(name) or _near_misses(name))
     accepted = inspect.signature(factory).parameters
     unknown = sorted(set(options) - set(accepted))
     if unknown:

@@ -36,4 +36,5 @@ def with_time_limit(bare: Env) -> Env:
         truncated = (t >= limit) & ~timestep.terminated
         return TimedState(inner, t), timestep._replace(truncated=truncated)
 
-    return bare._replace(reset=reset, step=step)
+    drawing = bare.drawing and bare.drawing._replace(pose=lambda env_state: bare.drawing.pose(env_state.inner))
+    return bare._replace(reset=reset, step=step, drawing=drawing)

@@ -16,6 +16,8 @@ from typing import Any, Callable, Literal, NamedTuple
 import jax
 import numpy as np
 
+from envs.kinematics import KinematicTree
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
@@ -31,6 +33,8 @@ class EnvSpec:
         episode_length: the longest possible episode, in env steps (the time limit).
         team_reward: whether all agents always receive the same reward.
         metadata: what else a run should record about this environment, as (key, value) pairs.
+        cpu_compiler_options: what XLA needs on a CPU to compile this environment in reasonable time, as (name, value)
+            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself.
     """
 
     name: str
@@ -42,6 +46,7 @@ class EnvSpec:
     episode_length: int
     team_reward: bool = True
     metadata: tuple[tuple[str, str], ...] = ()
+    cpu_compiler_options: tuple[tuple[str, bool], ...] = ()
 
     @property
     def num_agents(self) -> int:
@@ -105,6 +110,20 @@ class TimeStep(NamedTuple):
 EnvState = Any
 """A pytree that only its own environment reads."""
 
+class Drawing(NamedTuple):
+    """What it takes to draw an environment's states, for those that are bodies.
+
+    Attributes:
+        model: the `mujoco.MjModel`.
+        pose: `pose(env_state) -> [nq]`, generalised positions.
+        tree: which actuator drives which joint.
+    """
+
+    model: Any
+    pose: Callable[[EnvState], jax.Array]
+    tree: KinematicTree
+
+
 EnvParams = Any
 """A pytree of numbers that an environment's dynamics depend on (a payoff tensor, say); `()` if none."""
 
@@ -118,9 +137,11 @@ class Env(NamedTuple):
         step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` as `spec.action_kind` says.
             Continuous actions outside the control range are clipped here, not by the policy.
         params: the default `params`.
+        drawing: how to draw a state; None if it is no body.
     """
 
     spec: EnvSpec
     reset: Callable[[jax.Array, EnvParams], tuple[EnvState, TimeStep]]
     step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
     params: EnvParams = ()
+    drawing: Drawing | None = None

@@ -1,0 +1,112 @@
+"""What a physics engine gives to a body's environment, and the kinematic tree read off a MuJoCo model.
+
+An engine is a module with `load(...) -> Physics`: `envs.brax_engine` (Brax's bodies on Brax's backends) and
+`envs.mjx_engine` (MuJoCo's own physics with the rules of Gymnasium's environments). MuJoCo is imported by them alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import numpy as np
+
+from envs.kinematics import Entry, KinematicTree
+
+State = Any
+"""A pytree that only its own engine reads."""
+
+
+class Seen(NamedTuple):
+    """What a body shows after a reset or a step.
+
+    Attributes:
+        observation: [S] float32, the full observation. reward: [] float32, 0 after a reset.
+        terminated: [] bool.
+    """
+
+    observation: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+
+
+class Physics(NamedTuple):
+    """A body in a physics engine: static facts and pure functions.
+
+    Attributes:
+        tree: what the body is factorised by.
+        reset: `reset(key) -> (state, Seen)`, a new random state for every key.
+        step: `step(state, control) -> (state, Seen)`; `control` [actuators] inside `tree.control_range`.
+        pose: `pose(state) -> [nq]`, the generalised positions, for drawing.
+        model: the `mujoco.MjModel` that the poses belong to.
+        compiler_options: what XLA needs on a CPU to compile the body in reasonable time, as (name, value) pairs.
+    """
+
+    tree: KinematicTree
+    reset: Callable[[jax.Array], tuple[State, Seen]]
+    step: Callable[[State, jax.Array], tuple[State, Seen]]
+    pose: Callable[[State], jax.Array]
+    model: Any
+    compiler_options: tuple[tuple[str, bool], ...] = ()
+
+
+def tree_of(
+    body: str, model: Any, entries: Sequence[Entry], control_range: Sequence[tuple[float, float]]
+) -> KinematicTree:
+    """The tree of a `mujoco.MjModel`. An actuator is called after the joint that it drives.
+
+    Bodies without joints are welded to their parents and count as one link with them; links of the world are -1.
+    """
+    joints = model.actuator_trnid[:, 0]
+    link = np.asarray(model.body_weldid)
+    parents = np.where(link > 0, link[model.body_parentid[link]], 0)
+    return KinematicTree(
+        body=body,
+        actuators=tuple(model.joint(int(joint)).name for joint in joints),
+        qd_index=tuple(int(place) for place in model.jnt_dofadr[joints]),
+        dof_link=tuple(int(index) - 1 for index in link[model.dof_bodyid]),
+        link_parents=tuple(int(index) - 1 for index in parents[1:]),
+        control_range=tuple((float(low), float(high)) for low, high in control_range),
+        entries=tuple(entries),
+    )
+
+
+def driven_coordinates(model: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per actuator of a `mujoco.MjModel`, where its joint sits in q and in qd."""
+    joints = model.actuator_trnid[:, 0]
+    return tuple(map(int, model.jnt_qposadr[joints])), tuple(map(int, model.jnt_dofadr[joints]))
+
+
+def actuators_of_bodies(model: Any) -> tuple[tuple[int, ...], ...]:
+    """Per body of a `mujoco.MjModel`, the world included, the actuators of the joints that move it directly."""
+    link, moved = np.asarray(model.body_weldid), np.asarray(model.body_weldid)[_actuated_bodies(model)]
+    return tuple(
+        tuple(int(index) for index in np.flatnonzero(moved == link[body])) if link[body] else ()
+        for body in range(model.nbody)
+    )
+
+
+def _actuated_bodies(model: Any) -> np.ndarray:
+    return np.asarray(model.jnt_bodyid)[model.actuator_trnid[:, 0]]
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silences what loading a body says about things that no user of this package can change.
+
+    MJX prints that the optional warp is missing, Brax warns that it is no longer developed, and MuJoCo warns about
+    an attribute in Brax's model files, on the terminal and in a MUJOCO_LOG.TXT in the working directory.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
+        import mujoco
+
+        previous = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(previous)
