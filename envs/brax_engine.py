@@ -48,7 +48,7 @@ import numpy as np
 
 from envs import kinematics
 from envs.kinematics import Entry, KinematicTree
-from envs.physics import Physics, Seen, driven_coordinates, quiet, tree_of
+from envs.physics import CPU_OPTIONS, Physics, Seen, driven_coordinates, quiet, tree_of
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 """The physics that Brax offers."""
@@ -128,8 +128,8 @@ BODIES = {
     "humanoidstandup": BraxBody(
         "brax.envs.humanoidstandup", "HumanoidStandup", _humanoid_entries, mjx_options=_FOUR_BY_FOUR, unit_controls=True
     ),
-    "reacher": BraxBody("brax.envs.reacher", "Reacher", _reacher_entries, default_backend="generalized"),
-    "pusher": BraxBody("brax.envs.pusher", "Pusher", _pusher_entries, default_backend="mjx", unit_controls=True),
+    "reacher": BraxBody("brax.envs.reacher", "Reacher", _reacher_entries),
+    "pusher": BraxBody("brax.envs.pusher", "Pusher", _pusher_entries, unit_controls=True),
 }
 
 
@@ -156,7 +156,7 @@ def load(body: str, backend: str) -> Physics:
     def pose(state):
         return state["qpos"] if backend == "mjx" else state.q
 
-    return Physics(tree, reset, step, pose, system.mj_model)
+    return Physics(tree, reset, step, pose, system.mj_model, CPU_OPTIONS if backend == "mjx" else ())
 
 
 def _check_layout(tree: KinematicTree, system: Any, empty: Any) -> None:

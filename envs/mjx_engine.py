@@ -23,11 +23,7 @@ import numpy as np
 
 from envs import kinematics, mjcf
 from envs.kinematics import Entry
-from envs.physics import Physics, Seen, actuators_of_bodies, driven_coordinates, quiet, tree_of
-
-_CPU_OPTIONS = (("xla_cpu_use_fusion_emitters", False),)
-"""Without it a chain of 20 links takes seconds per step on a CPU: XLA repeats a parent's work in all descendants."""
-
+from envs.physics import CPU_OPTIONS, Physics, Seen, actuators_of_bodies, driven_coordinates, quiet, tree_of
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -106,7 +102,7 @@ def load(body: str, segments: int | None = None) -> Physics:
         velocity = (after.progress - state.progress) / (rules.frame_skip * model.opt.timestep)
         return after, seen(data, rules.reward(model, data, velocity, control))
 
-    return Physics(tree, reset, step, lambda state: state.qpos, model, _CPU_OPTIONS)
+    return Physics(tree, reset, step, lambda state: state.qpos, model, CPU_OPTIONS)
 
 
 def _carried(state: _State) -> dict[str, jax.Array]:

@@ -16,6 +16,10 @@ import numpy as np
 
 from envs.kinematics import Entry, KinematicTree
 
+CPU_OPTIONS = (("xla_cpu_use_fusion_emitters", False),)
+"""What MJX needs on a CPU: else XLA repeats a parent's work in all its descendants, and a chain of 20 links takes seconds
+per step and hours to compile."""
+
 State = Any
 """A pytree that only its own engine reads."""
 
