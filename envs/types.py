@@ -31,6 +31,8 @@ class EnvSpec:
         episode_length: the longest possible episode, in env steps (the time limit).
         team_reward: whether all agents always receive the same reward.
         metadata: what else a run should record about this environment, as (key, value) pairs.
+        options: the options that `envs.make` was called with, as (name, value) pairs of plain values, so that the same
+            environment can be made again; None if it was not made that way. Two specs are equal whatever it says.
     """
 
     name: str
@@ -42,6 +44,7 @@ class EnvSpec:
     episode_length: int
     team_reward: bool = True
     metadata: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, Any], ...] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def num_agents(self) -> int:

@@ -36,7 +36,8 @@ def _learner(seeds=3, value=1.0):
 
 
 def _created(out, config=TrustRegionConfig()):
-    return run_folder.create(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5)))
+    with run_folder.claim(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
+        return out
 
 
 def _one_sentence(error) -> str:
