@@ -88,6 +88,10 @@ _BAD = {
     "train matrix_game --out {file}": "is a file",
     "train matrix_game --out {file}/run": "not a directory",
     "train matrix_game --out {full}": "is not empty",
+    "resume": "required: RUN",
+    "resume {full}": "is not a run folder",
+    "resume {full}/none": "there is no run folder",
+    "resume {full} --total-env-step 5": "unknown option --total-env-step; did you mean --total-env-steps?",
     "envs more": "unknown argument more",
 }
 
@@ -135,7 +139,8 @@ def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(marl_kl, "train", interrupted)
     assert cli.main(["train", "matrix_game", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == f"marl-kl: interrupted; what was done until then is in {tmp_path}\n"
+    said = f"interrupted; what was done until then is in {tmp_path}, and marl-kl resume {tmp_path} goes on"
+    assert capsys.readouterr().err == f"marl-kl: {said}\n"
 
 
 def test_a_fault_keeps_its_traceback(monkeypatch):
