@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import marl_kl
@@ -45,11 +44,11 @@ def assert_same_run(out, reference):
         np.testing.assert_array_equal(found.state[name], leaf, err_msg=name)
 
 
-def train_and_be_killed(out, kill, seed):
-    """One victim: `kill` is "inside" (by itself, at a random rename) or "outside"; returns what it did."""
+def train_and_be_killed(out, kill, seed, environment=None):
+    """One victim: `kill` is "inside" (by itself, at a random rename) or "outside"; returns what became of it."""
     command = [sys.executable, "-m", "tests.kills", "--victim", str(out), kill, str(seed)]
     before = _last_update(out)
-    victim = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    victim = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment)
     while kill == "outside" and victim.poll() is None and _last_update(out) == before:
         time.sleep(0.01)
     if kill == "outside":
@@ -66,17 +65,9 @@ def _last_update(out):
 
 
 def _be_victim(out, kill, seed):
-    _compile_as_the_tests_do()
     if kill == "inside":
         _die_at_rename(random.Random(seed).randrange(5, 40))
     train(out, resume=True)
-
-
-def _compile_as_the_tests_do():
-    # what tests/conftest.py sets for the process that must get the same bits
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _die_at_rename(count):
@@ -95,7 +86,6 @@ def _die_at_rename(count):
 
 
 def main(folder, kills="20"):
-    _compile_as_the_tests_do()
     folder = Path(folder)
     train(folder / "reference")
     for index in range(int(kills)):
