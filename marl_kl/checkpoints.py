@@ -291,7 +291,8 @@ def _manifest(checkpoint: Path) -> dict[str, str]:
         raise _Damaged(f"the checkpoint {checkpoint} is damaged: its manifest.json is unreadable") from error
     if not isinstance(version, int) or version > FORMAT:
         raise RunFolderError(
-            f"the checkpoint {checkpoint} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})"
+            f"the checkpoint {checkpoint} was written by a newer marl_kl (format {version}; "
+            f"this one reads up to {FORMAT})"
         )
     return files
 

@@ -218,6 +218,7 @@ class _Run:
             if self._evaluation_is_due:
                 self._evaluate()
             if self.out is not None and _is_multiple(self.done, self.config.save_interval):
+                self.display.phase("saving")
                 self.save()
             if self.done < self.config.num_updates:
                 self._advance(self._next_stop() - self.done)
@@ -278,7 +279,8 @@ class _Run:
 
     def _next_stop(self) -> int:
         config = self.config
-        multiples = [_next_multiple(self.done, every) for every in (config.eval_interval, config.save_interval) if every]
+        intervals = [every for every in (config.eval_interval, config.save_interval) if every]
+        multiples = (_next_multiple(self.done, every) for every in intervals)
         return min(self.done + config.chunk_updates, config.num_updates, *multiples)
 
     def _timing(self, field: str, begin: float) -> Timing:

@@ -24,7 +24,7 @@ from tests.counting_env import counting_env
 UPDATES = 60
 CONFIG = {
     "num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4,
-    "total_env_steps": 32 * UPDATES, "chunk_updates": 4, "eval_interval": 7, "save_interval": 3,
+    "total_env_steps": 32 * UPDATES, "chunk_updates": 3, "eval_interval": 7, "save_interval": 4,
 }  # fmt: skip
 
 
@@ -44,9 +44,9 @@ def assert_same_run(out, reference):
         np.testing.assert_array_equal(found.state[name], leaf, err_msg=name)
 
 
-def train_and_be_killed(out, kill, seed, environment=None):
+def train_and_be_killed(out, kill, seed, updates=UPDATES, environment=None):
     """One victim: `kill` is "inside" (by itself, at a random rename) or "outside"; returns what became of it."""
-    command = [sys.executable, "-m", "tests.kills", "--victim", str(out), kill, str(seed)]
+    command = [sys.executable, "-m", "tests.kills", "--victim", str(out), kill, str(seed), str(updates)]
     before = _last_update(out)
     victim = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment)
     while kill == "outside" and victim.poll() is None and _last_update(out) == before:
@@ -64,10 +64,10 @@ def _last_update(out):
     return max((int(entry.name) for entry in folder.glob("[0-9]*")), default=0)
 
 
-def _be_victim(out, kill, seed):
+def _be_victim(out, kill, seed, updates):
     if kill == "inside":
         _die_at_rename(random.Random(seed).randrange(5, 40))
-    train(out, resume=True)
+    train(out, resume=True, total_env_steps=32 * updates)
 
 
 def _die_at_rename(count):
@@ -86,17 +86,18 @@ def _die_at_rename(count):
 
 
 def main(folder, kills="20"):
-    folder = Path(folder)
-    train(folder / "reference")
+    """Compiled as users compile, unless the environment says otherwise."""
+    folder, updates = Path(folder), UPDATES + 20 * int(kills)
+    train(folder / "reference", total_env_steps=32 * updates)
     for index in range(int(kills)):
-        print(train_and_be_killed(folder / "victim", ("outside", "inside")[index % 2], index), flush=True)
-    train(folder / "victim", resume=True)
+        print(train_and_be_killed(folder / "victim", ("outside", "inside")[index % 2], index, updates), flush=True)
+    train(folder / "victim", resume=True, total_env_steps=32 * updates)
     assert_same_run(folder / "victim", folder / "reference")
     print(f"{kills} kills, the same bits")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--victim":
-        _be_victim(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        _be_victim(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
     else:
         main(*sys.argv[1:])

