@@ -28,7 +28,7 @@ import numpy as np
 from marl_kl.results import Evaluation, Failure, Timing
 from marl_kl.run_folder import (
     TEMPORARY, RunFolderError, RunWarning, difference, first_line, one_sentence, remove_leftovers, sync_folder,
-    write_file,
+    write_synced,
 )  # fmt: skip
 
 FORMAT = 1
@@ -253,9 +253,13 @@ def _write(folder: Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> Non
     }
     folder.mkdir()
     _write_arrays(folder / "arrays", flat(arrays))
-    write_file(folder / "snapshot.json", json.dumps(about, indent=1) + "\n")
+    write_synced(folder / "snapshot.json", _as_json(about))
     manifest = {"program": "marl_kl", "format": FORMAT, "files": _checksums(folder)}
-    write_file(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_synced(folder / "manifest.json", _as_json(manifest))
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:

@@ -372,7 +372,7 @@ def _appended(before: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -
 def _warn_of_other_machinery(before: Mapping[str, Any], now: Mapping[str, Any]):
     other = run_folder.difference(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
     if other:
-        message = f"the run goes on, but no longer bit for bit: {other.replace(' there and ', ' before and ')}"
+        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
         warnings.warn(message.removesuffix(" here") + " now", run_folder.RunWarning, stacklevel=3)
 
 

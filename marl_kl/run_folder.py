@@ -465,7 +465,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     with one_sentence("write", path):
         try:
-            _write_synced(temporary, data)
+            write_synced(temporary, data)
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -474,7 +474,8 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
         sync_folder(path.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

@@ -232,7 +232,7 @@ def test_other_machinery_is_said(copy, monkeypatch):
     document = json.loads((copy / "run.json").read_text())
     document["device"]["count"] += 1
     (copy / "run.json").write_text(json.dumps(document | {"status": "running"}))
-    with pytest.warns(RunWarning, match=r"goes on, but no longer bit for bit: device.count is \d before and \d now"):
+    with pytest.warns(RunWarning, match=r"goes on, but perhaps not bit for bit: device.count is \d before and \d now"):
         train(copy, resume=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
