@@ -175,10 +175,9 @@ class _Run:
             self._go_to(snapshot)
         elif (self.out / "metrics.csv").exists():
             raise run_folder.RunFolderError(f"there is no checkpoint in {str(self.out)!r}, only its metrics.csv")
-        if self._is_complete and stored["status"] == "finished":
-            return
-        _warn_of_other_machinery(run_folder.last_session(stored), document)
-        run_folder.note_resumed(self.out, document, self.done)
+        if not self._is_complete or stored["status"] != "finished":
+            _warn_of_other_machinery(run_folder.last_session(stored), document)
+            run_folder.note_resumed(self.out, document, self.done)
         # those on disk may be of updates that the checkpoint does not have
         self._write_tables()
 
