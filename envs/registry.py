@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
-from typing import Callable
+import math
+from typing import Any, Callable
 
 from envs import bodies, games
 from envs.types import Env
@@ -21,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, **options) -> Env:
-    """Builds the environment called `name`.
+    """Builds the environment called `name`; its spec notes the options, so that it can be built again.
 
     Args:
         name: one of `names()`; for bodies also as others write it ("Ant-v2-4x2"), any `manyagent_swimmer_<n>x<m>`,
@@ -39,7 +41,24 @@ def make(name: str, **options) -> Env:
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
-    return factory(**options)
+    env = factory(**options)
+    return env._replace(spec=dataclasses.replace(env.spec, options=_noted(options)))
+
+
+def _noted(options: dict[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+    """`options` as pairs that a text file can hold; None if a value is of another kind (an array, say)."""
+    try:
+        return tuple((name, _plain(value)) for name, value in options.items())
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    if value is None or isinstance(value, (int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError
 
 
 def _near_misses(name: str) -> str:

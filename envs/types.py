@@ -34,7 +34,9 @@ class EnvSpec:
         team_reward: whether all agents always receive the same reward.
         metadata: what else a run should record about this environment, as (key, value) pairs.
         cpu_compiler_options: what XLA needs on a CPU to compile this environment in reasonable time, as (name, value)
-            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself.
+            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself. No part of equality.
+        options: the options that `envs.make` was called with, as (name, value) pairs of plain values, so that the same
+            environment can be made again; None if it was not made that way. Two specs are equal whatever it says.
     """
 
     name: str
@@ -46,7 +48,8 @@ class EnvSpec:
     episode_length: int
     team_reward: bool = True
     metadata: tuple[tuple[str, str], ...] = ()
-    cpu_compiler_options: tuple[tuple[str, bool], ...] = ()
+    cpu_compiler_options: tuple[tuple[str, bool], ...] = dataclasses.field(default=(), compare=False)
+    options: tuple[tuple[str, Any], ...] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def num_agents(self) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `marl-kl train`, `marl-kl envs`, `marl-kl algorithms`.
+"""The command line: `marl-kl train`, `marl-kl resume`, `marl-kl envs`, `marl-kl algorithms`.
 
 The options of `train` are the fields of the algorithm's config class, with their help, range and default; there is
 no second list of them. Bad input ends in one sentence on standard error and exit code 2.
@@ -13,13 +13,15 @@ import dataclasses
 import datetime
 import difflib
 import sys
+import warnings
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 
 import marl_kl
-from marl_kl import algorithms
+from envs.types import Env
+from marl_kl import algorithms, checkpoints, run_folder
 from marl_kl.config import Config
 from marl_kl.progress import MODES
 
@@ -67,7 +69,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"marl-kl {marl_kl.__version__} (jax {jax.__version__})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    train = _add_train(commands, _algorithm_in(argv))
+    _add_train(commands, _algorithm_in(argv))
+    _add_resume(commands)
     for name, command, text in (
         ("envs", _envs, "list the environments"),
         ("algorithms", _algorithms, "list the algorithms"),
@@ -75,8 +78,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         commands.add_parser(name, help=text, description=text, allow_abbrev=False).set_defaults(command=command)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [option for action in train._actions for option in action.option_strings]
-        raise ValueError(_unknown_word(unknown[0], known if arguments.command is _train else []))
+        chosen = next(p for p in commands.choices.values() if p.get_default("command") is arguments.command)
+        known = [option for action in chosen._actions for option in action.option_strings]
+        raise ValueError(_unknown_word(unknown[0], known))
     return arguments
 
 
@@ -123,10 +127,7 @@ def _add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser
         "--env", action="append", default=[], metavar="KEY=VALUE", dest="env_options",
         help="option of the environment, such as backend=spring or obs=1; may be repeated",
     )
-    parser.add_argument(
-        "--progress", default="auto", choices=MODES,
-        help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: silence (default: auto)",
-    )
+    _add_progress(parser)
     shared = {field.name for field in dataclasses.fields(Config)}
     groups = {
         True: parser.add_argument_group("config of every algorithm"),
@@ -135,6 +136,13 @@ def _add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser
     for field in dataclasses.fields(algorithm.config_class):
         _add_field(groups[field.name in shared], field)
     return parser
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", default="auto", choices=MODES,
+        help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: silence (default: auto)",
+    )
 
 
 def _add_field(group, field: dataclasses.Field) -> None:
@@ -177,12 +185,20 @@ def _train(arguments: argparse.Namespace) -> int:
     except TypeError as error:
         raise ValueError(f"env '{arguments.env_name}' does not take {options}: {error}") from error
     out = arguments.out or _default_out(arguments.env_name, arguments.algorithm)
-    try:
-        result = marl_kl.train(
+    return _exit_code(
+        lambda: marl_kl.train(
             env, arguments.algorithm, seeds=_seeds(arguments.seeds), out=out, progress=arguments.progress, **fields
-        )
+        ),
+        out,
+    )
+
+
+def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
+    try:
+        result = train()
     except KeyboardInterrupt:
-        kept = f"; what was done until then is in {out}" if (out / "run.json").exists() else ""
+        goes_on = f"; what was done until then is in {out}, and marl-kl resume {out} goes on"
+        kept = goes_on if run_folder.holds_run(out) else ""
         print(f"marl-kl: interrupted{kept}", file=sys.stderr)
         return 130
     return 1 if len(result.failures) == len(result.seeds) else 0
@@ -237,6 +253,78 @@ def _literal(text: str):
 
 def _default_out(env_name: str, algorithm: str) -> Path:
     return Path("runs") / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+# resume
+
+
+def _add_resume(commands) -> None:
+    text = "go on with a run from its newest checkpoint, as if it had never stopped"
+    parser = commands.add_parser(
+        "resume",
+        usage="marl-kl resume RUN [--total-env-steps N] [--progress MODE]",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Environment, algorithm, config and seeds are those of the run.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_resume)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has stopped")
+    parser.add_argument(
+        "--total-env-steps", metavar="N",
+        help="env steps per seed, those already taken included: makes a run longer (default: as it was)",
+    )
+    _add_progress(parser)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    out = arguments.run
+    record = run_folder.read_record(out)
+    config = record.config
+    if arguments.total_env_steps is not None:
+        field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
+        config = config.replace(total_env_steps=_parsed(field, arguments.total_env_steps))
+    if run_folder.last_session(record.document)["device"]["count"] > 1:  # as the run had it, for the same bits
+        with contextlib.suppress(RuntimeError):
+            marl_kl.use_all_cpu_cores()
+    env = _made_again(record, out)
+    with _warnings_as_sentences():
+        return _exit_code(
+            lambda: marl_kl.train(
+                env, record.algorithm, seeds=record.seeds, config=config, out=out, resume=True,
+                progress=arguments.progress,
+            ),
+            out,
+        )
+
+
+def _made_again(record: run_folder.RunRecord, out: Path) -> Env:
+    import envs
+
+    spec = record.spec
+    env = None if spec.options is None else envs.make(spec.name, **dict(spec.options))
+    if env is None or checkpoints.digest(env.params) != record.document.get("env_params"):
+        raise ValueError(
+            f"the environment '{spec.name}' of {out} is not one that envs.make can make again; resume it from Python: "
+            f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
+        )
+    return env
+
+
+@contextlib.contextmanager
+def _warnings_as_sentences():
+    """Our own warnings without the place in the code that they come from."""
+    show = warnings.showwarning
+
+    def show_sentence(message, category, *place, **options):
+        if issubclass(category, run_folder.RunWarning):
+            print(f"marl-kl: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", run_folder.RunWarning)
+        warnings.showwarning = show_sentence
+        yield
 
 
 # envs, algorithms

@@ -76,6 +76,7 @@ class Config:
         0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE
     )
     save_interval: int = _static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
+    checkpoints_kept: int = _static(2, "checkpoints kept in the run folder: the newest ones")
     chunk_updates: int = _static(10, "updates per compiled chunk, between two looks of the host")
 
     def __post_init__(self):
@@ -111,6 +112,10 @@ class Config:
                 hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
                 raise ValueError(f"unknown config field '{name}' for {type(self).__name__}; {hint}")
         return dataclasses.replace(self, **changes)
+
+
+SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")
+"""The fields that say how long and when, not what: no update depends on them, so a resumed run may change them."""
 
 
 @dataclasses.dataclass(frozen=True)

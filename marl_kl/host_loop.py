@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from envs.types import Env
-from marl_kl import algorithms, devices, reporting, run_folder
+from marl_kl import algorithms, checkpoints, devices, reporting, run_folder
+from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.evaluate import EpisodeStatistics, make_evaluate
 from marl_kl.progress import Progress
@@ -29,6 +32,7 @@ def train(
     *,
     seeds: int | Sequence[int] = 1,
     out: str | PathLike | None = None,
+    resume: bool = False,
     config: Config | None = None,
     progress: str = "auto",
     **fields,
@@ -41,7 +45,11 @@ def train(
         env: from `envs.make`, or your own.
         algorithm: one of `marl_kl.algorithms.names()`.
         seeds: how many (0, 1, ...), or which.
-        out: folder for metrics, pictures, config and the learned parameters; None keeps nothing on disk.
+        out: folder for metrics, pictures, config and checkpoints; None keeps nothing on disk.
+        resume: go on with the run in `out` from its newest checkpoint, bit for bit as if it had never stopped (same
+            versions, same devices); if there is no run yet, begin it. Everything but the schedule
+            (`marl_kl.config.SCHEDULE`) must be as it was; more `total_env_steps` extend a run, which keeps the
+            evaluation at its old end.
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         **fields: config fields by name; they override `config`.
@@ -52,7 +60,7 @@ def train(
 
     Raises:
         ValueError: bad input, named in one sentence, before anything is compiled.
-        RunFolderError: `out` holds another run or cannot be written.
+        RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written.
     """
     if not isinstance(env, Env):
         raise ValueError(f"env={env!r}; it must be an environment, as envs.make({str(env)!r}) returns")
@@ -68,35 +76,46 @@ def train(
         kl_budget=kl_budget,
         mode=progress,
     )
-    if out is not None:
-        out = run_folder.create(out, run_folder.record(env.spec, algorithm, config, seeds))
-    run = _Run(env, algorithm, config, seeds, out, display)
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the run that is to go on")
+        return _completed(_Run(env, algorithm, config, seeds, display))
+    document = run_folder.record(env.spec, algorithm, config, seeds, checkpoints.digest(env.params))
+    is_known = resume and run_folder.holds_run(out)
+    with run_folder.claim(out, None if is_known else document) as out:
+        run = _Run(env, algorithm, config, seeds, display, out, run_folder.identity(document))
+        if is_known:
+            run.restore(document)
+        return _completed(run)
+
+
+def _completed(run: _Run) -> TrainResult:
+    """The result of the run, which is carried to its end."""
     status = "failed"
     try:
-        with display:
-            run.compile()
+        with run.display:
             run.loop()
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        if out is not None:
-            _close(run, out, status)
+        if run.out is not None:
+            _close(run, status)
     result = run.result()
-    reporting.finish(result, quiet=progress == "none")
+    reporting.finish(result, quiet=run.display.mode == "none")
     return result
 
 
-def _close(run: _Run, out: Path, status: str):
+def _close(run: _Run, status: str):
     """Leaves a true status behind even when the last save fails."""
     try:
-        run.save_progress()
+        run.save()
     except BaseException:
         status = "failed"
         raise
     finally:
-        run_folder.set_status(out, status, run.failures)
+        run_folder.set_status(run.out, status, run.now.failures)
 
 
 _EVALUATION = 0x6576616C
@@ -116,67 +135,109 @@ class _Programs(NamedTuple):
 
 
 class _Run:
-    """One training run: the train state on the device, and what has come back from it."""
+    """One training run: the train state on the device, and what has come back from it.
 
-    def __init__(self, env, algorithm, config, seeds, out, display):
+    Attributes:
+        now: the run after its last chunk or evaluation, on the host; replaced whole, so that an interruption at any
+            moment leaves a consistent one.
+        state: the train state on the devices; while a chunk runs its memory is the chunk's.
+    """
+
+    def __init__(self, env, algorithm, config, seeds, display, out=None, identity=None):
         self.env, self.algorithm, self.config = env, algorithm, config
-        self.seeds, self.out, self.display = seeds, out, display
+        self.seeds, self.display, self.out, self.identity = seeds, display, out, identity
         self.mesh = devices.seed_mesh(len(seeds))
-        self.metrics: list[dict[str, np.ndarray]] = []
-        self.evaluations: list[tuple[int, EpisodeStatistics]] = []
-        self.failures: tuple[Failure, ...] = ()
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.now = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
+        self._saved: tuple[int, int] | None = None
         self.state: TrainState | None = None
-        self.learner: Learner | None = None
 
     @property
     def done(self) -> int:
         """Updates made."""
-        return sum(chunk["value_loss"].shape[1] for chunk in self.metrics)
+        return self.now.update
+
+    def restore(self, document: Mapping[str, Any]):
+        """Goes back to the newest checkpoint, and notes so in the run folder.
+
+        Args:
+            document: the `run_folder.record` of this call.
+
+        Raises:
+            RunFolderError: the folder's run is another one, or has no usable checkpoint.
+            ValueError: the run is longer already than `total_env_steps`.
+        """
+        stored = run_folder.read_record(self.out).document
+        other = run_folder.difference(run_folder.identity(stored), self.identity)
+        if other:
+            raise run_folder.RunFolderError(f"out={str(self.out)!r} holds another run: {other}")
+        snapshot = checkpoints.load(self.out, self.identity)
+        if snapshot is not None:
+            self._go_to(snapshot)
+        elif (self.out / "metrics.csv").exists():
+            raise run_folder.RunFolderError(f"there is no checkpoint in {str(self.out)!r}, only its metrics.csv")
+        if not self._is_complete or stored["status"] != "finished":
+            _warn_of_other_machinery(run_folder.last_session(stored), document)
+            run_folder.note_resumed(self.out, document, self.done)
+        # those on disk may be of updates that the checkpoint does not have
+        self._write_tables()
+
+    def _go_to(self, snapshot: Snapshot):
+        if snapshot.update > self.config.num_updates:
+            raise ValueError(
+                f"total_env_steps={self.config.total_env_steps}; it must be at least "
+                f"{snapshot.update * self.config.batch_size}, which the run in {str(self.out)!r} has taken already"
+            )
+        source = checkpoints.source(self.out, snapshot.update)
+        self.state = devices.place(checkpoints.filled(self._shapes, snapshot.state, source), self.mesh)
+        self.now, self._saved = snapshot, snapshot.extent
+        self.display.start_at(snapshot.update)
 
     def compile(self):
-        """Traces and compiles everything, and makes the initial state."""
+        """Traces and compiles everything, and makes the initial state if there is none."""
         self.display.phase("compiling")
         begin = time.perf_counter()
         numbers = self.config.numbers
-        keys = devices.place(jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32)), self.mesh)
-        train = make_train(self.env, self.algorithm, self.config)
-        init = devices.over_seeds(jax.vmap(train.init), self.mesh, (devices.SEEDS,), devices.SEEDS)
         with ThreadPoolExecutor(1) as background:
             # the two programs that step environments are compiled side by side
             # (lowered here: settings such as jax.enable_x64 do not reach another thread)
-            shapes = jax.eval_shape(init, keys)
-            evaluate = background.submit(self._lowered_evaluation(keys, shapes.learner).compile)
-            self.state = jax.block_until_ready(init(keys))
-            chunk = self._compiled_chunk(numbers, self.state)
+            evaluate = background.submit(self._lowered_evaluation(self._keys, self._shapes.learner).compile)
+            if self.state is None:
+                self.state = jax.block_until_ready(self._init(self._keys))
+            # from the shapes, not from the state: a resumed run compiles the very same program
+            chunk = self._compiled_chunk(numbers, self._shapes)
             self.programs = _Programs(lambda state, n: chunk(numbers, state, n), evaluate.result())
-        self.seconds["compile"] = time.perf_counter() - begin
+        self.now = self.now._replace(timing=self._timing("compile", begin))
 
     def loop(self):
-        """Updates and evaluates until the end."""
-        config = self.config
-        self._evaluate()
-        while self.done < config.num_updates:
-            stops = [self.done + config.chunk_updates, config.num_updates]
-            intervals = (config.eval_interval, config.save_interval)
-            stops += [_next_multiple(self.done, every) for every in intervals if every]
-            self._advance(min(stops) - self.done)
-            is_last = self.done == config.num_updates
-            if is_last or _is_multiple(self.done, config.eval_interval):
+        """Updates, evaluates and saves until the end."""
+        if self._is_complete:
+            return
+        self.compile()
+        while not self._is_complete:
+            if self._evaluation_is_due:
                 self._evaluate()
-            if self.out is not None and not is_last and _is_multiple(self.done, config.save_interval):
-                self.save_progress()
+            if self.out is not None and _is_multiple(self.done, self.config.save_interval):
+                self.display.phase("saving")
+                self.save()
+            if self.done < self.config.num_updates:
+                self._advance(self._next_stop() - self.done)
 
-    def save_progress(self):
-        """Writes what there is: metrics, evaluations, parameters."""
-        if self.metrics:
+    def save(self):
+        """Stores what there is, unless that is stored: a checkpoint, then its metrics and evaluations as tables."""
+        if self._saved == self.now.extent:
+            return
+        if self.done:
+            checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
+        self._write_tables()
+        self._saved = self.now.extent
+
+    def _write_tables(self):
+        if self.done:
             run_folder.write_metrics(
-                self.out, self.env.spec.agents, self.seeds, self._env_steps(), self._reported_metrics()
+                self.out, self.env.spec.agents, self.seeds, self._env_steps(), self.now.metrics
             )
-        if self.evaluations:
-            run_folder.write_evaluation(self.out, self.seeds, self._evaluation())
-        if self.learner is not None:
-            run_folder.save_learner(self.out, self.learner, self.done)
+        if self.now.evaluation is not None:
+            run_folder.write_evaluation(self.out, self.seeds, self.now.evaluation)
 
     def result(self) -> TrainResult:
         return TrainResult(
@@ -185,12 +246,46 @@ class _Run:
             self.config,
             self.seeds,
             self._env_steps(),
-            self._reported_metrics(),
-            self._evaluation(),
-            self.failures,
-            Timing(**self.seconds),
+            self.now.metrics,
+            self.now.evaluation,
+            self.now.failures,
+            self.now.timing,
             self.out,
         )
+
+    @functools.cached_property
+    def _keys(self) -> jax.Array:
+        return devices.place(jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32)), self.mesh)
+
+    @functools.cached_property
+    def _init(self) -> Callable[[jax.Array], TrainState]:
+        init = make_train(self.env, self.algorithm, self.config).init
+        return devices.over_seeds(jax.vmap(init), self.mesh, (devices.SEEDS,), devices.SEEDS)
+
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
+        """Of all seeds' train states."""
+        return jax.eval_shape(self._init, self._keys)
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        is_scheduled = self.done in (0, self.config.num_updates) or _is_multiple(self.done, self.config.eval_interval)
+        return is_scheduled and (self.now.evaluation is None or self.now.evaluation.update[-1] != self.done)
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.done == self.config.num_updates and not self._evaluation_is_due
+
+    def _next_stop(self) -> int:
+        config = self.config
+        intervals = [every for every in (config.eval_interval, config.save_interval) if every]
+        multiples = (_next_multiple(self.done, every) for every in intervals)
+        return min(self.done + config.chunk_updates, config.num_updates, *multiples)
+
+    def _timing(self, field: str, begin: float) -> Timing:
+        """The timing so far, with the seconds since `begin` in `field`."""
+        timing = self.now.timing
+        return timing._replace(**{field: getattr(timing, field) + time.perf_counter() - begin})
 
     def _compiled_chunk(self, numbers, state):
         def chunk(numbers, state, n):
@@ -222,11 +317,13 @@ class _Run:
         self.state, chunk = self.programs.chunk(self.state, n)
         chunk = {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in chunk.items()}
         # a host copy, because the next chunk takes the state's own memory and may be interrupted
-        learner = jax.tree.map(np.array, self.state.learner)
-        self.seconds["train"] += time.perf_counter() - begin
-        self.failures += self._new_failures(chunk.pop("nonfinite"))
-        self.learner = learner
-        self.metrics.append(chunk)
+        state = checkpoints.flat(self.state)
+        timing = self._timing("train", begin)
+        failures = self.now.failures + self._new_failures(chunk.pop("nonfinite"))
+        metrics = _appended(self.now.metrics, chunk)
+        self.now = self.now._replace(
+            update=self.done + n, state=state, metrics=metrics, failures=failures, timing=timing
+        )
         self.display.advance(n, chunk)
 
     def _evaluate(self):
@@ -238,12 +335,19 @@ class _Run:
         )
         keys = devices.place(keys, self.mesh)
         statistics = jax.tree.map(np.asarray, self.programs.evaluate(keys, self.state.learner))
-        self.evaluations.append((self.done, statistics))
-        self.seconds["evaluate"] += time.perf_counter() - begin
+        timing = self._timing("evaluate", begin)
+        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing)
+
+    def _with_evaluation(self, statistics: EpisodeStatistics) -> Evaluation:
+        before = self.now.evaluation
+        updates = np.append(np.empty(0, np.int64) if before is None else before.update, np.int64(self.done))
+        stacked = {name: values[:, None] for name, values in statistics._asdict().items()}
+        stacked = _appended({} if before is None else before._asdict(), stacked)
+        return Evaluation(updates, updates * self.config.batch_size, **stacked)
 
     def _new_failures(self, nonfinite: np.ndarray) -> tuple[Failure, ...]:
         """The first non-finite quantity of each seed that had none so far; nonfinite: [seed, n, len(WATCHED)]."""
-        known = {failure.seed for failure in self.failures}
+        known = {failure.seed for failure in self.now.failures}
         found = []
         for index, seed in enumerate(self.seeds):
             updates, quantities = np.nonzero(nonfinite[index])
@@ -251,17 +355,24 @@ class _Run:
                 found.append(Failure(seed, self.done + int(updates[0]), WATCHED[quantities[0]]))
         return tuple(found)
 
-    def _reported_metrics(self) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([chunk[name] for chunk in self.metrics], axis=1) for name in self.metrics[0]}
-
     def _env_steps(self) -> np.ndarray:
         # int64 from Python ints: 2^31 env steps are an afternoon on a GPU
         return (np.arange(self.done, dtype=np.int64) + 1) * self.config.batch_size
 
-    def _evaluation(self) -> Evaluation:
-        updates = np.asarray([update for update, _ in self.evaluations], np.int64)
-        stacked = [np.stack(parts, axis=1) for parts in zip(*(statistics for _, statistics in self.evaluations))]
-        return Evaluation(updates, updates * self.config.batch_size, *stacked)
+
+def _appended(before: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`new` [seed, ...] behind `before`, along the second axis."""
+    return {
+        name: np.concatenate([before[name], values], axis=1) if name in before else values
+        for name, values in new.items()
+    }
+
+
+def _warn_of_other_machinery(before: Mapping[str, Any], now: Mapping[str, Any]):
+    other = run_folder.difference(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
+    if other:
+        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
+        warnings.warn(message.removesuffix(" here") + " now", run_folder.RunWarning, stacklevel=3)
 
 
 def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import normalizers, run_folder
+from marl_kl import checkpoints, normalizers, run_folder
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
@@ -80,5 +80,9 @@ def load(path: str | PathLike) -> Run:
     record = run_folder.read_record(path)
     template = learner_shapes(record.spec, record.algorithm, record.config)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(record.seeds), *leaf.shape), leaf.dtype), template)
-    learner, update = run_folder.load_learner(path, stacked)
-    return Run(Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, update)
+    snapshot = checkpoints.load(path, run_folder.identity(record.document))
+    if snapshot is None:
+        raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
+    leaves = checkpoints.part(snapshot.state, "learner")
+    learner = checkpoints.filled(stacked, leaves, checkpoints.source(path, snapshot.update))
+    return Run(Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update)

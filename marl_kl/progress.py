@@ -59,7 +59,7 @@ class Progress:
         self._steps_per_update = env_steps_per_update
         self._num_seeds = num_seeds
         self._kl_budget = kl_budget
-        self._mode = mode
+        self.mode = mode
         self._console = console or Console(highlight=False)
         self._clock = clock
         self._live: Live | None = None
@@ -68,14 +68,16 @@ class Progress:
         self._phase_since = clock()
         self._phase_seconds: dict[str, float] = {}
         self._training_since: float | None = None
-        self._done = 0
+        self._done = self._start = 0
         self._latest: dict[str, str] = {}
         self._last_line = -np.inf
 
     def __enter__(self) -> "Progress":
         self._phase_since = self._clock()
+        if self._start and self.mode != "none":
+            self._console.print(f"continuing at update {self._start} of {self._total}", markup=False)
         is_live = self._console.is_terminal or self._console.is_jupyter
-        if self._mode == "auto" and is_live:
+        if self.mode == "auto" and is_live:
             self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=5)
             self._live.start()
         return self
@@ -86,6 +88,10 @@ class Progress:
             self._live.stop()
         elif self._done:
             self._print_line(force=True)
+
+    def start_at(self, update: int) -> None:
+        """Notes, before the run begins, that its first `update` updates were made earlier: no speed counts them."""
+        self._done = self._start = update
 
     def phase(self, name: str) -> None:
         """Says what is happening now: "compiling", "training", "evaluating", ...
@@ -113,15 +119,16 @@ class Progress:
     def steps_per_second(self) -> float:
         """Env steps of all seeds per second of training so far; NaN before the first update."""
         seconds = self._seconds_in("training")
-        steps = self._done * self._steps_per_update * self._num_seeds
+        steps = (self._done - self._start) * self._steps_per_update * self._num_seeds
         return steps / seconds if steps and seconds > 0 else float("nan")
 
     @property
     def seconds_left(self) -> float:
         """At the average pace since training began, evaluations included; NaN before the first update."""
-        if not self._done or self._training_since is None:
+        made = self._done - self._start
+        if not made or self._training_since is None:
             return float("nan")
-        return (self._clock() - self._training_since) / self._done * (self._total - self._done)
+        return (self._clock() - self._training_since) / made * (self._total - self._done)
 
     def _enter_phase(self, name: str) -> None:
         now = self._clock()
@@ -145,7 +152,7 @@ class Progress:
     def _position(self) -> str:
         # Rounded down: 100 % is said only when nothing is left.
         percent = 100 * self._done // max(self._total, 1)
-        left = f"  {_duration(self.seconds_left)} left" if self._done else ""
+        left = f"  {_duration(self.seconds_left)} left" if self._done > self._start else ""
         return f"{percent:3d} %  {self._done}/{self._total} updates{left}"
 
     def _panel(self) -> Group:
@@ -164,13 +171,13 @@ class Progress:
         return Group(first, facts)
 
     def _print_line(self, force: bool = False) -> None:
-        if self._live is not None or self._mode == "none":
+        if self._live is not None or self.mode == "none":
             return
         now = self._clock()
         if not force and now - self._last_line < _PLAIN_INTERVAL:
             return
         self._last_line = now
-        facts = "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done else ""
+        facts = "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done > self._start else ""
         # Printed whole: a log line that wraps at 80 columns cannot be searched.
         self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
 

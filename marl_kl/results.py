@@ -69,7 +69,7 @@ class Failure(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Wall-clock seconds of one run.
+    """Wall-clock seconds of one run; those before an interruption count as far as a resumed run could use them.
 
     Attributes:
         compile: tracing and compiling, evaluation included.

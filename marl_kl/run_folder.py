@@ -3,11 +3,13 @@
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
     metrics.csv       one row per seed and update
     evaluation.csv    one row per evaluation episode
-    learner/<update>  orbax checkpoints of the learner, the last two
+    checkpoints/      where to go on after an interruption, learner included: `marl_kl.checkpoints`
     *.png, summary.md what `marl_kl.reporting` makes of them
+    .lock             locked by the process that trains; left behind unlocked
 
-Every file is written under a temporary name in its own folder, synced and renamed. Whatever goes wrong with a
-folder is a `RunFolderError` whose message is one sentence that names the path.
+The checkpoints are the truth and the two tables copies of their numbers, written after them. Every file is written
+under a temporary name in its own folder, synced and renamed. Whatever goes wrong with a folder is a `RunFolderError`
+whose message is one sentence that names the path.
 """
 
 from __future__ import annotations
@@ -16,35 +18,36 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import platform
-import re
 import shutil
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl.config import Config
+from marl_kl.config import SCHEDULE, Config
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS, Evaluation, Failure
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
 
 STATUSES = ("running", "finished", "interrupted", "failed")
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
-_TEMPORARY = ".tmp-"
-_CHECKPOINTS_KEPT = 2
+_LOCK = ".lock"
+
+TEMPORARY = ".tmp-"
+"""How the names of unfinished files and folders begin; what a kill leaves of them is removed later."""
 
 
 class RunFolderError(OSError, ValueError):
@@ -53,6 +56,10 @@ class RunFolderError(OSError, ValueError):
 
 class RunExistsError(RunFolderError, FileExistsError):
     """The path is taken."""
+
+
+class RunWarning(UserWarning):
+    """Something about a run folder is not as it should be, and the run goes on all the same; one sentence."""
 
 
 class RunRecord(NamedTuple):
@@ -80,8 +87,13 @@ class RunRecord(NamedTuple):
 # run.json
 
 
-def record(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) -> dict[str, Any]:
-    """The content of a new run's `run.json`: what is run, on which versions and devices, since when."""
+def record(
+    spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int], env_params: str | None = None
+) -> dict[str, Any]:
+    """The content of a new run's `run.json`: what is run, on which versions and devices, since when.
+
+    `env_params` is what `checkpoints.digest` makes of the environment's params.
+    """
     from marl_kl import __version__  # the package is complete only after this module
 
     devices = jax.devices()
@@ -95,6 +107,7 @@ def record(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) 
         "algorithm": algorithm,
         "seeds": [int(seed) for seed in seeds],
         "env": _jsonable(dataclasses.asdict(spec)),
+        "env_params": env_params,
         "config_class": type(config).__name__,
         "config": _jsonable({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
         "failures": [],
@@ -103,31 +116,95 @@ def record(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) 
     }
 
 
-def create(out: str | os.PathLike, record: Mapping[str, Any]) -> Path:
-    """Makes the folder `out` (parents too) and writes `record` as its `run.json`.
+def identity(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a `run.json` that makes it this run and no other: all that its numbers depend on."""
+    env = {name: value for name, value in document["env"].items() if name != "options"}
+    return {
+        **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
+        "config": {name: value for name, value in document["config"].items() if name not in SCHEDULE},
+        "env": {**env, "metadata": dict(env["metadata"])},
+    }
 
-    Nothing is compiled for it, so it can be the first thing that a run does. An empty folder is taken as it is.
+
+def difference(stored: Any, wanted: Any, name: str = "") -> str | None:
+    """The first entry that `stored` and `wanted` have otherwise, as text; None if they agree.
+
+    Entries that `stored` lacks do not count: the version that wrote it did not know them.
+    """
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        prefix = f"{name}." if name else ""
+        found = (difference(value, wanted.get(key), f"{prefix}{key}") for key, value in stored.items())
+        return next((text for text in found if text), None)
+    return None if stored == wanted else f"{name} is {stored!r} there and {wanted!r} here"
+
+
+@contextlib.contextmanager
+def claim(out: str | os.PathLike, new: Mapping[str, Any] | None) -> Iterator[Path]:
+    """Holds the run folder `out` for this process: nobody else trains in it until the context ends.
+
+    The operating system gives the folder back when the process ends, however it ends. Nothing is compiled for it, so
+    it can be the first thing that a run does.
+
+    Args:
+        out: the folder; for a new run it may be missing (parents too) or empty.
+        new: the `run.json` of a new run (see `record`), which is written; None: the folder holds a run already.
 
     Raises:
-        RunExistsError: `out` already holds a run, is a file, or is a folder with other content.
-        RunFolderError: it cannot be written.
+        RunExistsError: a new run's `out` already holds a run, is a file, or is a folder with other content.
+        RunFolderError: another process holds it, or it cannot be written.
     """
     out = Path(out)
-    with _one_sentence("create", out):
+    if new is not None:
         _refuse_if_taken(out)
-        is_new = not out.exists()
+    is_made = not out.exists()
+    with one_sentence("create", out):
         out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        remove_leftovers(out)
+        if new is not None:
+            _begin(out, new, is_made)
+        yield out
+
+
+def _begin(out: Path, new: Mapping[str, Any], is_made: bool) -> None:
+    _refuse_if_taken(out)
     try:
-        write_file(out / "run.json", _as_json(record))
+        write_file(out / "run.json", _as_json(new))
     except RunFolderError:
-        if is_new:
+        if is_made:
             shutil.rmtree(out, ignore_errors=True)
         raise
-    return out
+
+
+def holds_run(out: str | os.PathLike) -> bool:
+    """Whether there is a `run.json`, readable or not."""
+    with one_sentence("read", Path(out)):
+        return (Path(out) / "run.json").exists()
+
+
+def note_resumed(out: str | os.PathLike, document: Mapping[str, Any], update: int) -> None:
+    """Notes in `run.json` that the run goes on.
+
+    Args:
+        out: the run folder.
+        document: a `record` of the run as it goes on: this process's versions and device, and a schedule (see
+            `marl_kl.config.SCHEDULE`) that may be a new one.
+        update: updates already made.
+    """
+    stored = _read_document(Path(out))
+    here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
+    changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
+    resumed = [*stored.get("resumed", ()), here]
+    write_file(Path(out) / "run.json", _as_json({**stored, **changed, "resumed": resumed}))
+
+
+def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `run.json` says of the process that wrote last: `versions` and `device`."""
+    return [document, *document.get("resumed", ())][-1]
 
 
 def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] = ()) -> None:
-    """Notes in `run.json` how the run stands, and the time if it has ended.
+    """Notes in `run.json` how the run stands, and the time when it came to stand so if it has ended.
 
     Args:
         out: the run folder.
@@ -137,9 +214,10 @@ def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] 
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
     document = _read_document(Path(out))
+    if document["status"] != status:
+        document["ended"] = None if status == "running" else _now()
     document["status"] = status
     document["failures"] = [failure._asdict() for failure in failures]
-    document["ended"] = None if status == "running" else _now()
     write_file(Path(out) / "run.json", _as_json(_jsonable(document)))
 
 
@@ -164,20 +242,49 @@ def read_record(out: str | os.PathLike) -> RunRecord:
 
 
 def _refuse_if_taken(out: Path) -> None:
+    with one_sentence("read", out):
+        _check_not_taken(out)
+
+
+def _check_not_taken(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise RunExistsError(f"out={str(out)!r} is a file; it must be a new or empty folder")
-    if (out / "run.json").exists():
-        raise RunExistsError(f"out={str(out)!r} already holds another run; choose a new folder or delete that one")
-    content = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith(_TEMPORARY))
+    if holds_run(out):
+        raise RunExistsError(
+            f"out={str(out)!r} already holds another run; choose a new folder, delete that one, or resume it"
+        )
+    ours = (TEMPORARY, _LOCK)
+    content = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith(ours))
     if content:
         raise RunExistsError(f"out={str(out)!r} is not empty (it holds '{content[0]}'); choose a new folder")
 
 
+@contextlib.contextmanager
+def _locked(out: Path):
+    path = out / _LOCK
+    with one_sentence("write", path):
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.readline().strip()
+            raise RunFolderError(f"out={str(out)!r} is in use by another process{owner and f' ({owner})'}") from None
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(OSError):  # only a help for the reader
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        yield
+
+
 def _read_document(out: Path) -> dict[str, Any]:
     path = out / "run.json"
-    with _one_sentence("read", path):
+    with one_sentence("read", path):
         if not out.exists():
             raise RunFolderError(f"there is no run folder {str(out)!r}")
         if not path.exists():
@@ -334,194 +441,17 @@ def _texts(column: np.ndarray) -> list[str]:
     return column.astype("U").tolist()
 
 
-# The learner
-
-
-def save_learner(out: str | os.PathLike, learner: Any, update: int) -> None:
-    """Stores the learner as it is after `update` updates; the last two checkpoints are kept.
-
-    The tree is stored flat, by the path of each leaf, so that it does not matter which containers
-    (NamedTuples, dataclasses, dicts) it is made of. A checkpoint counts once its checksums are on disk, which
-    is the last thing written.
-
-    Args:
-        out: the run folder.
-        learner: a pytree of arrays on any device; typed PRNG keys are allowed.
-        update: number of updates made.
-
-    Raises:
-        RunFolderError: it cannot be written.
-    """
-    import orbax.checkpoint as ocp
-
-    folder = Path(out).absolute() / "learner"
-    target = folder / str(int(update))
-    # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
-    leaves = {name: leaf for name, leaf in _host_leaves(learner).items() if leaf.size}
-    with _one_sentence("write", target):
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_checkpoint(target)
-        try:
-            with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(target, leaves)
-        except ValueError as error:
-            for leftover in folder.glob(f"{target.name}.orbax*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            raise _as_os_error(error) from error
-        write_file(_checksum_file(target), json.dumps(_checksums(target), indent=1) + "\n")
-        for old in _checkpoints(folder)[:-_CHECKPOINTS_KEPT]:
-            _remove_checkpoint(old)
-
-
-def load_learner(out: str | os.PathLike, template: Any = None) -> tuple[Any, int]:
-    """The newest stored learner and the number of updates that had been made.
-
-    Args:
-        out: the run folder.
-        template: a pytree of arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`, say) like the one that was
-            saved; None returns a flat dict from leaf path (`actors.params.Dense_0.kernel`) to array.
-
-    Returns:
-        `(learner, update)`: numpy arrays in the structure of `template` (typed PRNG keys are jax arrays); no device
-        of the run that saved it is needed.
-
-    Raises:
-        RunFolderError: there is no checkpoint, it is damaged, or it does not fit the template.
-    """
-    import orbax.checkpoint as ocp
-
-    folder = Path(out).absolute() / "learner"
-    with _one_sentence("read", folder):
-        stored = _checkpoints(folder)
-    if not stored:
-        raise RunFolderError(f"there is no stored learner in {str(out)!r}")
-    newest = stored[-1]
-    with _one_sentence("read", newest):
-        # Checked before orbax reads: a damaged array would otherwise also print its threads' tracebacks.
-        _verify(newest)
-        try:
-            with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-                leaves = checkpointer.restore(newest)
-        except (ValueError, KeyError) as error:
-            raise RunFolderError(f"the checkpoint {newest} is damaged: {_first_line(error)}") from error
-    leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    return (leaves if template is None else _fill(template, leaves, newest)), int(newest.name)
-
-
-def _host_leaves(tree: Any) -> dict[str, np.ndarray]:
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = _leaf_name(path)
-        if name in leaves:
-            raise ValueError(f"two leaves of the learner have the path '{name}'")
-        leaves[name] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return leaves
-
-
-def _leaf_name(path) -> str:
-    # A bare array is a tree whose only leaf has an empty path.
-    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-
-
-def _is_key(leaf) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _fill(template: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
-    paths, structure = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {_leaf_name(path): leaf for path, leaf in paths}
-    surplus = sorted(set(leaves) - set(wanted))
-    if surplus:
-        raise RunFolderError(f"the checkpoint {source} holds '{surplus[0]}', which the learner does not have")
-    return jax.tree_util.tree_unflatten(
-        structure, [_fill_leaf(name, leaf, leaves, source) for name, leaf in wanted.items()]
-    )
-
-
-def _fill_leaf(name: str, wanted, leaves: dict[str, np.ndarray], source: Path):
-    shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
-    if 0 in shape.shape:
-        return np.zeros(shape.shape, shape.dtype)
-    if name not in leaves:
-        raise RunFolderError(f"the checkpoint {source} lacks '{name}' of the learner")
-    found = leaves[name]
-    if found.shape != shape.shape:
-        raise RunFolderError(
-            f"the checkpoint {source} holds '{name}' with shape {found.shape}; the learner needs {shape.shape}"
-        )
-    if found.dtype != shape.dtype:
-        raise RunFolderError(
-            f"the checkpoint {source} holds '{name}' as {found.dtype}; the learner needs {shape.dtype}"
-        )
-    return jax.random.wrap_key_data(found, impl=_key_impl(wanted)) if _is_key(wanted) else found
-
-
-def _key_impl(key) -> Any:
-    # `key_impl` refuses a ShapeDtypeStruct, but not the tracer of one.
-    found = []
-    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
-    return found[0]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The complete ones, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [entry for entry in folder.iterdir() if entry.name.isdigit() and _checksum_file(entry).exists()]
-    return sorted(found, key=lambda entry: int(entry.name))
-
-
-def _checksum_file(checkpoint: Path) -> Path:
-    return checkpoint.with_name(checkpoint.name + ".sha256.json")
-
-
-def _checksums(checkpoint: Path) -> dict[str, str]:
-    files = sorted(entry for entry in checkpoint.rglob("*") if entry.is_file())
-    return {str(file.relative_to(checkpoint).as_posix()): _sha256(file) for file in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(checkpoint: Path) -> None:
-    try:
-        expected = json.loads(_checksum_file(checkpoint).read_bytes())
-    except ValueError as error:
-        raise RunFolderError(f"the checkpoint {checkpoint} is damaged: its checksums are unreadable") from error
-    found = _checksums(checkpoint)
-    for name, checksum in expected.items():
-        if found.get(name) != checksum:
-            state = "has changed since it was written" if name in found else "is missing"
-            raise RunFolderError(f"the checkpoint {checkpoint} is damaged: its file {name} {state}")
-
-
-@contextlib.contextmanager
-def _quiet_orbax():
-    # It logs the traceback of each of its threads before it raises the same error.
-    logger = logging.getLogger("absl")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was_disabled
-
-
-def _as_os_error(error: ValueError) -> OSError:
-    # The storage library reports a full disk, say, as a ValueError that quotes the system's error code.
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(_first_line(error))
-
-
-def _remove_checkpoint(checkpoint: Path) -> None:
-    # The checksums go first: without them the rest no longer counts as a checkpoint.
-    _checksum_file(checkpoint).unlink(missing_ok=True)
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint)
-
-
 # Writing
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder."""
+    with one_sentence("clear", folder):
+        for leftover in folder.glob(f"{TEMPORARY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
@@ -532,27 +462,28 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
-    with _one_sentence("write", path):
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    with one_sentence("write", path):
         try:
-            _write_synced(temporary, data)
+            write_synced(temporary, data)
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    # Makes the rename itself survive a power cut; not every file system lets a folder be synced.
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power cut, where the file system lets a folder be synced."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -562,15 +493,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_sentence(action: str, path: Path):
+def one_sentence(action: str, path: Path):
+    """Turns an OSError into a `RunFolderError`: "cannot `action` `path`: reason"."""
     try:
         yield
     except RunFolderError:
         raise
     except OSError as error:
-        reason = error.strerror or _first_line(error)
+        reason = error.strerror or first_line(error)
         raise RunFolderError(f"cannot {action} {path}: {reason[:1].lower()}{reason[1:]}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -3,14 +3,18 @@
 import dataclasses
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pytest
 
 import envs
 import marl_kl
 from tests import synthetic
-from marl_kl import algorithms, cli
+from marl_kl import algorithms, checkpoints, cli, run_folder
+from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Failure
+from tests.counting_env import counting_env
 
 
 @pytest.fixture
@@ -88,6 +92,10 @@ _BAD = {
     "train matrix_game --out {file}": "is a file",
     "train matrix_game --out {file}/run": "not a directory",
     "train matrix_game --out {full}": "is not empty",
+    "resume": "required: RUN",
+    "resume {full}": "is not a run folder",
+    "resume {full}/none": "there is no run folder",
+    "resume {full} --total-env-step 5": "unknown option --total-env-step; did you mean --total-env-steps?",
     "envs more": "unknown argument more",
 }
 
@@ -135,7 +143,51 @@ def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(marl_kl, "train", interrupted)
     assert cli.main(["train", "matrix_game", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == f"marl-kl: interrupted; what was done until then is in {tmp_path}\n"
+    said = f"interrupted; what was done until then is in {tmp_path}, and marl-kl resume {tmp_path} goes on"
+    assert capsys.readouterr().err == f"marl-kl: {said}\n"
+
+
+def _stopped(out, env):
+    digest = checkpoints.digest(env.params)
+    document = run_folder.record(env.spec, "hatrpo_g", TrustRegionConfig(kl_budget=0.3), (4, 7), digest)
+    with run_folder.claim(out, document):
+        return out
+
+
+def test_resume_makes_environment_and_config_of_the_run_again(trained, tmp_path):
+    env = envs.make("matrix_game", num_agents=3, steps=5)
+    out = _stopped(tmp_path / "run", env)
+    assert cli.main(["resume", str(out), "--progress", "none", "--total-env-steps", "3e6"]) == 0
+    assert cli.main(["resume", str(out)]) == 0
+    for (again, algorithm, options), steps in zip(trained, (3_000_000, 1_000_000)):
+        assert again.spec == env.spec and algorithm == "hatrpo_g" and options["seeds"] == (4, 7)
+        assert options["config"] == TrustRegionConfig(kl_budget=0.3, total_env_steps=steps)
+        assert options["out"] == out and options["resume"] is True
+    assert [options["progress"] for _, _, options in trained] == ["none", "auto"]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [counting_env(), envs.make("matrix_game", payoff=np.eye(2)), envs.make("bilinear")._replace(params=np.ones(2))],
+    ids=lambda env: env.spec.name,
+)
+def test_resume_of_another_s_environment_points_to_python(trained, tmp_path, capsys, env):
+    out = _stopped(tmp_path / "run", env)
+    assert cli.main(["resume", str(out)]) == 2 and trained == []
+    said = capsys.readouterr().err
+    assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in said
+    assert said.startswith(f"marl-kl: the environment '{env.spec.name}' of {out} is not") and said.count("\n") == 1
+
+
+def test_warnings_of_a_resumed_run_are_sentences(monkeypatch, tmp_path, capsys):
+    def train(*_, **__):
+        warnings.warn("an older checkpoint is used", run_folder.RunWarning)
+        return synthetic.result()
+
+    monkeypatch.setattr(marl_kl, "train", train)
+    out = _stopped(tmp_path / "run", envs.make("bilinear"))
+    assert cli.main(["resume", str(out)]) == 0
+    assert capsys.readouterr().err == "marl-kl: an older checkpoint is used\n"
 
 
 def test_a_fault_keeps_its_traceback(monkeypatch):

@@ -231,3 +231,13 @@ def test_two_peaks_slope_has_no_end():
     """Both peaks are local: far enough along agent 1's slope every expected reward is exceeded."""
     assert two_peaks_reward(9.0, 5.0, std=1.0) > two_peaks_reward(5.62, 5.0, std=1.0)
     assert two_peaks_reward(7.0, 5.0, std=1.0) < two_peaks_reward(5.62, 5.0, std=1.0)
+
+
+def test_the_spec_notes_the_options_that_make_it_again():
+    env = envs.make("matrix_game", payoff=[[1, 0], [0, 2.5]], steps=3)
+    assert env.spec.options == (("payoff", ((1, 0), (0, 2.5))), ("steps", 3))
+    again = envs.make(env.spec.name, **dict(env.spec.options))
+    assert again.spec == env.spec and np.array_equal(again.params, env.params)
+    assert envs.make("matrix_game").spec.options == ()
+    assert envs.make("matrix_game", payoff=np.eye(2)).spec.options is None
+    assert envs.make("matrix_game", steps=1).spec == envs.make("matrix_game").spec

@@ -99,6 +99,19 @@ def test_terminal_gets_a_live_display_that_ends_after_an_error():
     assert output.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor must come back"
 
 
+def test_a_resumed_run_counts_only_what_it_does_itself():
+    clock = _Clock()
+    progress, output = _progress(clock)
+    progress.start_at(30)
+    with progress:
+        progress.phase("training")
+        assert "continuing at update 30 of 40" in output.getvalue() and np.isnan(progress.steps_per_second)
+        clock.now += 20
+        progress.advance(5, _metrics())
+        assert progress.steps_per_second == 5 * 1000 * 4 / 20 and progress.seconds_left == 20
+    assert "87 %  35/40 updates  0:20 left" in output.getvalue()
+
+
 def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="progress='loud'; it must be one of auto, plain, none"):
         _progress(mode="loud")

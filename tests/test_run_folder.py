@@ -1,13 +1,14 @@
 """The run folder: what comes back is what was written, and whatever is wrong with it is one sentence."""
 
+import dataclasses
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,24 +20,9 @@ from marl_kl.results import Evaluation, Failure
 from marl_kl.run_folder import RunExistsError, RunFolderError
 
 
-class _Learner(NamedTuple):
-    actors: Any
-    state: Any
-    key: Any
-    empty: Any
-
-
-def _learner(seeds=3, value=1.0):
-    return _Learner(
-        actors={"Dense_0": {"kernel": jnp.full((seeds, 2, 5), value), "a/b.c": jnp.ones((seeds,), jnp.bfloat16)}},
-        state=((), [jnp.arange(seeds), jnp.full((seeds,), jnp.nan)], None),
-        key=jax.random.split(jax.random.key(0), seeds),
-        empty=jnp.zeros((seeds, 0)),
-    )
-
-
 def _created(out, config=TrustRegionConfig()):
-    return run_folder.create(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5)))
+    with run_folder.claim(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
+        return out
 
 
 def _one_sentence(error) -> str:
@@ -181,85 +167,6 @@ def test_evaluation_reads_back_by_pandas(tmp_path):
     assert (frame["episode_length"] == 7).all() and len(frame) == 24
 
 
-# The learner
-
-
-def test_learner_comes_back_in_the_template_s_structure(tmp_path):
-    learner = _learner()
-    run_folder.save_learner(tmp_path, learner, 12)
-    back, update = run_folder.load_learner(tmp_path, jax.eval_shape(lambda: learner))
-    assert update == 12 and type(back) is _Learner
-    assert jax.tree.structure(back) == jax.tree.structure(learner)
-    np.testing.assert_array_equal(jax.random.key_data(back.key), jax.random.key_data(learner.key))
-    for found, wanted in zip(jax.tree.leaves(back._replace(key=0)), jax.tree.leaves(learner._replace(key=0))):
-        assert np.asarray(found).dtype == np.asarray(wanted).dtype
-        np.testing.assert_array_equal(found, wanted)
-    assert isinstance(back.actors["Dense_0"]["kernel"], np.ndarray)
-
-
-def test_without_a_template_leaves_come_by_path(tmp_path):
-    run_folder.save_learner(tmp_path, _learner(), 1)
-    leaves, _ = run_folder.load_learner(tmp_path)
-    assert leaves["actors.Dense_0.kernel"].shape == (3, 2, 5)
-    run_folder.save_learner(tmp_path / "bare", jnp.ones(3), 1)
-    np.testing.assert_array_equal(run_folder.load_learner(tmp_path / "bare", jnp.zeros(3))[0], np.ones(3))
-
-
-def test_the_last_two_checkpoints_are_kept_and_a_newer_save_of_one_replaces_it(tmp_path):
-    for update, value in ((9, 1.0), (10, 2.0), (100, 3.0), (100, 4.0)):
-        run_folder.save_learner(tmp_path, _learner(value=value), update)
-    folders = sorted(entry.name for entry in (tmp_path / "learner").iterdir() if entry.is_dir())
-    assert folders == ["10", "100"]
-    leaves, update = run_folder.load_learner(tmp_path)
-    assert update == 100 and leaves["actors.Dense_0.kernel"].max() == 4.0
-
-
-def test_an_unfinished_checkpoint_does_not_count(tmp_path):
-    run_folder.save_learner(tmp_path, _learner(), 1)
-    run_folder.save_learner(tmp_path, _learner(), 2)
-    (tmp_path / "learner" / "2.sha256.json").unlink()  # as if killed before the last write
-    assert run_folder.load_learner(tmp_path)[1] == 1
-
-
-def _largest_file(folder):
-    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda learner: shutil.rmtree(learner), "there is no stored learner"),
-        (lambda learner: shutil.rmtree(learner / "5"), "there is no stored learner"),
-        (lambda learner: os.truncate(_largest_file(learner / "5"), 20), "has changed"),
-        (lambda learner: _largest_file(learner / "5").unlink(), "is missing"),
-        (lambda learner: (learner / "5.sha256.json").write_text("{"), "checksums are unreadable"),
-    ],
-)
-def test_missing_and_corrupt_checkpoints_are_named(tmp_path, capfd, damage, message):
-    run_folder.save_learner(tmp_path, _learner(), 5)
-    damage(tmp_path / "learner")
-    with pytest.raises(RunFolderError, match=message) as error:
-        run_folder.load_learner(tmp_path)
-    assert str(tmp_path) in _one_sentence(error)
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda learner: learner._replace(actors={}), "which the learner does not have"),
-        (lambda learner: learner._replace(empty=jnp.ones((3, 2))), "lacks 'empty'"),
-        (lambda learner: _learner(seeds=4), r"with shape .*; the learner needs"),
-        (lambda learner: learner._replace(state=((), [jnp.zeros(3)] * 2, None)), "as int32"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, change, message):
-    run_folder.save_learner(tmp_path, _learner(), 5)
-    with pytest.raises(RunFolderError, match=message) as error:
-        run_folder.load_learner(tmp_path, change(_learner()))
-    _one_sentence(error)
-
-
 # Writing
 
 
@@ -280,35 +187,85 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_half_written(tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.md"]
 
 
-def test_a_full_disk_during_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
-    run_folder.save_learner(tmp_path, _learner(value=1.0), 1)
-    _fail_with(monkeypatch, errno.ENOSPC)
-    with pytest.raises(RunFolderError, match="no space left on device"):
-        run_folder.save_learner(tmp_path, _learner(value=2.0), 2)
-    monkeypatch.undo()
-    assert run_folder.load_learner(tmp_path)[1] == 1
-
-
-def test_a_full_disk_inside_orbax_is_one_sentence_too(tmp_path, monkeypatch, capfd):
-    import orbax.checkpoint as ocp
-
-    def fail(self, directory, *_, **__):
-        (directory.parent / f"{directory.name}.orbax-checkpoint-tmp").mkdir()
-        raise ValueError("RESOURCE_EXHAUSTED: in database\nNo space left on device [os_error_code='28']")
-
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
-    with pytest.raises(RunFolderError, match="cannot write .*learner/1: no space left on device"):
-        run_folder.save_learner(tmp_path, _learner(), 1)
-    assert not list((tmp_path / "learner").iterdir())
-
-
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(RunFolderError, match="gone/metrics.csv: no such file or directory"):
         run_folder.write_metrics(tmp_path / "gone", ("a",), (0,), np.arange(0), {})
 
 
-def test_learner_under_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "learner").touch()
-    with pytest.raises(RunFolderError, match="cannot write") as error:
-        run_folder.save_learner(tmp_path, _learner(), 1)
+# One process at a time
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    out = _created(tmp_path / "run")
+    with run_folder.claim(out, None):
+        with pytest.raises(RunFolderError, match=f"is in use by another process .process {os.getpid()} on "):
+            with run_folder.claim(out, None):
+                pass
+    with run_folder.claim(out, None):
+        pass
+
+
+def test_what_a_kill_left_unfinished_is_removed_by_the_next_process(tmp_path):
+    out = _created(tmp_path / "run")
+    (out / ".tmp-metrics.csv-123").touch()
+    with run_folder.claim(out, None):
+        assert sorted(entry.name for entry in out.iterdir()) == [".lock", "run.json"]
+
+
+def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
+    out = _created(tmp_path / "run")
+
+    def refuse(self, *_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(type(out), "open", refuse)
+    with pytest.raises(RunFolderError, match="cannot write .*run/.lock: read-only file system") as error:
+        with run_folder.claim(out, None):
+            pass
     _one_sentence(error)
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert (_created(tmp_path / "run") / "run.json").exists()
+
+
+# Which run it is
+
+
+def test_a_resumed_run_is_noted(tmp_path):
+    out = _created(tmp_path / "run")
+    run_folder.set_status(out, "interrupted")
+    longer = run_folder.record(synthetic.spec(), "hatrpo_w", TrustRegionConfig(total_env_steps=7), (3, 5))
+    run_folder.note_resumed(out, longer | {"device": {"count": 99}}, 12)
+    record = run_folder.read_record(out)
+    assert record.status == "running" and record.document["ended"] is None and record.config.total_env_steps == 7
+    assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, {"count": 99})]
+    assert run_folder.last_session(record.document)["device"] == {"count": 99}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, None),
+        ({"config": TrustRegionConfig(total_env_steps=5, save_interval=1, eval_interval=3, chunk_updates=2)}, None),
+        ({"config": TrustRegionConfig(gamma=0.5)}, "config.gamma is 0.99 there and 0.5 here"),
+        ({"seeds": (5, 3)}, r"seeds is \[3, 5\] there and \[5, 3\] here"),
+        ({"algorithm": "hatrpo"}, "algorithm is 'hatrpo_w' there and 'hatrpo' here"),
+        ({"env_params": "0"}, "env_params is 'f' there and '0' here"),
+        ({"spec": synthetic.spec(num_agents=3)}, "env.agents is"),
+        ({"spec": dataclasses.replace(synthetic.spec(), metadata=(("backend", "mjx"),))}, "env.metadata.backend is"),
+        ({"spec": dataclasses.replace(synthetic.spec(), options=())}, None),
+    ],
+)
+def test_all_that_the_numbers_depend_on_tells_one_run_from_another(tmp_path, options, message):
+    same = {
+        "spec": synthetic.spec(), "algorithm": "hatrpo_w", "config": TrustRegionConfig(), "seeds": (3, 5),
+        "env_params": "f",
+    }
+    stored = json.loads(json.dumps(run_folder.record(**same)))
+    found = run_folder.difference(*map(run_folder.identity, (stored, run_folder.record(**same | options))))
+    assert (found is None) if message is None else re.match(message, found)

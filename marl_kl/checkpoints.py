@@ -1,0 +1,359 @@
+"""Checkpoints: a run between two updates, on disk, complete or not there at all.
+
+    checkpoints/<update>/arrays/        train state of all seeds, metrics and evaluations so far (orbax)
+    checkpoints/<update>/snapshot.json  whose they are, and what is no array
+    checkpoints/<update>/manifest.json  format, and checksums of all other files
+
+A checkpoint is made under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
+the path of each leaf, so that it does not matter which containers (NamedTuples, dataclasses, dicts) they come in; typed
+PRNG keys are stored as their data. The learner is part of the train state: `marl_kl.load` reads it from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import jax
+import numpy as np
+
+from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.run_folder import (
+    TEMPORARY, RunFolderError, RunWarning, difference, first_line, one_sentence, remove_leftovers, sync_folder,
+    write_synced,
+)  # fmt: skip
+
+FORMAT = 1
+"""The version of the layout above; a checkpoint with a larger one is refused."""
+
+_NO_ARRAYS = ("update", "env_steps")
+"""What of an `Evaluation` is stored as text: int64, which jax would cut to 32 bits."""
+
+
+class Snapshot(NamedTuple):
+    """A run between two updates, on the host: all that it takes to go on.
+
+    Attributes:
+        update: updates made.
+        state: the `TrainState` of all seeds, flat (see `flat`): leaves [seed, ...].
+        metrics: name -> [seed, update] or [seed, update, agent].
+        evaluation: the evaluations so far; None before the first one.
+        failures: the seeds that met a non-finite number so far.
+        timing: seconds spent so far.
+    """
+
+    update: int
+    state: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
+    evaluation: Evaluation | None
+    failures: tuple[Failure, ...]
+    timing: Timing
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """How many updates and evaluations it holds; two snapshots of one run that agree in them are the same."""
+        return self.update, 0 if self.evaluation is None else len(self.evaluation.update)
+
+
+class _Damaged(RunFolderError):
+    """Not what was written; an older checkpoint may do."""
+
+
+# Trees of arrays
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """Host copies of a tree's leaves by their path (`learner.actors.params.Dense_0.kernel`); keys as their data."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = _leaf_name(path)
+        if name in leaves:
+            raise ValueError(f"two leaves have the path '{name}'")
+        leaves[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return leaves
+
+
+def digest(tree: Any) -> str:
+    """A short text that tells the numbers in one tree from those in another."""
+    total = hashlib.sha256()
+    for name, leaf in flat(tree).items():
+        total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return total.hexdigest()[:16]
+
+
+def part(leaves: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Of a flat tree, the flat tree `name`."""
+    return {path.removeprefix(f"{name}."): leaf for path, leaf in leaves.items() if path.startswith(f"{name}.")}
+
+
+def filled(template: Any, leaves: Mapping[str, np.ndarray], source: str) -> Any:
+    """The inverse of `flat`.
+
+    Args:
+        template: a pytree of arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`, say).
+        leaves: leaf path -> array; arrays without elements may be missing.
+        source: what to call the origin of `leaves` in an error.
+
+    Returns:
+        numpy arrays in the structure of `template`; typed PRNG keys are jax arrays.
+
+    Raises:
+        RunFolderError: `leaves` are those of another tree.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {_leaf_name(path): leaf for path, leaf in paths}
+    surplus = sorted(set(leaves) - set(wanted))
+    if surplus:
+        raise RunFolderError(f"{source} holds '{surplus[0]}', which this run does not have")
+    return jax.tree_util.tree_unflatten(
+        structure, [_filled_leaf(name, leaf, leaves, source) for name, leaf in wanted.items()]
+    )
+
+
+def _filled_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
+    shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
+    if 0 in shape.shape:
+        return np.zeros(shape.shape, shape.dtype)
+    if name not in leaves:
+        raise RunFolderError(f"{source} lacks '{name}' of this run")
+    found = leaves[name]
+    if found.shape != shape.shape:
+        raise RunFolderError(f"{source} holds '{name}' with shape {found.shape}; this run needs {shape.shape}")
+    if found.dtype != shape.dtype:
+        raise RunFolderError(f"{source} holds '{name}' as {found.dtype}; this run needs {shape.dtype}")
+    return jax.random.wrap_key_data(found, impl=_key_impl(wanted)) if _is_key(wanted) else found
+
+
+def _leaf_name(path) -> str:
+    # A bare array is a tree whose only leaf has an empty path.
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+
+
+def _is_key(leaf) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(key) -> Any:
+    # `key_impl` refuses a ShapeDtypeStruct, but not the tracer of one.
+    found = []
+    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
+    return found[0]
+
+
+# To disk and back
+
+
+def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any], keep: int) -> None:
+    """Stores a snapshot; of all checkpoints, those of the last `keep` updates up to this one stay.
+
+    A kill at any moment leaves every other checkpoint as it was, and this one whole or absent.
+
+    Args:
+        out: the run folder, held by this process.
+        snapshot: what to store.
+        identity: whose it is (`run_folder.identity`).
+        keep: how many checkpoints stay, at least 1.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    folder = Path(out).absolute() / "checkpoints"
+    target = _place(out, snapshot.update)
+    temporary = folder / f"{TEMPORARY}{target.name}"
+    with one_sentence("write", target):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        try:
+            _write(temporary, snapshot, identity)
+            if target.exists():
+                _remove(target)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(folder)
+        # Later ones are of a run that went back behind them, because they were damaged.
+        stored = _stored(out)
+        for other in {*stored} - {*stored[: stored.index(target) + 1][-keep:]}:
+            _remove(other)
+
+
+def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> Snapshot | None:
+    """The newest checkpoint in the run folder `out`; None if there is none.
+
+    If it is damaged, the newest one that is not, with a `RunWarning` that says so.
+
+    Args:
+        out: the run folder.
+        identity: of the run that it must belong to; None: any.
+
+    Raises:
+        RunFolderError: all are damaged, or the newest intact one is of another run or of a newer format.
+    """
+    damage = []
+    with one_sentence("read", Path(out) / "checkpoints"):
+        stored = _stored(out)
+    for checkpoint in reversed(stored):
+        try:
+            snapshot = _read(checkpoint, identity)
+        except _Damaged as error:
+            damage.append(error)
+            continue
+        if damage:
+            warnings.warn(f"{damage[0]}; using the older one of update {snapshot.update}", RunWarning, stacklevel=2)
+        return snapshot
+    if damage:
+        raise damage[0]
+    return None
+
+
+def source(out: str | os.PathLike, update: int) -> str:
+    """What messages call the checkpoint of `update`."""
+    return f"the checkpoint {_place(out, update)}"
+
+
+def _place(out: str | os.PathLike, update: int) -> Path:
+    return Path(out).absolute() / "checkpoints" / str(int(update))
+
+
+def _stored(out: str | os.PathLike) -> list[Path]:
+    """Oldest first."""
+    folder = Path(out).absolute() / "checkpoints"
+    found = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda entry: int(entry.name))
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: half a checkpoint must not pass for one.
+    doomed = checkpoint.with_name(f"{TEMPORARY}old-{checkpoint.name}")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def _write(folder: Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> None:
+    evaluation = {} if snapshot.evaluation is None else snapshot.evaluation._asdict()
+    about = {
+        "run": identity,
+        "update": snapshot.update,
+        "evaluation": {name: np.asarray(evaluation[name]).tolist() for name in _NO_ARRAYS if evaluation},
+        "failures": [failure._asdict() for failure in snapshot.failures],
+        "timing": snapshot.timing._asdict(),
+    }
+    arrays = {
+        "state": snapshot.state,
+        "metrics": snapshot.metrics,
+        "evaluation": {name: value for name, value in evaluation.items() if name not in _NO_ARRAYS},
+    }
+    folder.mkdir()
+    _write_arrays(folder / "arrays", flat(arrays))
+    write_synced(folder / "snapshot.json", _as_json(about))
+    manifest = {"program": "marl_kl", "format": FORMAT, "files": _checksums(folder)}
+    write_synced(folder / "manifest.json", _as_json(manifest))
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:
+    with one_sentence("read", checkpoint):
+        # Checked before orbax reads: a damaged array would otherwise also print its threads' tracebacks.
+        _verify(checkpoint, _manifest(checkpoint))
+        about = json.loads((checkpoint / "snapshot.json").read_bytes())
+        other = None if identity is None else difference(about["run"], identity)
+        if other:
+            raise RunFolderError(f"the checkpoint {checkpoint} belongs to another run: {other}")
+        if about["update"] != int(checkpoint.name):
+            raise RunFolderError(f"the checkpoint {checkpoint} has another name than its update, {about['update']}")
+        leaves = _read_arrays(checkpoint / "arrays")
+    texts = {name: np.asarray(value, np.int64) for name, value in about["evaluation"].items()}
+    return Snapshot(
+        about["update"],
+        part(leaves, "state"),
+        part(leaves, "metrics"),
+        Evaluation(**texts, **part(leaves, "evaluation")) if texts else None,
+        tuple(Failure(**failure) for failure in about["failures"]),
+        Timing(**about["timing"]),
+    )
+
+
+def _manifest(checkpoint: Path) -> dict[str, str]:
+    """The checksums that the files had when they were written."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        version, files = manifest["format"], dict(manifest["files"])
+    except FileNotFoundError:
+        raise _Damaged(f"the checkpoint {checkpoint} is damaged: its manifest.json is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"the checkpoint {checkpoint} is damaged: its manifest.json is unreadable") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise RunFolderError(
+            f"the checkpoint {checkpoint} was written by a newer marl_kl (format {version}; "
+            f"this one reads up to {FORMAT})"
+        )
+    return files
+
+
+def _verify(checkpoint: Path, files: Mapping[str, str]) -> None:
+    found = _checksums(checkpoint)
+    for name, checksum in files.items():
+        if found.get(name) != checksum:
+            state = "has changed since it was written" if name in found else "is missing"
+            raise _Damaged(f"the checkpoint {checkpoint} is damaged: its file {name} {state}")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(entry for entry in folder.rglob("*") if entry.is_file() and entry != folder / "manifest.json")
+    return {str(file.relative_to(folder).as_posix()): _sha256(file) for file in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.size}
+    try:
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, leaves)
+    except ValueError as error:
+        raise _as_os_error(error) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    try:
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            leaves = checkpointer.restore(path)
+    except (ValueError, KeyError) as error:
+        raise _Damaged(f"the checkpoint {path.parent} is damaged: {first_line(error)}") from error
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    # It logs the traceback of each of its threads before it raises the same error.
+    logger = logging.getLogger("absl")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _as_os_error(error: ValueError) -> OSError:
+    # The storage library reports a full disk, say, as a ValueError that quotes the system's error code.
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(first_line(error))

@@ -1,0 +1,267 @@
+"""Checkpoints: what comes back is what was stored, whole or not at all, and whatever is wrong is one sentence."""
+
+import errno
+import json
+import os
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from marl_kl import checkpoints
+from marl_kl.checkpoints import Snapshot
+from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.run_folder import RunFolderError, RunWarning
+
+RUN = {"algorithm": "hatrpo_w", "seeds": [3, 5, 8], "config": {"gamma": 0.99, "value_clip": "inf"}}
+
+
+class _State(NamedTuple):
+    actors: Any
+    odd: Any
+    key: Any
+    other_key: Any
+    empty: Any
+
+
+def _state(seeds=3, value=1.0):
+    return _State(
+        actors={"Dense_0": {"kernel": jnp.full((seeds, 2, 5), value), "a/b.c": jnp.ones((seeds,), jnp.bfloat16)}},
+        odd=((), [jnp.arange(seeds), jnp.full((seeds,), jnp.nan)], None, np.arange(seeds) > 0),
+        key=jax.random.split(jax.random.key(0), seeds),
+        other_key=jax.vmap(lambda seed: jax.random.split(jax.random.key(seed, impl="rbg"), 2))(jnp.arange(seeds)),
+        empty=jnp.zeros((seeds, 0)),
+    )
+
+
+def _snapshot(update, **state):
+    generator = np.random.default_rng(update)
+    evaluation = Evaluation(
+        np.array([0, update]), np.array([0, update * 10**12]), generator.normal(size=(3, 2, 4)).astype(np.float32),
+        np.full((3, 2, 4), 5.0, np.float32),
+    )  # fmt: skip
+    return Snapshot(
+        update,
+        checkpoints.flat(_state(**state)),
+        {"kl": generator.normal(size=(3, update, 2)).astype(np.float32), "return": generator.normal(size=(3, update))},
+        evaluation,
+        (Failure(5, 1, "value"),),
+        Timing(0.1 + 0.2, 3.0, 4.0),
+    )
+
+
+def _save(out, update, keep=2, **state):
+    checkpoints.save(out, _snapshot(update, **state), RUN, keep)
+
+
+def _updates(out):
+    return sorted(int(entry.name) for entry in (out / "checkpoints").iterdir())
+
+
+def _one_sentence(error) -> str:
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+def _assert_same(found: Snapshot, wanted: Snapshot):
+    assert found[0] == wanted[0] and found[4:] == wanted[4:]
+    evaluations = (snapshot.evaluation._asdict() for snapshot in (found, wanted))
+    for a, b in ((found.state, wanted.state), (found.metrics, wanted.metrics), evaluations):
+        b = {name: leaf for name, leaf in b.items() if leaf.size}
+        assert a.keys() == b.keys()
+        for name in b:
+            assert isinstance(a[name], np.ndarray) and a[name].dtype == b[name].dtype, name
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+# Trees
+
+
+def test_a_tree_comes_back_in_the_template_s_structure():
+    state = _state()
+    leaves = {name: leaf for name, leaf in checkpoints.flat(state).items() if leaf.size}
+    back = checkpoints.filled(jax.eval_shape(lambda: state), leaves, "it")
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    for found, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(state)):
+        assert found.dtype == wanted.dtype
+        data = jax.random.key_data if jax.dtypes.issubdtype(wanted.dtype, jax.dtypes.prng_key) else np.asarray
+        np.testing.assert_array_equal(data(found), data(wanted))
+    assert checkpoints.flat(jnp.ones(3)).keys() == {"value"}
+
+
+def test_host_copies_do_not_share_memory_with_the_state():
+    array = jnp.ones(1000)
+    assert not np.shares_memory(checkpoints.flat(array)["value"], np.asarray(array))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: state._replace(actors={}), "which this run does not have"),
+        (lambda state: state._replace(empty=jnp.ones((3, 2))), "it lacks 'empty'"),
+        (lambda state: _state(seeds=4), r"with shape .*; this run needs"),
+        (lambda state: state._replace(odd=((), [jnp.zeros(3)] * 2, None, np.ones(3, bool))), "as int32; this run"),
+    ],
+)
+def test_a_tree_that_does_not_fit_is_named(change, message):
+    stored = {name: leaf for name, leaf in checkpoints.flat(_state()).items() if leaf.size}
+    with pytest.raises(RunFolderError, match=message) as error:
+        checkpoints.filled(change(_state()), stored, "it")
+    _one_sentence(error)
+
+
+def test_other_numbers_have_another_digest():
+    trees = ((), jnp.zeros(2), jnp.zeros((1, 2)), jnp.ones(2), {"a": jnp.ones(2)})
+    digests = set(map(checkpoints.digest, trees))
+    assert len(digests) == 5 and checkpoints.digest(np.ones(2, np.float32)) in digests
+
+
+# To disk and back
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path):
+    """To the bit and in its own precision, though jax is in single precision."""
+    assert checkpoints.load(tmp_path) is None
+    _save(tmp_path, 12)
+    _assert_same(checkpoints.load(tmp_path, RUN), _snapshot(12))
+
+
+def test_the_last_ones_are_kept_and_a_newer_save_of_one_replaces_it(tmp_path):
+    for update in (9, 10, 100):
+        _save(tmp_path, update)
+    _save(tmp_path, 100, value=4.0)
+    assert _updates(tmp_path) == [10, 100]
+    assert checkpoints.load(tmp_path).state["actors.Dense_0.kernel"].max() == 4.0
+    _save(tmp_path, 200, keep=1)
+    assert _updates(tmp_path) == [200]
+    _save(tmp_path, 150)  # by a run that had to go back behind 200
+    assert _updates(tmp_path) == [150]
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch, moment):
+    """Before and after each of: the manifest, the new checkpoint's name, the pruned one's. Nothing is tidied up, as
+    after SIGKILL."""
+    for update in (1, 2):
+        _save(tmp_path, update)
+    steps = iter(range(6))
+
+    def deadly(work):
+        def step(path, *arguments):
+            if str(path).endswith("snapshot.json"):
+                return work(path, *arguments)
+            if next(steps) == moment:
+                raise KeyboardInterrupt
+            work(path, *arguments)
+            if next(steps) == moment:
+                raise KeyboardInterrupt
+
+        return step
+
+    monkeypatch.setattr(checkpoints, "write_synced", deadly(checkpoints.write_synced))
+    monkeypatch.setattr(os, "replace", deadly(os.replace))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        _save(tmp_path, 3)
+    monkeypatch.undo()
+    is_new = moment >= 3
+    _assert_same(checkpoints.load(tmp_path), _snapshot(3 if is_new else 2))
+    _save(tmp_path, 4)
+    assert _updates(tmp_path) == [3 if is_new else 2, 4]
+
+
+def _largest_file(folder):
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+_DAMAGE = [
+    (lambda one: os.truncate(_largest_file(one), 20), "has changed since it was written"),
+    (lambda one: _flip(_largest_file(one)), "has changed since it was written"),
+    (lambda one: _largest_file(one).unlink(), "is missing"),
+    (lambda one: shutil.rmtree(one / "arrays"), "is missing"),
+    (lambda one: _flip(one / "snapshot.json"), "its file snapshot.json has changed"),
+    (lambda one: (one / "manifest.json").unlink(), "its manifest.json is missing"),
+    (lambda one: os.truncate(one / "manifest.json", 40), "its manifest.json is unreadable"),
+    (lambda one: (one / "manifest.json").write_text("[]"), "its manifest.json is unreadable"),
+]
+
+
+@pytest.mark.parametrize("damage, message", _DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path, capfd, damage, message):
+    _save(tmp_path, 5)
+    shutil.copytree(tmp_path / "checkpoints" / "5", tmp_path / "older")
+    damage(tmp_path / "checkpoints" / "5")
+    with pytest.raises(RunFolderError, match=f"checkpoints/5 is damaged: .*{message}") as error:
+        checkpoints.load(tmp_path)
+    _one_sentence(error)
+    (tmp_path / "checkpoints" / "5").rename(tmp_path / "checkpoints" / "6")
+    (tmp_path / "older").rename(tmp_path / "checkpoints" / "5")
+    with pytest.warns(RunWarning, match=f"checkpoints/6 is damaged: .*{message}.*; using the older one of update 5"):
+        _assert_same(checkpoints.load(tmp_path), _snapshot(5))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_foreign_and_newer_checkpoints_are_refused_though_an_older_one_would_do(tmp_path):
+    for update in (4, 5):
+        _save(tmp_path, update)
+    other = RUN | {"config": {"gamma": 0.5, "value_clip": "inf"}}
+    with pytest.raises(RunFolderError, match="checkpoints/5 belongs to another run: config.gamma is 0.99 there"):
+        checkpoints.load(tmp_path, other)
+    newest = tmp_path / "checkpoints" / "5"
+    shutil.copytree(newest, tmp_path / "checkpoints" / "7")
+    with pytest.raises(RunFolderError, match="checkpoints/7 has another name than its update, 5"):
+        checkpoints.load(tmp_path, RUN)
+    _edit(tmp_path / "checkpoints" / "7" / "manifest.json", format=99)
+    with pytest.raises(RunFolderError, match="checkpoints/7 was written by a newer marl_kl .format 99; this one"):
+        checkpoints.load(tmp_path, RUN)
+
+
+# Trouble in writing
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    _save(tmp_path, 1)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunFolderError, match="cannot write .*checkpoints/2: no space left on device") as error:
+        _save(tmp_path, 2)
+    _one_sentence(error)
+    monkeypatch.undo()
+    assert checkpoints.load(tmp_path).update == 1 and _updates(tmp_path) == [1]
+
+
+def test_a_full_disk_inside_orbax_is_one_sentence_too(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def fail(self, directory, *_, **__):
+        (directory.parent / f"{directory.name}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: in database\nNo space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    with pytest.raises(RunFolderError, match="cannot write .*checkpoints/1: no space left on device"):
+        _save(tmp_path, 1)
+    assert _updates(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(RunFolderError, match="cannot write") as error:
+        _save(tmp_path, 1)
+    _one_sentence(error)

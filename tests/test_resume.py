@@ -1,0 +1,239 @@
+"""A run that stopped goes on as if it had not: the same bits, whatever stopped it, or one sentence why it cannot."""
+
+import json
+import os
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import marl_kl
+from marl_kl import checkpoints, host_loop, run_folder
+from marl_kl.run_folder import RunFolderError, RunWarning
+from tests import kills
+from tests.counting_env import counting_env
+from tests.kills import assert_same_run, train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder and the result of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, train(out)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A finished run to be damaged."""
+    return shutil.copytree(whole[0], tmp_path / "copy")
+
+
+def _status(out):
+    return json.loads((out / "run.json").read_text())["status"]
+
+
+def _kept(out):
+    return sorted(int(entry.name) for entry in (out / "checkpoints").iterdir())
+
+
+def never_compile(*_):
+    raise AssertionError("this must be settled before anything compiles")
+
+
+def _stopped(original, error, calls, when):
+    """`original`, but its `calls`-th call raises `error`, before or after its work."""
+    left = [calls]
+
+    def stopped(*arguments, **options):
+        left[0] -= 1
+        if not left[0] and when == "before":
+            raise error
+        result = original(*arguments, **options)
+        if not left[0]:
+            raise error
+        return result
+
+    return stopped
+
+
+def _stopped_in_a_chunk(calls):
+    """`_advance`, whose `calls`-th call is interrupted while the chunk has the state's memory."""
+    original, left = host_loop._Run._advance, [calls]
+
+    def stopped(run, n):
+        left[0] -= 1
+        if not left[0]:
+            run.programs.chunk(run.state, n)
+            raise KeyboardInterrupt
+        original(run, n)
+
+    return stopped
+
+
+def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
+    """One run, stopped in a chunk, before an evaluation that is due, after one, in the middle of saving, by a fault."""
+    out = tmp_path / "run"
+    run, interrupt = host_loop._Run, KeyboardInterrupt()
+    stops = (
+        (run, "_advance", _stopped_in_a_chunk(6), "interrupted"),
+        (run, "_advance", _stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
+        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
+        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
+        (run_folder, "write_metrics", _stopped(run_folder.write_metrics, interrupt, 3, "before"), "interrupted"),
+    )
+    seen = []
+    for place, name, stopped, status in stops:
+        monkeypatch.setattr(place, name, stopped)
+        with pytest.raises((KeyboardInterrupt, RuntimeError)):
+            train(out, resume=True, save_interval=4 + len(seen))
+        monkeypatch.undo()
+        assert _status(out) == status
+        seen.append(checkpoints.load(out).update)
+    assert seen == sorted(set(seen)) and 0 < seen[0] and seen[-1] < kills.UPDATES
+    result = train(out, resume=True)
+    assert_same_run(out, whole[0])
+    assert _status(out) == "finished"
+    assert [entry["update"] for entry in json.loads((out / "run.json").read_text())["resumed"]] == seen
+    np.testing.assert_array_equal(result.metrics["kl"], whole[1].metrics["kl"])
+    np.testing.assert_array_equal(result.evaluation.update, whole[1].evaluation.update)
+
+
+def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
+    """SIGKILL, from outside and inside a save; twenty of them: python -m tests.kills FOLDER."""
+    # compiled as in this process, see conftest.py
+    settings = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    environment = settings | os.environ
+    for seed, kill in enumerate(("outside", "inside")):
+        assert "killed" in kills.train_and_be_killed(tmp_path / "run", kill, seed, environment=environment)
+        assert _status(tmp_path / "run") == "running"
+    train(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_the_newest_checkpoint_damaged_the_older_one_gives_the_same_bits(whole, copy):
+    """Rows of updates that the older checkpoint does not have are dropped and computed again."""
+    assert _kept(copy) == [56, 60]
+    (copy / "checkpoints" / "60" / "manifest.json").write_text("{")
+    (copy / "metrics.csv").write_text("lost")
+    with pytest.warns(RunWarning, match="checkpoints/60 is damaged: .*; using the older one of update 56"):
+        train(copy, resume=True)
+    assert_same_run(copy, whole[0])
+    assert _kept(copy) == [56, 60] and marl_kl.load(copy).update == 60
+
+
+def test_a_finished_run_is_extended(whole, tmp_path, capsys):
+    """As the run that was that long from the start, but for the evaluation at the old end, which is kept."""
+    out = tmp_path / "run"
+    short = train(out, total_env_steps=32 * 40)
+    assert short.env_steps[-1] == 32 * 40 and short.evaluation.update[-1] == 40
+    long = train(out, resume=True, progress="plain")
+    assert "continuing at update 40 of 60" in capsys.readouterr().out
+    for name, values in whole[1].metrics.items():
+        np.testing.assert_array_equal(long.metrics[name], values, err_msg=name)
+    scheduled = long.evaluation.update != 40
+    np.testing.assert_array_equal(long.evaluation.update[scheduled], whole[1].evaluation.update)
+    np.testing.assert_array_equal(
+        long.evaluation.episode_return[:, scheduled], whole[1].evaluation.episode_return
+    )
+    record = run_folder.read_record(out)
+    assert record.config.total_env_steps == 32 * 60 and record.status == "finished"
+    assert long.timing.train > short.timing.train and long.timing.compile > short.timing.compile
+
+
+def test_a_finished_run_has_nothing_to_do(whole, copy, monkeypatch):
+    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    document = (copy / "run.json").read_text()
+    (copy / "learning_curve.png").unlink()  # killed while it drew
+    result = train(copy, resume=True)
+    np.testing.assert_array_equal(result.metrics["kl"], whole[1].metrics["kl"])
+    assert result.timing == whole[1].timing and (copy / "run.json").read_text() == document
+    assert (copy / "learning_curve.png").exists()
+    with pytest.raises(ValueError, match="total_env_steps=320; it must be at least 1920, which the run in .* has"):
+        train(copy, resume=True, total_env_steps=320)
+
+
+def _lose_checkpoints(out):
+    shutil.rmtree(out / "checkpoints")
+
+
+def _damage_all(out):
+    for manifest in (out / "checkpoints").glob("*/manifest.json"):
+        manifest.unlink()
+
+
+def _from_the_future(out):
+    for manifest in (out / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+
+
+def _swap_run(out):
+    document = json.loads((out / "run.json").read_text())
+    document["config"]["gamma"] = 0.5
+    (out / "run.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "damage, options, message",
+    [
+        (None, {"gamma": 0.5}, "holds another run: config.gamma is 0.99 there and 0.5 here"),
+        (None, {"seeds": 2}, r"holds another run: seeds is \[4, 7\] there and \[0, 1\] here"),
+        (_lose_checkpoints, {}, "there is no checkpoint in '.*', only its metrics.csv"),
+        (_damage_all, {}, "checkpoints/60 is damaged: its manifest.json is missing"),
+        (_from_the_future, {}, "checkpoints/60 was written by a newer marl_kl"),
+        (_swap_run, {"gamma": 0.5}, "checkpoints/60 belongs to another run: config.gamma is 0.99 there and 0.5 here"),
+        (lambda out: os.truncate(out / "run.json", 100), {}, "run.json is truncated or damaged"),
+    ],
+)
+def test_what_cannot_go_on_is_one_sentence_and_stays_as_it_is(copy, monkeypatch, damage, options, message):
+    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    if damage:
+        damage(copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(RunFolderError, match=message) as error:
+        train(copy, resume=True, **options)
+    assert "\n" not in str(error.value) and str(copy) in str(error.value)
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    "env, algorithm, message",
+    [
+        (counting_env(episode_length=6), "hatrpo_w", "env.episode_length is 5 there and 6 here"),
+        (counting_env()._replace(params=np.ones(2)), "hatrpo_w", "env_params is"),
+        (counting_env(), "hatrpo", "algorithm is 'hatrpo_w' there and 'hatrpo' here"),
+    ],
+)
+def test_another_environment_or_algorithm_is_another_run(copy, env, algorithm, message):
+    with pytest.raises(RunFolderError, match=f"holds another run: {message}"):
+        marl_kl.train(env, algorithm, seeds=[4, 7], out=copy, resume=True, progress="none", **kills.CONFIG)
+
+
+def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
+    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    with run_folder.claim(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
+        train(copy, resume=True)
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(ValueError, match="resume=True needs out"):
+        train(None, resume=True)
+
+
+def test_other_machinery_is_said(copy, monkeypatch):
+    """Other versions or devices may round otherwise."""
+    monkeypatch.setattr(host_loop._Run, "loop", lambda run: None)
+    document = json.loads((copy / "run.json").read_text())
+    document["device"]["count"] += 1
+    (copy / "run.json").write_text(json.dumps(document | {"status": "running"}))
+    with pytest.warns(RunWarning, match=r"goes on, but perhaps not bit for bit: device.count is \d before and \d now"):
+        train(copy, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(copy, resume=True)
