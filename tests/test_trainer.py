@@ -7,14 +7,15 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl.results import AGENT_METRICS, TEAM_METRICS, WATCHED
+from marl_kl.results import TEAM_METRICS, WATCHED
 from tests.counting_env import counting_env
 
 ALGORITHMS = marl_kl.algorithms.names()
+TRUST_REGION = marl_kl.algorithms.names(marl_kl.TrustRegionConfig)
 
 
-def small(**fields):
-    return marl_kl.TrustRegionConfig(
+def small(config_class=marl_kl.TrustRegionConfig, **fields):
+    return config_class(
         **{"hidden_sizes": (8,), "num_envs": 4, "rollout_length": 8, "critic_minibatches": 2, **fields}
     )
 
@@ -37,14 +38,16 @@ def run(train, seeds, updates):
 def test_every_algorithm_on_every_action_kind(algorithm, env_name):
     """Contract: finite, right shapes, budget kept, the documented metrics and no others."""
     env = envs.make(env_name, steps=3)
-    state, metrics = run(marl_kl.make_train(env, algorithm, small()), [0, 1], 3)
+    entry = marl_kl.algorithms.get(algorithm)
+    config = small(entry.config_class)
+    state, metrics = run(marl_kl.make_train(env, algorithm, config), [0, 1], 3)
     num_agents = env.spec.num_agents
-    assert set(metrics) == {*TEAM_METRICS, *AGENT_METRICS, "nonfinite"}
+    assert set(metrics) == {*TEAM_METRICS, *entry.agent_metrics, "nonfinite"}
     for name, values in metrics.items():
-        trailing = (num_agents,) if name in AGENT_METRICS else (len(WATCHED),) if name == "nonfinite" else ()
+        trailing = (num_agents,) if name in entry.agent_metrics else (len(WATCHED),) if name == "nonfinite" else ()
         assert values.shape == (2, 3, *trailing), name
         assert np.all(np.isfinite(values)), name
-    assert np.all(metrics["kl_total"] <= small().kl_budget)
+    assert np.all(metrics["kl_total"] > 0) and np.all(metrics["kl_total"] <= getattr(config, "kl_budget", np.inf))
     assert not np.any(metrics["nonfinite"]) and np.all(state.healthy)
 
 
@@ -115,10 +118,12 @@ def test_a_config_of_another_class_is_refused():
         marl_kl.make_train(counting_env(), "hatrpo", marl_kl.Config())
 
 
-def learned_return(algorithm, env, seeds=5, updates=150, **fields):
-    config = small(**{"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), "kl_budget": 0.1, **fields})
-    _, metrics = run(marl_kl.make_train(env, algorithm, config), range(seeds), updates)
-    return np.asarray(metrics["episode_return"])[:, -10:].mean(1)
+def learned_return(algorithm, env, seeds=5, updates=150, last=10, **fields):
+    config_class = marl_kl.algorithms.get(algorithm).config_class
+    speed = {"kl_budget": 0.1} if config_class is marl_kl.TrustRegionConfig else {"actor_lr": 0.02}
+    fields = {"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), **speed, **fields}
+    _, metrics = run(marl_kl.make_train(env, algorithm, small(config_class, **fields)), range(seeds), updates)
+    return np.asarray(metrics["episode_return"])[:, -last:].mean(1)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -127,12 +132,21 @@ def test_the_sparse_matrix_game_is_solved(algorithm):
     assert np.all(learned_return(algorithm, envs.make("matrix_game")) >= 0.99)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TRUST_REGION)
 def test_the_bilinear_game_rises(algorithm):
     """r = a1 a2 from the policies' start around 0: sequential trust-region steps find a sign and leave the saddle."""
     assert np.all(learned_return(algorithm, envs.make("bilinear"), updates=60) > 1.0)
 
 
-def test_separate_networks_solve_the_game_of_proposition_1():
+@pytest.mark.parametrize("algorithm", ["hatrpo", "mappo"])
+def test_separate_networks_solve_the_game_of_proposition_1(algorithm):
     """Where the best shared policy earns 2 / 2^4 = 0.125."""
-    assert np.all(learned_return("hatrpo", envs.make("parameter_sharing")) >= 0.99)
+    assert np.all(learned_return(algorithm, envs.make("parameter_sharing")) >= 0.99)
+
+
+def test_a_shared_network_stays_at_the_bound_of_proposition_1_unless_it_knows_whom_it_acts_for():
+    env = envs.make("parameter_sharing")
+    blind = learned_return("mappo", env, last=100, share_parameters=True, agent_ids=False).mean()
+    four_standard_errors = 4 * np.sqrt(0.125 * 0.875 / (5 * 100 * 64))
+    assert 0.1 < blind <= 0.125 + four_standard_errors
+    assert np.all(learned_return("ippo", env, share_parameters=True) >= 0.99)
