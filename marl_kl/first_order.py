@@ -86,20 +86,21 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
         step_size = learning_rate(config, state.updates)
 
-        def descend(carry, indices):
+        def descend(carry, minibatch):
             params, opt_state, going = carry
-            minibatch = jax.tree.map(lambda leaf: leaf[indices], data)
             (_, kl), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
             # not (kl <= target): a NaN must reach the parameters, where it is noticed
             going = going & ~(kl > config.target_kl)
             change, stepped = optimizer.update(gradient, opt_state)
             moved = optax.apply_updates(params, jax.tree.map(lambda leaf: -step_size * leaf, change))
             after = jax.tree.map(lambda new, old: jnp.where(going, new, old), (moved, stepped), (params, opt_state))
-            return (*after, going), (going, jnp.where(going, optax.global_norm(gradient), 0.0))
+            return (*after, going), (going, jnp.where(going, _norm(gradient), 0.0))
 
         def epoch(carry, key):
+            if config.actor_minibatches == 1:
+                return descend(carry, data)
             order = jax.random.permutation(key, batch_size).reshape(config.actor_minibatches, -1)
-            return jax.lax.scan(descend, carry, order)
+            return jax.lax.scan(descend, carry, jax.tree.map(lambda leaf: leaf[order], data))
 
         start = (params, state.opt_state, jnp.ones((), bool))
         keys = jax.random.split(key, config.actor_epochs)
@@ -123,6 +124,10 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         return result.log_ratio, report
 
     return AgentStep(init, improve, assess)
+
+
+def _norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def learning_rate(config: FirstOrderConfig, updates: jax.Array | int) -> jax.Array | float:

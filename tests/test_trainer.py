@@ -120,7 +120,7 @@ def test_a_config_of_another_class_is_refused():
 
 def learned_return(algorithm, env, seeds=5, updates=150, last=10, **fields):
     config_class = marl_kl.algorithms.get(algorithm).config_class
-    speed = {"kl_budget": 0.1} if config_class is marl_kl.TrustRegionConfig else {"actor_lr": 0.02}
+    speed = {"kl_budget": 0.1} if config_class is marl_kl.TrustRegionConfig else {"actor_lr": 5e-3, "clip_eps": 0.4}
     fields = {"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), **speed, **fields}
     _, metrics = run(marl_kl.make_train(env, algorithm, small(config_class, **fields)), range(seeds), updates)
     return np.asarray(metrics["episode_return"])[:, -last:].mean(1)
