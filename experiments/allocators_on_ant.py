@@ -47,7 +47,7 @@ def row(backend: str, result: marl_kl.TrainResult) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backends", nargs="+", default=["mjx", "spring"])
-    parser.add_argument("--algorithms", nargs="+", default=list(marl_kl.algorithms.names()))
+    parser.add_argument("--algorithms", nargs="+", default=list(marl_kl.algorithms.names(marl_kl.TrustRegionConfig)))
     parser.add_argument("--total-env-steps", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,7 @@
 """Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `make_train` and `load`."""
 
 from marl_kl import advantages, algorithms, allocators, trust_region
-from marl_kl.config import Config, TrustRegionConfig
+from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
 from marl_kl.loading import load
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "FirstOrderConfig",
     "Train",
     "TrainResult",
     "TrainState",

@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="marl-kl",
-        description="Trust-region multi-agent RL with one joint KL budget.",
+        description="Multi-agent RL: trust regions with one joint KL budget, and first-order methods beside them.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
 
 import jax
 
@@ -49,6 +49,11 @@ class Config:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
     """
 
+    share_parameters: ClassVar[bool] = False
+    """Whether one actor network serves all agents; a field where an algorithm leaves the choice."""
+    agent_ids: ClassVar[bool] = False
+    """Whether a shared network is told whom it acts for; likewise."""
+
     total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)")
     num_envs: int = _static(32, "parallel environments per seed")
     rollout_length: int = _static(128, "env steps per environment between two updates")
@@ -82,11 +87,7 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _validated(field, getattr(self, field.name)))
-        if self.batch_size % self.critic_minibatches:
-            raise ValueError(
-                f"critic_minibatches={self.critic_minibatches} does not divide the batch of "
-                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
-            )
+        self._refuse_uneven("critic_minibatches")
 
     @property
     def batch_size(self) -> int:
@@ -102,6 +103,13 @@ class Config:
     def numbers(self) -> dict[str, float]:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
+
+    def _refuse_uneven(self, name: str) -> None:
+        if self.batch_size % getattr(self, name):
+            raise ValueError(
+                f"{name}={getattr(self, name)} does not divide the batch of "
+                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
+            )
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown name raises ValueError with the nearest field."""
@@ -145,6 +153,31 @@ class TrustRegionConfig(Config):
         "proportional", "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
         _one_of("proportional", "all"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstOrderConfig(Config):
+    """What HAPPO, MAPPO and their relatives add: a surrogate with a built-in bound, climbed by Adam in minibatches."""
+
+    actor_lr: float = _number(5e-4, "Adam step size of the actors")
+    anneal_lr: bool = _static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
+    actor_epochs: int = _static(5, "passes of each actor over each batch")
+    actor_minibatches: int = _static(1, "minibatches per pass; must divide num_envs * rollout_length")
+    actor_max_grad_norm: float = _number(10.0, "global gradient norm at which an actor's gradient is clipped")
+    clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio is meant to leave 1")
+    ent_coef: float = _number(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
+    target_kl: float = _number(
+        math.inf, "an actor makes no further step on a batch once a minibatch's mean KL(old || new) is above this",
+        _POSITIVE_OR_INF,
+    )
+    share_parameters: bool = _static(False, "one actor network for all agents (not for happo)", _ANY)
+    agent_ids: bool = _static(
+        True, "append a one-hot agent id to what a shared network sees; without share_parameters no effect", _ANY
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._refuse_uneven("actor_minibatches")
 
 
 def _validated(field: dataclasses.Field, value):

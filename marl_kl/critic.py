@@ -1,4 +1,8 @@
-"""The centralised critic: V(s) in normalised units, fitted with a clipped Huber loss in minibatch epochs."""
+"""Critics: V(s) in normalised units, fitted with a clipped Huber loss in minibatch epochs.
+
+`Critic` is one network, of the global state where it is centralised. `IndependentCritics` are several of them, each
+for agents that see no more than their own observations. Both have the same three methods.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,39 @@ class Critic(NamedTuple):
     def value(self, critic: CriticState, states: jax.Array) -> jax.Array:
         """V(s) in reward units: [..., S] standardised states -> [..., V]."""
         return self.network.apply(critic.params, states) * critic.moments.std + critic.moments.mean
+
+    def fit(self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array, targets: jax.Array):
+        """See the function `fit`."""
+        return fit(key, config, self, critic, states, targets)
+
+
+class IndependentCritics(NamedTuple):
+    """The critics of independent learners: G copies of `critic` (one value each), N / G agents to each.
+
+    States of the critics are stacked, leaves [G, ...]. They learn from nothing but their own agents' data.
+    """
+
+    critic: Critic
+    num_critics: int
+
+    def init(self, key: jax.Array, input_size: int) -> CriticState:
+        return jax.vmap(lambda k: self.critic.init(k, input_size))(jax.random.split(key, self.num_critics))
+
+    def value(self, critics: CriticState, inputs: jax.Array) -> jax.Array:
+        """V(o) in reward units: what each agent sees [..., N, I] -> [..., N]."""
+        values = jax.vmap(self.critic.value)(critics, self._pooled(inputs))
+        return jnp.moveaxis(values.reshape(inputs.shape[-2], *inputs.shape[:-2]), 0, -1)
+
+    def fit(self, key: jax.Array, config: Config, critics: CriticState, inputs: jax.Array, targets: jax.Array):
+        """Like the function `fit`, with inputs [B, N, I] and targets [B, N]."""
+        one = lambda k, state, x, y: fit(k, config, self.critic, state, x, y)  # noqa: E731
+        keys = jax.random.split(key, self.num_critics)
+        states, losses = jax.vmap(one)(keys, critics, self._pooled(inputs), self._pooled(targets[..., None]))
+        return states, jnp.mean(losses)
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        """[..., N, K] -> [G, samples, K]: the samples of each critic's agents."""
+        return jnp.moveaxis(x, -2, 0).reshape(self.num_critics, -1, x.shape[-1])
 
 
 def make_critic(config: Config, num_values: int) -> Critic:

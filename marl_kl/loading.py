@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import checkpoints, normalizers, run_folder
+from marl_kl import checkpoints, run_folder
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
         @jax.jit
         def act(obs, key, mask):
-            outputs = jax.vmap(actor.outputs)(learner.actors, normalizers.standardize(learner.obs_moments, obs))
+            outputs = actor.team_outputs(learner.actors, actor.inputs(learner.obs_moments, obs))
             distribution = actor.distribution(outputs, mask)
             return distribution.mode() if key is None else distribution.sample(key)
 

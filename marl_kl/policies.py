@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from envs.types import EnvSpec
-from marl_kl import networks
+from marl_kl import networks, normalizers
 from marl_kl.config import Config
+from marl_kl.normalizers import Moments
 from marl_kl.types import Params
 
 _UNAVAILABLE = -1e9
@@ -126,16 +127,35 @@ class Actor(NamedTuple):
     """One network shape for all agents, and how to read its outputs.
 
     Attributes:
-        network: flax module at the padded sizes; `network.apply(params, obs[..., O]) -> outputs`.
+        network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`.
         family: `Gaussian` or `Categorical`.
+        shared: whether one network serves all agents: parameters then have leaves [1, ...] instead of [N, ...].
+        agent_ids: whether one-hot agent ids stand behind the observation: I = O + N instead of O.
     """
 
     network: nn.Module
     family: type
+    shared: bool = False
+    agent_ids: bool = False
 
-    def outputs(self, params: Params, obs: jax.Array) -> Any:
-        """Distribution parameters of one agent: obs [..., O] -> pytree of [..., A]."""
-        return self.network.apply(params, obs)
+    def inputs(self, obs_moments: Moments, obs: jax.Array) -> jax.Array:
+        """What the networks see: raw observations [..., N, O] standardised, with ids if wanted -> [..., N, I]."""
+        standardized = normalizers.standardize(obs_moments, obs)
+        if not self.agent_ids:
+            return standardized
+        num_agents = obs.shape[-2]
+        ids = jnp.broadcast_to(jnp.eye(num_agents, dtype=standardized.dtype), (*obs.shape[:-1], num_agents))
+        return jnp.concatenate([standardized, ids], axis=-1)
+
+    def outputs(self, params: Params, inputs: jax.Array) -> Any:
+        """Distribution parameters from one network: inputs [..., I] -> pytree of [..., A]."""
+        return self.network.apply(params, inputs)
+
+    def team_outputs(self, actors: Params, inputs: jax.Array) -> Any:
+        """Distribution parameters of all agents: inputs [N, ..., I] -> pytree of [N, ..., A]."""
+        if self.shared:
+            return self.outputs(jax.tree.map(lambda leaf: leaf[0], actors), inputs)
+        return jax.vmap(self.outputs)(actors, inputs)
 
     def distribution(self, outputs: Any, action_mask: jax.Array) -> Distribution:
         """`outputs` of the network as a distribution; action_mask: [..., A]."""
@@ -146,14 +166,36 @@ class Actor(NamedTuple):
 def make_actor(spec: EnvSpec, config: Config) -> Actor:
     """The actor for an environment's action kind."""
     family = Gaussian if spec.action_kind == "continuous" else Categorical
-    return Actor(_network(spec, config, spec.action_size), family)
+    shared = config.share_parameters
+    return Actor(_network(spec, config, spec.action_size), family, shared, shared and config.agent_ids)
+
+
+def num_networks(spec: EnvSpec, config: Config) -> int:
+    """N, or 1 if all agents share."""
+    return 1 if config.share_parameters else spec.num_agents
+
+
+def input_size(spec: EnvSpec, config: Config) -> int:
+    """I: what `Actor.inputs` makes of an observation."""
+    return spec.observation_size + (spec.num_agents if make_actor(spec, config).agent_ids else 0)
+
+
+def init_obs_moments(spec: EnvSpec, config: Config) -> Moments:
+    """Moments of the observations: per agent [N, O], or [O] over all agents where a shared network sees them."""
+    shape = (spec.observation_size,) if config.share_parameters else (spec.num_agents, spec.observation_size)
+    return normalizers.init(shape)
 
 
 def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
-    """Parameters of all agents, leaves [N, ...]; agent i does not depend on the other agents' sizes."""
-    return networks.init_stacked(
-        key, lambda size: _network(spec, config, size), spec.observation_sizes, spec.action_sizes
-    )
+    """Parameters of all networks, leaves [N, ...]; agent i does not depend on the other agents' sizes.
+
+    A shared network is one of the padded sizes, leaves [1, ...].
+    """
+    if config.share_parameters:
+        sizes = (input_size(spec, config),), (spec.action_size,)
+    else:
+        sizes = spec.observation_sizes, spec.action_sizes
+    return networks.init_stacked(key, lambda size: _network(spec, config, size), *sizes)
 
 
 def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:

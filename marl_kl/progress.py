@@ -145,8 +145,8 @@ class Progress:
         return {
             "steps/s": _short(self.steps_per_second),
             "return": self._latest.get("return", "-"),
-            **({"KL/budget": self._latest.get("kl", "-")} if self._kl_budget is not None else {}),
-            **({"accepted": self._latest["accepted"]} if "accepted" in self._latest else {}),
+            **({"KL/budget": "-"} if self._kl_budget is not None else {}),
+            **{name: text for name, text in self._latest.items() if name != "return"},
         }
 
     def _position(self) -> str:
@@ -187,8 +187,11 @@ def _latest(metrics: Mapping[str, np.ndarray], kl_budget: float | None) -> dict[
     if "episode_return" in metrics:
         returns = np.asarray(metrics["episode_return"])[:, -1]
         texts["return"] = _median_and_range(returns[np.isfinite(returns)])
-    if "kl_total" in metrics and kl_budget:
-        texts["kl"] = _percent(np.asarray(metrics["kl_total"]) / kl_budget)
+    if "kl_total" in metrics:
+        kl = np.asarray(metrics["kl_total"])
+        texts |= {"KL": _mean(kl)} if kl_budget is None else {"KL/budget": _percent(kl / kl_budget)}
+    if "clip_fraction" in metrics:
+        texts["beyond clip"] = _percent(np.asarray(metrics["clip_fraction"]))
     if "step_fraction" in metrics:
         fraction = np.asarray(metrics["step_fraction"])
         texts["accepted"] = _percent(np.where(np.isfinite(fraction), fraction > 0, np.nan))
@@ -200,6 +203,11 @@ def _median_and_range(values: np.ndarray) -> str:
         return "-"
     median = _number(np.median(values))
     return median if values.size == 1 else f"{median} ({_number(values.min())} to {_number(values.max())})"
+
+
+def _mean(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    return _number(finite.mean()) if finite.size else "-"
 
 
 def _percent(shares: np.ndarray) -> str:

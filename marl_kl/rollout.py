@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from envs.types import Env, EnvState, TimeStep
-from marl_kl import normalizers
 from marl_kl.normalizers import Moments
 from marl_kl.policies import Actor
 from marl_kl.types import Params
@@ -44,7 +43,7 @@ class Trajectory(NamedTuple):
     Attributes:
         obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A] or [T, E, N]. action_mask: [T, E, N, A].
         reward: [T, E, N]. terminated, done: [T, E] bool.
-        next_state: [T, E, S] the true successor, before any reset.
+        next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
     """
 
     obs: jax.Array
@@ -54,6 +53,7 @@ class Trajectory(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     done: jax.Array
+    next_obs: jax.Array
     next_state: jax.Array
 
 
@@ -67,8 +67,7 @@ def start(key: jax.Array, env: Env, num_envs: int) -> Worlds:
 
 def distributions(actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array):
     """Every agent's distribution: obs [E, N, O] raw, action_mask [E, N, A] -> a distribution with axes [N, E]."""
-    standardized = jnp.swapaxes(normalizers.standardize(obs_moments, obs), 0, 1)
-    outputs = jax.vmap(actor.outputs)(actors, standardized)
+    outputs = actor.team_outputs(actors, jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1))
     return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1))
 
 
@@ -95,7 +94,8 @@ def rollout(
         env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, worlds.env_state, action, env.params)
         done = after.terminated | after.truncated
         transition = Trajectory(
-            before.obs, before.state, action, before.action_mask, after.reward, after.terminated, done, after.state
+            before.obs, before.state, action, before.action_mask, after.reward, after.terminated, done,
+            after.obs, after.state,
         )
         ended = jnp.cumsum(done)
         restart = (handed_out + ended - 1) % num_envs

@@ -118,7 +118,8 @@ def record(
 
 def identity(document: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a `run.json` that makes it this run and no other: all that its numbers depend on."""
-    env = {name: value for name, value in document["env"].items() if name != "options"}
+    how_made = ("options", "cpu_compiler_options")
+    env = {name: value for name, value in document["env"].items() if name not in how_made}
     return {
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
         "config": {name: value for name, value in document["config"].items() if name not in SCHEDULE},

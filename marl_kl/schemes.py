@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,44 +10,84 @@ import jax.numpy as jnp
 from marl_kl import trust_region
 from marl_kl.allocators import Allocator, Round
 from marl_kl.config import TrustRegionConfig
+from marl_kl.first_order import AgentState, AgentStep
 from marl_kl.policies import Actor
 from marl_kl.trust_region import AgentBatch, Outcome
-from marl_kl.types import Algorithm, Batch, Params
+from marl_kl.types import Algorithm, Batch, Metrics, Params
 
 
-class _Scores(NamedTuple):
-    """Every agent's trial step at an equal share of the budget.
-
-    Attributes:
-        utility: [N] expected gains.
-        trial: outcomes, leaves [N, ...]; None where the allocator needs no more than first-order gains.
-    """
-
-    utility: jax.Array
-    trial: Outcome | None
-
-
-class _Progress(NamedTuple):
-    """The state between two moves.
+class _Turn(NamedTuple):
+    """One agent's move.
 
     Attributes:
-        actors: all parameters, those of agents that have moved already new.
-        log_factor: [B] log of the compound factor, the product of the ratios of those who have moved.
-        waiting: [N] bool. remaining: [] budget not yet spent.
+        agent: [] index. params: its new parameters.
+        log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
+        report: what is reported about it, [] each.
     """
 
-    actors: Params
-    log_factor: jax.Array
-    waiting: jax.Array
-    remaining: jax.Array
+    agent: jax.Array
+    params: Params
+    log_ratio: jax.Array
+    report: Metrics
+
+
+def _take_turns(
+    actors: Params, batch: Batch, memory: Any, turn: Callable[[Any, jax.Array, Params, jax.Array], tuple[Any, _Turn]]
+) -> tuple[Params, Any, Metrics]:
+    """Agents move one after another; each knows the product of the ratios of those before it (HATRPO, eq. 9-11).
+
+    Agent i_m maximises E[(r - 1) M] with M = advantage * that product, the compound factor, so that the gains add up
+    to the joint surrogate's. The factor is carried as a logarithm and exponentiated once per agent.
+
+    Args:
+        actors: leaves [N, ...].
+        memory: any pytree, carried from turn to turn.
+        turn: `turn(memory, position, actors, log_factor [B]) -> (memory, _Turn)`; each agent must have one turn.
+
+    Returns:
+        The new actors, the last memory, and the reports as metrics [N] with those of the team.
+    """
+    num_agents, batch_size = batch.advantage.shape
+
+    def next_turn(carry, position):
+        actors, log_factor, memory = carry
+        memory, done = turn(memory, position, actors, log_factor)
+        actors = _put(actors, done.agent, done.params)
+        return (actors, log_factor + done.log_ratio, memory), (done.agent, done.report | {"position": position})
+
+    start = (actors, jnp.zeros(batch_size, batch.advantage.dtype), memory)
+    (actors, log_factor, memory), (order, reports) = jax.lax.scan(next_turn, start, jnp.arange(num_agents))
+    metrics = {name: jnp.zeros_like(values).at[order].set(values) for name, values in reports.items()}
+    return actors, memory, metrics | _of_team(metrics["kl"], log_factor)
+
+
+def _of_team(kl: jax.Array, log_factor: jax.Array) -> Metrics:
+    """The team's metrics from each agent's KL [N] and the log of the final compound factor [B]."""
+    factor = jnp.exp(log_factor)
+    return {"kl_total": jnp.sum(kl), "factor_mean": jnp.mean(factor), "factor_max": jnp.max(factor)}
+
+
+def _of_agent(batch: Batch, agent: jax.Array, log_factor: jax.Array, subset: jax.Array | None = None) -> AgentBatch:
+    """An agent's part of the batch, its advantage times the compound factor."""
+    obs, action, mask, advantage = _take(batch, agent)
+    return AgentBatch(obs, action, mask, jnp.exp(log_factor) * advantage, subset)
+
+
+def _take(stacked: Any, agent: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[agent], stacked)
+
+
+def _put(stacked: Any, agent: jax.Array, one: Any) -> Any:
+    return jax.tree.map(lambda leaf, new: leaf.at[agent].set(new), stacked, one)
+
+
+# Trust-region steps
 
 
 def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) -> Algorithm:
     """Trust-region steps one agent after another inside one joint KL budget (HATRPO, eq. 9-11).
 
-    Agent i_m maximises E[(r - 1) M] with M = advantage * product of the ratios of those who moved before it, so
-    that the gains add up to the joint surrogate's. The factor is carried as a logarithm and exponentiated once per
-    agent. KL is measured at the observation moments that the batch was collected with.
+    KL is measured at the observation moments that the batch was collected with.
 
     With an allocator that uses utilities, every agent's trial step is first solved against the plain advantage, and
     its direction anew when its turn comes, so that all allocators take directions of the same quality. With one
@@ -63,21 +103,16 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         # a few units of rounding less, so that shares that add up to it cannot add up to more
         budget = jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
         share = budget / num_agents
-
-        def of_agent(agent, log_factor):
-            obs, action, mask, advantage = jax.tree.map(lambda leaf: leaf[agent], batch)
-            return AgentBatch(obs, action, mask, jnp.exp(log_factor) * advantage, subset)
-
-        log_factor = jnp.zeros(batch_size, batch.advantage.dtype)
-        scores = _score_all(actor, config, allocator, actors, share, lambda agent: of_agent(agent, log_factor))
+        nobody_moved = jnp.zeros(batch_size, batch.advantage.dtype)
+        alone = lambda agent: _of_agent(batch, agent, nobody_moved, subset)  # noqa: E731
+        scores = _score_all(actor, config, allocator, actors, share, alone)
         plan = allocator.start(key_order, scores.utility, budget)
 
-        def turn(progress: _Progress, position):
-            factor = jnp.exp(progress.log_factor)
-            score = _current_scores(config, scores, batch.advantage * factor, allocator)
-            agent, threshold = allocator.next(plan, Round(position, score, progress.waiting, progress.remaining))
-            agent_batch = of_agent(agent, progress.log_factor)
-            params = jax.tree.map(lambda leaf: leaf[agent], progress.actors)
+        def turn(left: _Left, position, actors, log_factor):
+            score = _current_scores(config, scores, batch.advantage * jnp.exp(log_factor), allocator)
+            agent, threshold = allocator.next(plan, Round(position, score, left.waiting, left.budget))
+            agent_batch = _of_agent(batch, agent, log_factor, subset)
+            params = _take(actors, agent)
             proposal = trust_region.propose(actor, config, params, agent_batch)
             moved = trust_region.move(actor, config, params, agent_batch, proposal, threshold)
             utility = proposal.gain(share) if allocator.uses == "nothing" else scores.utility[agent]
@@ -88,28 +123,33 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
                 "gain": moved.outcome.gain,
                 "step_fraction": moved.step_fraction,
                 "entropy": moved.entropy,
-                "position": position,
             }
-            after = _Progress(
-                jax.tree.map(lambda leaf, new: leaf.at[agent].set(new), progress.actors, moved.params),
-                progress.log_factor + moved.outcome.log_ratio,
-                progress.waiting.at[agent].set(False),
-                jnp.maximum(progress.remaining - moved.outcome.kl, 0.0),
-            )
-            return after, (agent, report)
+            left = _Left(left.waiting.at[agent].set(False), jnp.maximum(left.budget - moved.outcome.kl, 0.0))
+            return left, _Turn(agent, moved.params, moved.outcome.log_ratio, report)
 
-        start = _Progress(actors, log_factor, jnp.ones(num_agents, bool), budget)
-        end, (order, reports) = jax.lax.scan(turn, start, jnp.arange(num_agents))
-        factor = jnp.exp(end.log_factor)
-        metrics = {name: jnp.zeros_like(values).at[order].set(values) for name, values in reports.items()}
-        metrics |= {
-            "kl_total": jnp.sum(metrics["kl"]),
-            "factor_mean": jnp.mean(factor),
-            "factor_max": jnp.max(factor),
-        }
-        return end.actors, state, metrics
+        actors, _, metrics = _take_turns(actors, batch, _Left(jnp.ones(num_agents, bool), budget), turn)
+        return actors, state, metrics
 
     return Algorithm(init=lambda actors: (), update=update)
+
+
+class _Left(NamedTuple):
+    """waiting: [N] bool, who has not moved. budget: [] KL not yet spent."""
+
+    waiting: jax.Array
+    budget: jax.Array
+
+
+class _Scores(NamedTuple):
+    """Every agent's trial step at an equal share of the budget.
+
+    Attributes:
+        utility: [N] expected gains.
+        trial: outcomes, leaves [N, ...]; None where the allocator needs no more than first-order gains.
+    """
+
+    utility: jax.Array
+    trial: Outcome | None
 
 
 def _subset(key: jax.Array, batch_size: int, share: float) -> jax.Array | None:
@@ -127,7 +167,7 @@ def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
     measured = allocator.uses == "scores" or config.utility == "measured"
 
     def score(agent):
-        params = jax.tree.map(lambda leaf: leaf[agent], actors)
+        params = _take(actors, agent)
         agent_batch = of_agent(agent)
         proposal = trust_region.propose(actor, config, params, agent_batch)
         tried = trust_region.trial(actor, params, agent_batch, proposal, share) if measured else None
@@ -143,3 +183,61 @@ def _current_scores(config, scores: _Scores, weight: jax.Array, allocator: Alloc
         return jnp.zeros_like(scores.utility)
     gain = jnp.mean(jnp.expm1(scores.trial.log_ratio) * weight, axis=1)
     return gain / (scores.trial.kl + config.allocation_epsilon)
+
+
+# First-order steps
+
+
+def in_random_order(actor: Actor, step: AgentStep) -> Algorithm:
+    """First-order steps one agent after another, in a fresh random order at every update (HAPPO).
+
+    Raises:
+        ValueError: the agents share a network, which cannot be new for one of them and old for the next.
+    """
+    if actor.shared:
+        raise ValueError(
+            "share_parameters=True; agents that update one after another need a network each: it must be False here "
+            "(mappo, ippo, maspo and mars can share)"
+        )
+
+    def update(key, actors, states, batch):
+        num_agents = batch.advantage.shape[0]
+        key_order, key_steps = jax.random.split(key)
+        order = jax.random.permutation(key_order, num_agents)
+        keys = jax.random.split(key_steps, num_agents)
+
+        def turn(states, position, actors, log_factor):
+            agent = order[position]
+            agent_batch = _of_agent(batch, agent, log_factor)
+            params = _take(actors, agent)
+            improved = step.improve(keys[agent], params, _take(states, agent), agent_batch)
+            before, after = (actor.outputs(p, agent_batch.obs) for p in (params, improved.params))
+            log_ratio, report = step.assess(before, after, agent_batch)
+            moved = _Turn(agent, improved.params, log_ratio, report | improved.report)
+            return _put(states, agent, improved.state), moved
+
+        return _take_turns(actors, batch, states, turn)
+
+    return Algorithm(init=jax.vmap(step.init), update=update)
+
+
+def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
+    """First-order steps of all agents at once, each as if it were alone (MAPPO and its relatives).
+
+    Where agents share a network, it is improved on the samples of all of them.
+    """
+
+    def update(key, actors, states: AgentState, batch):
+        num_agents = batch.advantage.shape[0]
+        num_networks = states.updates.shape[0]
+        _, key_steps = jax.random.split(key)  # as in_random_order, to which this is equal for one agent
+        everyone = AgentBatch(*batch, subset=None)
+        pooled = jax.tree.map(lambda leaf: leaf.reshape(num_networks, -1, *leaf.shape[2:]), everyone)
+        improved = jax.vmap(step.improve)(jax.random.split(key_steps, num_networks), actors, states, pooled)
+        before, after = (actor.team_outputs(a, batch.obs) for a in (actors, improved.params))
+        log_ratio, report = jax.vmap(step.assess)(before, after, everyone)
+        of_networks = {name: jnp.broadcast_to(values, num_agents) for name, values in improved.report.items()}
+        metrics = report | of_networks | {"position": jnp.zeros(num_agents, jnp.int32)}
+        return improved.params, improved.state, metrics | _of_team(report["kl"], jnp.sum(log_ratio, axis=0))
+
+    return Algorithm(init=jax.vmap(step.init), update=update)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from typing import Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -13,23 +14,38 @@ from rich.table import Table
 from marl_kl.results import TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
 
-_HEADER = ("seed", "untrained", "final", "training", "KL spent", "KL at most", "accepted")
-_MEANINGS = (
+_RETURNS = ("untrained", "final", "training")
+_RETURNS_MEAN = (
     "untrained, final: return of evaluation episodes (deterministic policies), mean over episodes; "
-    "training: return of the last training episodes (sampled actions); "
-    "KL: share of the budget, mean and maximum over updates; "
-    "accepted: share of line searches that found a step"
+    "training: return of the last training episodes (sampled actions)"
 )
 
 
+class _Column(NamedTuple):
+    """What the updates did, beside the returns.
+
+    Attributes:
+        name: header. meaning: for the line under the table.
+        values: [S]; over seeds they are reduced by `over_seeds`. text: number -> cell.
+    """
+
+    name: str
+    meaning: str
+    values: np.ndarray
+    over_seeds: Callable[[np.ndarray], float]
+    text: Callable[[float], str]
+
+
 def table(result: TrainResult) -> Table:
-    """Per seed and over seeds: evaluation return before and after, KL spent of the budget, accepted steps.
+    """Per seed and over seeds: evaluation return before and after, KL spent, accepted steps or clipped samples.
+
+    Which columns there are depends on what the algorithm reports.
 
     Seeds that failed have a row and are left out of the rows over seeds. Speed, times, memory and failures are in
     the caption.
     """
     rich_table = Table(
-        *_HEADER, title=_title(result), caption="\n".join(facts(result)), title_justify="left",
+        *_header(result), title=_title(result), caption="\n".join(facts(result)), title_justify="left",
         caption_justify="left", caption_style="", title_style="bold", box=box.SIMPLE_HEAD,
     )
     for column in rich_table.columns[1:]:
@@ -49,13 +65,13 @@ def markdown(result: TrainResult) -> str:
     lines = [
         f"# {_title(result)}",
         "",
-        _markdown_row(_HEADER),
-        _markdown_row(["---", *["---:"] * (len(_HEADER) - 1)]),
+        _markdown_row(_header(result)),
+        _markdown_row(["---", *["---:"] * (len(_header(result)) - 1)]),
         *(_markdown_row(row) for row in (*per_seed, *over_seeds)),
         "",
         *(f"- {fact}" for fact in facts(result)),
         "",
-        f"{_MEANINGS}.",
+        "; ".join([_RETURNS_MEAN, *(column.meaning for column in _columns(result) if column.meaning)]) + ".",
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,26 +108,52 @@ def _title(result: TrainResult) -> str:
     return f"{result.algorithm} on {result.spec.name}, {seeds}"
 
 
+def _header(result: TrainResult) -> list[str]:
+    return ["seed", *_RETURNS, *(column.name for column in _columns(result))]
+
+
+def _columns(result: TrainResult) -> list[_Column]:
+    """The columns after the returns: of what the algorithm reports."""
+    columns = []
+    budget = getattr(result.config, "kl_budget", None)
+    if "kl_total" in result.metrics:
+        kl = _metric(result, "kl_total") / (1.0 if budget is None else float(budget))
+        what = "sum over agents" if budget is None else "share of the budget"
+        meaning = f"KL: {what}, mean and maximum over updates"
+        text = _number if budget is None else _percent
+        columns += [
+            _Column("KL spent", meaning, _nan_reduce(np.mean, kl), np.mean, text),
+            _Column("KL at most", "", _nan_reduce(np.max, kl), np.max, text),
+        ]
+    if "step_fraction" in result.metrics:
+        meaning = "accepted: share of line searches that found a step"
+        columns.append(_Column("accepted", meaning, _accepted(result), np.mean, _percent))
+    if "clip_fraction" in result.metrics:
+        meaning = "beyond clip: share of samples whose ratio ended further than clip_eps from 1"
+        shares = _nan_reduce(np.mean, _metric(result, "clip_fraction"))
+        columns.append(_Column("beyond clip", meaning, shares, np.mean, _percent))
+    return columns
+
+
 def _rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
     """Rows of one seed each, rows over seeds."""
     returns = (_evaluation(result, first=True), _evaluation(result, first=False), _last_finite(result))
-    shares = _kl_shares(result)
-    spent = (_nan_reduce(np.mean, shares), _nan_reduce(np.max, shares), _accepted(result))
+    columns = _columns(result)
     failed = {failure.seed for failure in result.failures}
     per_seed = [
         [f"{seed} (failed)" if seed in failed else str(seed)]
         + [_number(column[i]) for column in returns]
-        + [_percent(column[i]) for column in spent]
+        + [column.text(column.values[i]) for column in columns]
         for i, seed in enumerate(result.seeds)
     ]
     healthy = np.array([seed not in failed for seed in result.seeds])
     if healthy.sum() < 2:
         return per_seed, []
-    kl_mean, kl_max, accepted = (column[healthy] for column in spent)
-    over_all = [_percent(kl_mean.mean()), _percent(kl_max.max()), _percent(accepted.mean())]
+    over_all = [column.text(column.over_seeds(column.values[healthy])) for column in columns]
     over_seeds = [["mean ± std", *(_mean_and_std(column[healthy]) for column in returns), *over_all]]
     if healthy.sum() >= 3:
-        over_seeds.append(["IQM [95 %]", *(_iqm_and_interval(column[healthy]) for column in returns), "", "", ""])
+        empty = [""] * len(columns)
+        over_seeds.append(["IQM [95 %]", *(_iqm_and_interval(column[healthy]) for column in returns), *empty])
     return per_seed, over_seeds
 
 
@@ -127,12 +169,6 @@ def _evaluation(result: TrainResult, first: bool) -> np.ndarray:
 def _last_finite(result: TrainResult) -> np.ndarray:
     """[S] the last training return that is a number."""
     return _nan_reduce(lambda finite: finite[-1], _metric(result, "episode_return"))
-
-
-def _kl_shares(result: TrainResult) -> np.ndarray:
-    """[S, U] KL spent by the team over its budget; [S, 0] for an algorithm without either."""
-    budget = getattr(result.config, "kl_budget", None)
-    return _metric(result, "kl_total") / float(np.nan if budget is None else budget)
 
 
 def _accepted(result: TrainResult) -> np.ndarray:

@@ -11,9 +11,9 @@ from envs.types import Env, EnvSpec
 from marl_kl import advantages, algorithms, normalizers
 from marl_kl import critic as critics
 from marl_kl.config import Config
-from marl_kl.critic import Critic, CriticState
+from marl_kl.critic import Critic, CriticState, IndependentCritics
 from marl_kl.normalizers import Moments
-from marl_kl.policies import Actor, init_actors, make_actor
+from marl_kl.policies import Actor, init_actors, init_obs_moments, input_size, make_actor, num_networks
 from marl_kl.rollout import Trajectory, Worlds, rollout, start, summary
 from marl_kl.types import Algorithm, Batch, Metrics, Params
 
@@ -22,9 +22,10 @@ class Learner(NamedTuple):
     """All that is learned, and all that using it needs.
 
     Attributes:
-        actors: leaves [N, ...].
+        actors: leaves [G, ...].
         critic: network, optimiser and value units.
-        obs_moments: moments [N, O] of the observations. state_moments: moments [S] of the global state.
+        obs_moments: moments [N, O] of the observations ([O] if the actors share parameters).
+        state_moments: moments [S] of the global state.
         algorithm: the algorithm's own state.
     """
 
@@ -94,10 +95,10 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
         worlds, trajectory = rollout(
             key_rollout, env, actor, old.actors, old.obs_moments, state.worlds, config.rollout_length
         )
-        states, value, advantage = _estimate(config, critic, old, trajectory, spec.team_reward)
-        batch = _batch(old, trajectory, advantage, spec.num_agents)
+        views, value, advantage = _estimate(config, parts, old, trajectory, spec.team_reward)
+        batch = _batch(actor, old, trajectory, advantage, spec.num_agents)
         actors, algorithm_state, metrics = parts.algorithm.update(key_actors, old.actors, old.algorithm, batch)
-        critic_state, value_loss = critics.fit(key_critic, config, critic, old.critic, states, value + advantage)
+        critic_state, value_loss = critic.fit(key_critic, config, old.critic, views, value + advantage)
         new = Learner(actors, critic_state, *_observe(config, old, trajectory), algorithm_state)
 
         nonfinite = ~jnp.stack(
@@ -130,7 +131,7 @@ def learner_shapes(spec: EnvSpec, algorithm: str, config: Config) -> Learner:
 
 class _Parts(NamedTuple):
     actor: Actor
-    critic: Critic
+    critic: Critic | IndependentCritics
     algorithm: Algorithm
 
 
@@ -141,31 +142,42 @@ def _make_parts(spec: EnvSpec, algorithm: str, config: Config) -> _Parts:
             f"config is a {type(config).__name__}; algorithm '{algorithm}' needs a {entry.config_class.__name__}"
         )
     actor = make_actor(spec, config)
-    critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents)
-    return _Parts(actor, critic, entry.build(actor, config))
+    built = entry.build(actor, config)
+    if built.critic_sees == "observation":
+        critic = IndependentCritics(critics.make_critic(config, 1), num_networks(spec, config))
+    else:
+        critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents)
+    return _Parts(actor, critic, built)
 
 
 def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, parts: _Parts) -> Learner:
     key_actors, key_critic = jax.random.split(key)
     actors = init_actors(key_actors, spec, config)
+    is_central = parts.algorithm.critic_sees == "state"
     return Learner(
         actors,
-        parts.critic.init(key_critic, spec.state_size),
-        normalizers.init((spec.num_agents, spec.observation_size)),
+        parts.critic.init(key_critic, spec.state_size if is_central else input_size(spec, config)),
+        init_obs_moments(spec, config),
         normalizers.init((spec.state_size,)),
         parts.algorithm.init(actors),
     )
 
 
-def _estimate(config, critic, learner: Learner, trajectory: Trajectory, team_reward: bool):
-    """Standardised states [B, S], values [B, V] and raw advantages [B, V], time and environments flattened."""
-    states, next_states = (
-        normalizers.standardize(learner.state_moments, x) for x in (trajectory.state, trajectory.next_state)
-    )
-    value, next_value = (critic.value(learner.critic, x) for x in (states, next_states))
+def _views(parts: _Parts, learner: Learner, obs: jax.Array, state: jax.Array) -> jax.Array:
+    """What the critic sees: the standardised state [..., S], or what each agent sees [..., N, I]."""
+    if parts.algorithm.critic_sees == "observation":
+        return parts.actor.inputs(learner.obs_moments, obs)
+    return normalizers.standardize(learner.state_moments, state)
+
+
+def _estimate(config, parts: _Parts, learner: Learner, trajectory: Trajectory, team_reward: bool):
+    """The critic's views [B, ...], values [B, V] and raw advantages [B, V], time and environments flattened."""
+    views = _views(parts, learner, trajectory.obs, trajectory.state)
+    next_views = _views(parts, learner, trajectory.next_obs, trajectory.next_state)
+    value, next_value = (parts.critic.value(learner.critic, x) for x in (views, next_views))
     reward = jnp.mean(trajectory.reward, axis=-1, keepdims=True) if team_reward else trajectory.reward
     advantage = advantages.gae(
-        reward,
+        jnp.broadcast_to(reward, value.shape),
         value,
         next_value,
         trajectory.terminated[..., None],
@@ -173,14 +185,14 @@ def _estimate(config, critic, learner: Learner, trajectory: Trajectory, team_rew
         config.gamma,
         config.gae_lambda,
     )
-    return _flat(states), _flat(value), _flat(advantage)
+    return _flat(views), _flat(value), _flat(advantage)
 
 
-def _batch(learner: Learner, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
+def _batch(actor: Actor, learner: Learner, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
     """The agents' view of a rollout, agent axis first."""
     standardized = advantages.standardize(advantage)
     return Batch(
-        jnp.swapaxes(_flat(normalizers.standardize(learner.obs_moments, trajectory.obs)), 0, 1),
+        jnp.swapaxes(_flat(actor.inputs(learner.obs_moments, trajectory.obs)), 0, 1),
         jnp.swapaxes(_flat(trajectory.action), 0, 1),
         jnp.swapaxes(_flat(trajectory.action_mask), 0, 1),
         jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
@@ -192,7 +204,8 @@ def _observe(config: Config, learner: Learner, trajectory: Trajectory) -> tuple[
     if not config.normalize_observations:
         return learner.obs_moments, learner.state_moments
     return (
-        normalizers.update(learner.obs_moments, _flat(trajectory.obs)),
+        # the observations of all agents are samples of the same moments where these have no agent axis
+        normalizers.update(learner.obs_moments, trajectory.obs.reshape(-1, *learner.obs_moments.mean.shape)),
         normalizers.update(learner.state_moments, _flat(trajectory.state)),
     )
 

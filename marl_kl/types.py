@@ -3,15 +3,17 @@
     T  rollout_length            N  number of agents
     E  num_envs                  O  observation size, padded to the largest agent
     B  T * E, one batch          A  action size, padded to the largest agent
-    S  global state size         V  value heads: 1 for a team reward, N otherwise
+    S  global state size         V  values: 1 for a team reward and a centralised critic, N otherwise
+    G  actor networks: N, or 1   I  what an actor network sees: O, or O + N with agent ids
 
-Parameters of all agents are one pytree whose leaves carry a leading agent axis [N, ...]; entries that an
-agent with a smaller observation or action space does not have are zero and stay zero.
+Parameters of all agents are one pytree whose leaves carry a leading network axis [G, ...]; entries that an
+agent with a smaller observation or action space does not have are zero and stay zero. G is N unless all agents
+share one network.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple
 
 import jax
 
@@ -26,7 +28,7 @@ class Batch(NamedTuple):
     """What an algorithm's update sees of a rollout; time and environments are flattened.
 
     Attributes:
-        obs: [N, B, O] standardised observations.
+        obs: [N, B, I] what the actors saw: standardised observations, agent ids if they get them.
         action: [N, B, A] float (continuous) or [N, B] int32 (discrete).
         action_mask: [N, B, A] bool.
         advantage: [N, B] GAE, standardised over the batch.
@@ -44,7 +46,10 @@ class Algorithm(NamedTuple):
     Attributes:
         init: `init(actors) -> algorithm_state`, a pytree (optimiser states; `()` if there are none).
         update: `update(key, actors, algorithm_state, batch) -> (actors, algorithm_state, metrics)`.
+        critic_sees: whether its advantages come from one critic of the global state, or from a critic per agent
+            that sees only what the agent sees.
     """
 
     init: Callable[[Params], Any]
     update: Callable[[jax.Array, Params, Any, Batch], tuple[Params, Any, Metrics]]
+    critic_sees: Literal["state", "observation"] = "state"

@@ -58,3 +58,25 @@ def test_explained_variance():
     np.testing.assert_allclose(critics.explained_variance(target, target), 1.0)
     np.testing.assert_allclose(critics.explained_variance(jnp.zeros_like(target), target), 0.0, atol=1e-6)
     assert critics.explained_variance(target, jnp.ones_like(target)) == 0.0
+
+
+def test_independent_critics_learn_from_their_own_agents_only():
+    """Three critics are three lone ones, each on its agent's data; one for all values every agent's inputs alike."""
+    config = marl_kl.Config(hidden_sizes=(8,), num_envs=8, rollout_length=8)
+    one = critics.make_critic(config, 1)
+    three, shared = (critics.IndependentCritics(one, num_critics) for num_critics in (3, 1))
+    rng = np.random.default_rng(0)
+    inputs, targets = (jnp.asarray(rng.normal(size=(64, 3, *size)), jnp.float32) for size in ((5,), ()))
+    start = three.init(jax.random.key(0), 5)
+    got, _ = three.fit(jax.random.key(1), config, start, inputs, targets)
+    values = three.value(got, inputs)
+    assert values.shape == (64, 3)
+    for i, key in enumerate(jax.random.split(jax.random.key(1), 3)):
+        mine = jax.tree.map(lambda leaf: leaf[i], start)  # noqa: B023
+        alone, _ = one.fit(key, config, mine, inputs[:, i], targets[:, i, None])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), got, alone)  # noqa: B023
+        np.testing.assert_allclose(values[:, i], one.value(alone, inputs[:, i])[:, 0], rtol=1e-4, atol=1e-5)
+    first = jax.tree.map(lambda leaf: leaf[:1], got)
+    of_all, lone = shared.value(first, inputs), jax.tree.map(lambda leaf: leaf[0], first)
+    for i in range(3):
+        np.testing.assert_allclose(of_all[:, i], one.value(lone, inputs[:, i])[:, 0], rtol=1e-4, atol=1e-5)

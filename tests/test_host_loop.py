@@ -3,13 +3,18 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 import envs
 import marl_kl
-from marl_kl import host_loop
+from marl_kl import host_loop, loading
+from marl_kl.policies import make_actor
+from marl_kl.results import TEAM_METRICS
+from marl_kl.rollout import distributions
+from marl_kl.trainer import make_train
 from tests.counting_env import counting_env
 
 SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
@@ -178,3 +183,34 @@ def test_a_real_body_trains():
     assert np.all(np.isfinite(result.evaluation.episode_return)) and not result.failures
     assert np.all(result.metrics["kl_total"] <= 0.1)
     assert np.all(np.mean(result.metrics["step_fraction"], axis=1) > 0)
+
+
+def test_independent_learners_from_start_to_pictures(tmp_path):
+    """What an algorithm without a budget leaves: no picture of shares, a table of what it does report."""
+    result = train(counting_env(), "ippo", total_env_steps=128, out=tmp_path / "run", actor_minibatches=2)
+    assert set(result.metrics) == {*TEAM_METRICS, *marl_kl.algorithms.get("ippo").agent_metrics}
+    assert not (tmp_path / "run" / "kl_share.png").exists() and (tmp_path / "run" / "learning_curve.png").exists()
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "beyond clip" in summary and "accepted" not in summary
+    assert "clip_fraction[b]" in pd.read_csv(tmp_path / "run" / "metrics.csv").columns
+    run = marl_kl.load(tmp_path / "run")
+    assert run.learner.critic.moments.mean.shape == (1, 2, 1) and run.config == result.config
+    assert run.policy()(np.zeros((2, 2))).shape == (2, 1)
+
+
+@pytest.mark.parametrize("agent_ids", [True, False])
+def test_policies_that_share_a_network_act_as_in_training(agent_ids):
+    env = counting_env()
+    config = marl_kl.FirstOrderConfig(hidden_sizes=(8,), share_parameters=True, agent_ids=agent_ids)
+    learner = make_train(env, "mappo", config).init(jax.random.key(0)).learner
+    # outputs that differ visibly from one input to another
+    learner = learner._replace(actors=jax.tree.map(lambda leaf: leaf + 0.3, learner.actors))
+    stored = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learner)
+    run = loading.Run(None, env.spec, "mappo", config, (0,), stored, 0)
+    obs = jnp.array([[0.3, 1.0], [0.3, 1.0]])
+    mask = jnp.ones((1, 2, 1), bool)
+    expected = distributions(make_actor(env.spec, config), learner.actors, learner.obs_moments, obs[None], mask).mode()
+    actions = run.policy()(obs)
+    np.testing.assert_allclose(actions, expected[:, 0], rtol=1e-6)
+    assert (actions[0] != actions[1]) == agent_ids
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(learner.actors)} == {1}

@@ -73,6 +73,14 @@ def test_nan_and_missing_metrics_show_as_a_dash():
     assert "KL" not in output.getvalue() and "accepted" not in output.getvalue()
 
 
+def test_without_a_budget_the_kl_itself_is_shown():
+    progress, output = _progress(kl_budget=None)
+    metrics = {"kl_total": np.full((4, 10), 0.015), "clip_fraction": np.full((4, 10, 2), 0.25)}
+    with progress:
+        progress.advance(10, metrics)
+    assert "KL 0.015" in output.getvalue() and "beyond clip 25 %" in output.getvalue()
+
+
 def test_one_seed_with_nan_does_not_hide_the_others():
     progress, output = _progress()
     with progress:

@@ -1,10 +1,13 @@
 """The table at the end: the numbers in it, in both forms."""
 
+import dataclasses
+
 import numpy as np
 from rich.console import Console
 
 from tests import synthetic
 from marl_kl import summary
+from marl_kl.config import FirstOrderConfig
 from marl_kl.results import Failure
 from marl_kl.statistics import interquartile_mean
 
@@ -53,9 +56,22 @@ def test_failed_seeds_are_named_and_left_out_of_the_means():
     assert "IQM" not in summary.markdown(result), "two seeds have no interval"
 
 
+def test_without_a_budget_kl_is_a_number_and_clipped_samples_have_a_column():
+    result = synthetic.result(num_seeds=2, kl=False)
+    kl, shares = np.full((2, 30), 0.05), np.full((2, 30, 4), 0.25)
+    kl[1, 3] = 0.35
+    config = FirstOrderConfig(total_env_steps=result.config.total_env_steps)
+    metrics = result.metrics | {"kl_total": kl, "clip_fraction": shares}
+    result = dataclasses.replace(result, config=config, metrics=metrics)
+    assert _row(result, "1")[4:] == ["0.06", "0.35", "25.0 %"]
+    assert _row(result, "mean ± std")[4:] == ["0.055", "0.35", "25.0 %"]
+    text = summary.markdown(result)
+    assert "KL: sum over agents" in text and "beyond clip:" in text and "accepted" not in text
+
+
 def test_one_seed_without_kl_or_evaluation_or_episodes():
     result = synthetic.result(num_seeds=1, kl=False, num_evaluations=1)
     result.metrics["episode_return"][:] = np.nan
     row = _row(result, "0")
-    assert row[2:] == ["-"] * 5
+    assert row[2:] == ["-"] * 2, "what is not reported has no column"
     assert "mean ±" not in _table(result)

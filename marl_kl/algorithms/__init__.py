@@ -5,18 +5,27 @@ from __future__ import annotations
 import difflib
 from typing import Callable, NamedTuple
 
-from marl_kl.algorithms import hatrpo
-from marl_kl.config import Config, TrustRegionConfig
+from marl_kl.algorithms import first_order, hatrpo
+from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.policies import Actor
+from marl_kl.results import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
 from marl_kl.types import Algorithm
 
 
 class Entry(NamedTuple):
-    """name: what users type. build: `(actor, config) -> Algorithm`. config_class: what it can be told."""
+    """What is known about an algorithm before it is built.
+
+    Attributes:
+        name: what users type.
+        build: `(actor, config) -> Algorithm`.
+        config_class: what it can be told.
+        agent_metrics: names of what it reports per agent.
+    """
 
     name: str
     build: Callable[[Actor, Config], Algorithm]
     config_class: type[Config]
+    agent_metrics: tuple[str, ...]
 
     @property
     def summary(self) -> str:
@@ -24,20 +33,33 @@ class Entry(NamedTuple):
         return self.build.__doc__.strip().splitlines()[0]
 
 
+def _trust_region(build: Callable[[Actor, Config], Algorithm]) -> Entry:
+    return Entry(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS)
+
+
+def _first_order(build: Callable[[Actor, Config], Algorithm]) -> Entry:
+    return Entry(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
+
+
 _ALGORITHMS = {
     entry.name: entry
     for entry in (
-        Entry("hatrpo", hatrpo.hatrpo, TrustRegionConfig),
-        Entry("hatrpo_w", hatrpo.hatrpo_w, TrustRegionConfig),
-        Entry("hatrpo_g", hatrpo.hatrpo_g, TrustRegionConfig),
-        Entry("hatrpo_n", hatrpo.hatrpo_n, TrustRegionConfig),
+        _trust_region(hatrpo.hatrpo),
+        _trust_region(hatrpo.hatrpo_w),
+        _trust_region(hatrpo.hatrpo_g),
+        _trust_region(hatrpo.hatrpo_n),
+        _first_order(first_order.happo),
+        _first_order(first_order.mappo),
+        _first_order(first_order.ippo),
+        _first_order(first_order.maspo),
+        _first_order(first_order.mars),
     )
 }
 
 
-def names() -> tuple[str, ...]:
-    """The names that `get` knows."""
-    return tuple(_ALGORITHMS)
+def names(config_class: type[Config] = Config) -> tuple[str, ...]:
+    """The names that `get` knows, of the algorithms that take a `config_class`."""
+    return tuple(name for name, entry in _ALGORITHMS.items() if issubclass(entry.config_class, config_class))
 
 
 def get(name: str) -> Entry:
