@@ -30,6 +30,7 @@ from marl_kl.trainer import make_train
 
 def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
     """A compiled program that takes `length` steps in [seed, num_envs] environments, and its first argument."""
+    options = env.spec.cpu_compiler_options
     reset = jax.vmap(jax.vmap(env.reset, (0, None)), (0, None))
     step = jax.vmap(env.step, (0, 0, 0, None))
     shape = (num_envs, env.spec.num_agents, env.spec.action_size)
@@ -42,22 +43,23 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
         return jax.lax.scan(env_step, env_state, jax.random.split(key, length))[0]
 
     keys = jax.random.split(jax.random.key(0), (num_seeds, num_envs))
-    start = devices.over_seeds(lambda k: reset(k, env.params)[0], mesh, (devices.SEEDS,), devices.SEEDS)(
+    start = devices.over_seeds(lambda k: reset(k, env.params)[0], mesh, (devices.SEEDS,), devices.SEEDS, options)(
         devices.place(keys, mesh)
     )
     keys = devices.place(jax.random.split(jax.random.key(1), num_seeds), mesh)
-    program = devices.over_seeds(jax.vmap(one_seed), mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS)
+    program = devices.over_seeds(jax.vmap(one_seed), mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS, options)
     return lambda: program(keys, start)
 
 
 def training(env, algorithm: str, config, mesh, num_seeds: int):
     """A function that makes one update of all seeds, and the seconds its compilation took."""
+    options = env.spec.cpu_compiler_options
     train = make_train(env, algorithm, config)
     keys = devices.place(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
-    state = devices.over_seeds(jax.vmap(train.init), mesh, (devices.SEEDS,), devices.SEEDS)(keys)
+    state = devices.over_seeds(jax.vmap(train.init), mesh, (devices.SEEDS,), devices.SEEDS, options)(keys)
     jax.block_until_ready(state)
     begin = time.perf_counter()
-    update = devices.over_seeds(jax.vmap(train.update), mesh, (devices.SEEDS,), devices.SEEDS, donate_argnums=0)
+    update = devices.over_seeds(jax.vmap(train.update), mesh, (devices.SEEDS,), devices.SEEDS, options, donate_argnums=0)
     program = update.lower(state).compile()
     compile_seconds = time.perf_counter() - begin
     box = [state]

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+CompilerOptions = tuple[tuple[str, bool], ...]
+
 SEED_AXIS = "seed"
 SEEDS = PartitionSpec(SEED_AXIS)
 """Leading axis: seeds."""
@@ -49,27 +51,33 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, SEEDS))
 
 
-def over_seeds(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
-    """`function` of arrays with a seed axis, jitted so that each device works on its own seeds."""
+def over_seeds(
+    function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, cpu_options: CompilerOptions = (), **jit_options
+) -> Callable:
+    """`function` of arrays with a seed axis, jitted so that each device works on its own seeds.
+
+    `cpu_options` are compiler options for CPUs (`EnvSpec.cpu_compiler_options`).
+    """
     spread = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
-    return jax.jit(spread, in_shardings=shardings, compiler_options=_compiler_options(mesh), **jit_options)
+    return jax.jit(spread, in_shardings=shardings, compiler_options=_compiler_options(mesh, cpu_options), **jit_options)
 
 
 # keeps a program's batched LAPACK calls from running side by side, see the top; costs no speed
-_ONE_AT_A_TIME = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+_ONE_AT_A_TIME = ("xla_cpu_enable_concurrency_optimized_scheduler", False)
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
-    return _ONE_AT_A_TIME if is_cpu and _xla_knows_the_option() else None
+def _compiler_options(mesh: Mesh, cpu_options: CompilerOptions) -> dict[str, bool] | None:
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {name: value for name, value in (_ONE_AT_A_TIME, *cpu_options) if _xla_knows(name, value)}
 
 
 @functools.cache
-def _xla_knows_the_option() -> bool:
-    """Whether this XLA still has the option above; an unknown one is an error at compilation."""
+def _xla_knows(name: str, value: bool) -> bool:
+    """Whether this XLA still has the option; an unknown one is an error at compilation."""
     try:
-        jax.jit(lambda: 0, compiler_options=_ONE_AT_A_TIME).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except Exception:  # noqa: BLE001  jax's error class for it differs between versions
         return False
     return True

@@ -257,10 +257,14 @@ class _Run:
     def _keys(self) -> jax.Array:
         return devices.place(jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32)), self.mesh)
 
+    def _over_seeds(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
+        cpu_options = self.env.spec.cpu_compiler_options
+        return devices.over_seeds(function, self.mesh, in_specs, out_specs, cpu_options, **jit_options)
+
     @functools.cached_property
     def _init(self) -> Callable[[jax.Array], TrainState]:
         init = make_train(self.env, self.algorithm, self.config).init
-        return devices.over_seeds(jax.vmap(init), self.mesh, (devices.SEEDS,), devices.SEEDS)
+        return self._over_seeds(jax.vmap(init), (devices.SEEDS,), devices.SEEDS)
 
     @functools.cached_property
     def _shapes(self) -> TrainState:
@@ -303,13 +307,13 @@ class _Run:
 
         in_specs = (devices.EVERYWHERE, devices.SEEDS, devices.EVERYWHERE)
         out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
-        program = devices.over_seeds(chunk, self.mesh, in_specs, out_specs, donate_argnums=1)
+        program = self._over_seeds(chunk, in_specs, out_specs, donate_argnums=1)
         return program.lower(numbers, state, 0).compile()
 
     def _lowered_evaluation(self, keys, learner):
         evaluate = jax.vmap(make_evaluate(self.env, self.config))
         in_specs = (devices.SEEDS, devices.SEEDS)
-        return devices.over_seeds(evaluate, self.mesh, in_specs, devices.SEEDS).lower(keys, learner)
+        return self._over_seeds(evaluate, in_specs, devices.SEEDS).lower(keys, learner)
 
     def _advance(self, n: int):
         self.display.phase("training")
