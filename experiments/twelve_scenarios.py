@@ -1,0 +1,88 @@
+"""Does each of the twelve scenarios of the HATRPO paper train? HATRPO-W on a CPU-sized budget, 6 seeds each.
+
+    python experiments/twelve_scenarios.py [--scenarios ant_4x2 ...] --out FOLDER
+
+Writes every run's raw results to FOLDER/<scenario> and a Markdown table to FOLDER/table.md. Per scenario: return of the
+deterministic team before and after training, and return of the sampling team over the first and the last tenth of the
+updates, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over seeds). A run that was
+stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import envs
+import marl_kl
+from marl_kl.run_folder import write_file
+from marl_kl.statistics import bootstrap_interval
+
+SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0, "eval_episodes": 16}
+"""Those of the README's run, for all scenarios; nothing was tuned per scenario."""
+
+ENV_STEPS = {
+    "ant_2x4": 400_000,
+    "ant_4x2": 400_000,
+    "ant_8x1": 400_000,
+    "halfcheetah_2x3": 200_000,
+    "halfcheetah_3x2": 200_000,
+    "halfcheetah_6x1": 200_000,
+    "walker2d_2x3": 200_000,
+    "walker2d_3x2": 200_000,
+    "walker2d_6x1": 200_000,
+    "humanoid_17x1": 200_000,
+    "humanoidstandup_17x1": 60_000,
+    "manyagent_swimmer_10x2": 100_000,
+}
+"""Env steps per seed."""
+
+_HEADER = """| scenario | env steps per seed | deterministic: untrained → trained | difference [95 %] | \
+sampling: first → last tenth | difference [95 %] | env steps/s |
+|---|---|---|---|---|---|---|
+"""
+
+
+def compared(before: np.ndarray, after: np.ndarray) -> list[str]:
+    """ "before → after" and the difference with its interval, from one number per seed each."""
+    low, high = bootstrap_interval(after - before, statistic=np.mean)
+    return [f"{before.mean():.0f} → {after.mean():.0f}", f"{(after - before).mean():+.0f} [{low:+.0f}, {high:+.0f}]"]
+
+
+def row(scenario: str, result: marl_kl.TrainResult) -> str:
+    """One line of the table."""
+    evaluation = result.evaluation.episode_return.mean(-1)
+    training = result.metrics["episode_return"]
+    tenth = max(1, training.shape[1] // 10)
+    cells = [
+        scenario,
+        f"{result.env_steps[-1]:,}",
+        *compared(evaluation[:, 0], evaluation[:, -1]),
+        *compared(np.nanmean(training[:, :tenth], axis=1), np.nanmean(training[:, -tenth:], axis=1)),
+        f"{result.steps_per_second:,.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenarios", nargs="+", default=list(ENV_STEPS), choices=list(ENV_STEPS))
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    marl_kl.use_all_cpu_cores()
+    table = _HEADER
+    for scenario in options.scenarios:
+        result = marl_kl.train(
+            envs.make(scenario), "hatrpo_w", seeds=options.seeds, total_env_steps=ENV_STEPS[scenario],
+            out=options.out / scenario, resume=True, progress="plain", **SETTINGS,
+        )  # fmt: skip
+        table += row(scenario, result)
+        write_file(options.out / "table.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
