@@ -184,7 +184,7 @@ def _standup_reward(brax_env: Any) -> Callable[[Any, jax.Array], jax.Array]:
 
     def reward(state, control):
         torque = control * jnp.asarray(brax_env.sys.actuator.ctrl_range)[:, 1]
-        return state.pipeline_state.x.pos[0, 2] / 0.003 + 1 - 0.1 * jnp.sum(jnp.square(torque))
+        return state.pipeline_state.q[2] / 0.003 + 1 - 0.1 * jnp.sum(jnp.square(torque))
 
     return reward
 

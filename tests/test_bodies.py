@@ -193,6 +193,13 @@ def test_same_as_brax(ran):
     np.testing.assert_array_equal(ran.steps.terminated[:steps], done > 0.5)
 
 
+@pytest.mark.parametrize("ran", ["humanoidstandup_17x1"], indirect=True)
+def test_standing_up_is_paid_as_in_gymnasium(ran):
+    """Height over a simulation step of 3 ms, not over Brax's control step, and Gymnasium's control cost at +-0.4."""
+    cost = 0.1 * np.sum(np.square(0.4 * ran.actions[..., 0]), axis=-1)
+    np.testing.assert_allclose(ran.steps.reward[..., 0], ran.steps.state[..., 0] / 0.003 + 1 - cost, rtol=1e-4)
+
+
 def test_carried_state_is_small():
     """MJX's whole data is 3,000 numbers for the ant; a rollout selects over what is carried at every step."""
     env = envs.make("ant_4x2")
