@@ -1,9 +1,13 @@
-"""Where the seeds of a run are: the seed axis is spread over all devices, GPUs or the CPU's cores alike."""
+"""Where the seeds of a run are: the seed axis is spread over all devices, GPUs or the CPU's cores alike.
+
+In a sweep the same axis holds settings x seeds.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any, Callable
 
 import jax
@@ -44,6 +48,38 @@ def seed_mesh(num_seeds: int) -> Mesh:
     devices = jax.local_devices()
     used = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
     return Mesh(np.asarray(devices[:used]), (SEED_AXIS,))
+
+
+def free_bytes(mesh: Mesh) -> int | None:
+    """Memory that the devices of `mesh` still have, all together; None where nobody says."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return _free_host_bytes()
+    counts = [device.memory_stats() or {} for device in mesh.devices.flat]
+    if not all("bytes_limit" in count for count in counts):
+        return None
+    return mesh.size * min(count["bytes_limit"] - count.get("bytes_in_use", 0) for count in counts)
+
+
+def _free_host_bytes() -> int | None:
+    """What Linux calls available, or what the process's control group leaves of it; None elsewhere."""
+    available = [
+        int(line.split()[1]) * 1024
+        for line in _text(Path("/proc/meminfo")).splitlines()
+        if line.startswith("MemAvailable:")
+    ]
+    group = Path("/sys/fs/cgroup")
+    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        available.append(max(int(limit) - int(used), 0))
+    return min(available, default=None)
+
+
+def _text(path: Path) -> str:
+    """The file's content; nothing where there is no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -6,24 +6,22 @@ import functools
 import operator
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, devices, reporting, run_folder
+from marl_kl import algorithms, checkpoints, reporting, run_folder
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics, make_evaluate
+from marl_kl.evaluate import EpisodeStatistics
+from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
-from marl_kl.results import WATCHED, Evaluation, Failure, Timing, TrainResult
-from marl_kl.trainer import Learner, TrainState, make_train
+from marl_kl.results import Evaluation, Failure, Timing, TrainResult, first_nonfinite
+from marl_kl.trainer import TrainState, make_train
 
 
 def train(
@@ -62,12 +60,11 @@ def train(
         ValueError: bad input, named in one sentence, before anything is compiled.
         RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written.
     """
-    if not isinstance(env, Env):
-        raise ValueError(f"env={env!r}; it must be an environment, as envs.make({str(env)!r}) returns")
+    check_env(env)
     entry = algorithms.get(algorithm)
     config = (entry.config_class() if config is None else config).replace(**fields)
     make_train(env, algorithm, config)  # refuses a config of another algorithm's class
-    seeds = _seed_numbers(seeds)
+    seeds = seed_numbers(seeds)
     kl_budget = getattr(config, "kl_budget", None)
     display = Progress(
         total_updates=config.num_updates,
@@ -118,22 +115,6 @@ def _close(run: _Run, status: str):
         run_folder.set_status(run.out, status, run.now.failures)
 
 
-_EVALUATION = 0x6576616C
-"""Folded into a seed's key for evaluation: far from the small numbers that splitting folds in."""
-
-
-class _Programs(NamedTuple):
-    """The compiled parts; every leading axis is the seed's.
-
-    Attributes:
-        chunk: `(numbers, state, n) -> (state, metrics)`, metrics [chunk_updates, seed, ...] of which n are filled.
-        evaluate: `(keys, learner) -> EpisodeStatistics` [seed, episode].
-    """
-
-    chunk: Callable[[dict, TrainState, int], tuple[TrainState, dict]]
-    evaluate: Callable[[jax.Array, Learner], EpisodeStatistics]
-
-
 class _Run:
     """One training run: the train state on the device, and what has come back from it.
 
@@ -146,7 +127,7 @@ class _Run:
     def __init__(self, env, algorithm, config, seeds, display, out=None, identity=None):
         self.env, self.algorithm, self.config = env, algorithm, config
         self.seeds, self.display, self.out, self.identity = seeds, display, out, identity
-        self.mesh = devices.seed_mesh(len(seeds))
+        self.programs = Programs(env, algorithm, config, len(seeds))
         self.now = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
         self._saved: tuple[int, int] | None = None
         self.state: TrainState | None = None
@@ -188,7 +169,7 @@ class _Run:
                 f"{snapshot.update * self.config.batch_size}, which the run in {str(self.out)!r} has taken already"
             )
         source = checkpoints.source(self.out, snapshot.update)
-        self.state = devices.place(checkpoints.filled(self._shapes, snapshot.state, source), self.mesh)
+        self.state = self.programs.place(checkpoints.filled(self.programs.shapes, snapshot.state, source))
         self.now, self._saved = snapshot, snapshot.extent
         self.display.start_at(snapshot.update)
 
@@ -196,16 +177,9 @@ class _Run:
         """Traces and compiles everything, and makes the initial state if there is none."""
         self.display.phase("compiling")
         begin = time.perf_counter()
-        numbers = self.config.numbers
-        with ThreadPoolExecutor(1) as background:
-            # the two programs that step environments are compiled side by side
-            # (lowered here: settings such as jax.enable_x64 do not reach another thread)
-            evaluate = background.submit(self._lowered_evaluation(self._keys, self._shapes.learner).compile)
-            if self.state is None:
-                self.state = jax.block_until_ready(self._init(self._keys))
-            # from the shapes, not from the state: a resumed run compiles the very same program
-            chunk = self._compiled_chunk(numbers, self._shapes)
-            self.programs = _Programs(lambda state, n: chunk(numbers, state, n), evaluate.result())
+        self.programs.compile()
+        if self.state is None:
+            self.state = jax.block_until_ready(self.programs.init(self.numbers, self.programs.keys(self.seeds)))
         self.now = self.now._replace(timing=self._timing("compile", begin))
 
     def loop(self):
@@ -254,22 +228,9 @@ class _Run:
         )
 
     @functools.cached_property
-    def _keys(self) -> jax.Array:
-        return devices.place(jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32)), self.mesh)
-
-    def _over_seeds(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
-        cpu_options = self.env.spec.cpu_compiler_options
-        return devices.over_seeds(function, self.mesh, in_specs, out_specs, cpu_options, **jit_options)
-
-    @functools.cached_property
-    def _init(self) -> Callable[[jax.Array], TrainState]:
-        init = make_train(self.env, self.algorithm, self.config).init
-        return self._over_seeds(jax.vmap(init), (devices.SEEDS,), devices.SEEDS)
-
-    @functools.cached_property
-    def _shapes(self) -> TrainState:
-        """Of all seeds' train states."""
-        return jax.eval_shape(self._init, self._keys)
+    def numbers(self) -> Numbers:
+        """A run is a sweep of one setting: every seed has the same numbers."""
+        return self.programs.numbers([self.config] * len(self.seeds))
 
     @property
     def _evaluation_is_due(self) -> bool:
@@ -291,35 +252,10 @@ class _Run:
         timing = self.now.timing
         return timing._replace(**{field: getattr(timing, field) + time.perf_counter() - begin})
 
-    def _compiled_chunk(self, numbers, state):
-        def chunk(numbers, state, n):
-            update = jax.vmap(make_train(self.env, self.algorithm, self.config.replace(**numbers)).update)
-            shapes = jax.eval_shape(update, state)[1]
-            buffers = jax.tree.map(lambda s: jnp.zeros((self.config.chunk_updates, *s.shape), s.dtype), shapes)
-
-            def body(i, carry):
-                state, buffers = carry
-                state, metrics = update(state)
-                return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), buffers, metrics)
-
-            # n is traced: chunks of any length run the same program, bit for bit
-            return jax.lax.fori_loop(0, n, body, (state, buffers))
-
-        in_specs = (devices.EVERYWHERE, devices.SEEDS, devices.EVERYWHERE)
-        out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
-        program = self._over_seeds(chunk, in_specs, out_specs, donate_argnums=1)
-        return program.lower(numbers, state, 0).compile()
-
-    def _lowered_evaluation(self, keys, learner):
-        evaluate = jax.vmap(make_evaluate(self.env, self.config))
-        in_specs = (devices.SEEDS, devices.SEEDS)
-        return self._over_seeds(evaluate, in_specs, devices.SEEDS).lower(keys, learner)
-
     def _advance(self, n: int):
         self.display.phase("training")
         begin = time.perf_counter()
-        self.state, chunk = self.programs.chunk(self.state, n)
-        chunk = {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in chunk.items()}
+        self.state, chunk = self.programs.chunk(self.numbers, self.state, n)
         # a host copy, because the next chunk takes the state's own memory and may be interrupted
         state = checkpoints.flat(self.state)
         timing = self._timing("train", begin)
@@ -333,12 +269,8 @@ class _Run:
     def _evaluate(self):
         self.display.phase("evaluating")
         begin = time.perf_counter()
-        # keys of their own, so that evaluating more often does not change the training
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EVALUATION), self.done))(
-            jnp.asarray(self.seeds, jnp.uint32)
-        )
-        keys = devices.place(keys, self.mesh)
-        statistics = jax.tree.map(np.asarray, self.programs.evaluate(keys, self.state.learner))
+        keys = self.programs.evaluation_keys(self.seeds, self.done)
+        statistics = self.programs.evaluate(keys, self.state.learner)
         timing = self._timing("evaluate", begin)
         self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing)
 
@@ -354,9 +286,9 @@ class _Run:
         known = {failure.seed for failure in self.now.failures}
         found = []
         for index, seed in enumerate(self.seeds):
-            updates, quantities = np.nonzero(nonfinite[index])
-            if len(updates) and seed not in known:
-                found.append(Failure(seed, self.done + int(updates[0]), WATCHED[quantities[0]]))
+            first = first_nonfinite(nonfinite[index])
+            if first is not None and seed not in known:
+                found.append(Failure(seed, self.done + first[0], first[1]))
         return tuple(found)
 
     def _env_steps(self) -> np.ndarray:
@@ -379,7 +311,13 @@ def _warn_of_other_machinery(before: Mapping[str, Any], now: Mapping[str, Any]):
         warnings.warn(message.removesuffix(" here") + " now", run_folder.RunWarning, stacklevel=3)
 
 
-def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
+def check_env(env: Any) -> None:
+    """Raises ValueError if `env` is no environment, but its name, say."""
+    if not isinstance(env, Env):
+        raise ValueError(f"env={env!r}; it must be an environment, as envs.make({str(env)!r}) returns")
+
+
+def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Distinct seeds in [0, 2^32), or ValueError."""
     wanted = "it must be a number of seeds >= 1 or distinct integers in [0, 2^32)"
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from envs.types import EnvSpec
 from marl_kl.config import Config
+from marl_kl.evaluate import EpisodeStatistics
 
 TEAM_METRICS = {
     "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
@@ -69,6 +70,12 @@ class Evaluation(NamedTuple):
     episode_length: np.ndarray
 
 
+def first_nonfinite(nonfinite: np.ndarray) -> tuple[int, str] | None:
+    """Update and quantity of the first True in `nonfinite` [update, len(WATCHED)]; None if there is none."""
+    updates, quantities = np.nonzero(nonfinite)
+    return (int(updates[0]), WATCHED[quantities[0]]) if len(updates) else None
+
+
 class Failure(NamedTuple):
     """The first non-finite number of a seed: the seed keeps its last finite parameters from there on.
 
@@ -76,6 +83,15 @@ class Failure(NamedTuple):
         seed: the seed's own number. update: index of the update, from 0. quantity: one of `WATCHED`.
     """
 
+    seed: int
+    update: int
+    quantity: str
+
+
+class SweepFailure(NamedTuple):
+    """A `Failure` of a sweep: setting is the index of the setting that the seed ran at."""
+
+    setting: int
     seed: int
     update: int
     quantity: str
@@ -127,3 +143,37 @@ class TrainResult:
     def steps_per_second(self) -> float:
         """Env steps of all seeds per second of training, compilation and evaluation left out."""
         return len(self.seeds) * int(self.env_steps[-1]) / self.timing.train
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep of K settings and S seeds.
+
+    Attributes:
+        spec: the environment's static description.
+        algorithm: the algorithm's name.
+        config: the resolved config of the first setting; that of setting k is `config.replace(**settings[k])`.
+        settings: the swept fields with their values.
+        seeds: the seeds, in the order of every seed axis.
+        env_steps: [setting, update] env steps per seed after each update.
+        metrics: name -> [setting, seed, update] or [setting, seed, update, agent]; settings with fewer updates than
+            others end in NaN.
+        untrained: evaluation episodes before the first update, [setting, seed, episode].
+        final: evaluation episodes after the last update, [setting, seed, episode].
+        failures: one entry per run that met a non-finite number; empty in a healthy sweep.
+        timing: where the time went, over all programs.
+        out: the folder with the tables, or None.
+    """
+
+    spec: EnvSpec
+    algorithm: str
+    config: Config
+    settings: tuple[dict[str, Any], ...]
+    seeds: tuple[int, ...]
+    env_steps: np.ndarray
+    metrics: dict[str, np.ndarray]
+    untrained: EpisodeStatistics
+    final: EpisodeStatistics
+    failures: tuple[SweepFailure, ...]
+    timing: Timing
+    out: Path | None

@@ -41,6 +41,9 @@ from marl_kl.results import AGENT_METRICS, TEAM_METRICS, Evaluation, Failure
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
 
+RUN, SWEEP = "run.json", "sweep.json"
+"""What a folder's record is called: that of a run, and that of a sweep (`marl_kl.sweeps`)."""
+
 STATUSES = ("running", "finished", "interrupted", "failed")
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
@@ -140,7 +143,7 @@ def difference(stored: Any, wanted: Any, name: str = "") -> str | None:
 
 
 @contextlib.contextmanager
-def claim(out: str | os.PathLike, new: Mapping[str, Any] | None) -> Iterator[Path]:
+def claim(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str = RUN) -> Iterator[Path]:
     """Holds the run folder `out` for this process: nobody else trains in it until the context ends.
 
     The operating system gives the folder back when the process ends, however it ends. Nothing is compiled for it, so
@@ -149,6 +152,7 @@ def claim(out: str | os.PathLike, new: Mapping[str, Any] | None) -> Iterator[Pat
     Args:
         out: the folder; for a new run it may be missing (parents too) or empty.
         new: the `run.json` of a new run (see `record`), which is written; None: the folder holds a run already.
+        name: `RUN`, or `SWEEP`.
 
     Raises:
         RunExistsError: a new run's `out` already holds a run, is a file, or is a folder with other content.
@@ -163,14 +167,14 @@ def claim(out: str | os.PathLike, new: Mapping[str, Any] | None) -> Iterator[Pat
     with _locked(out):
         remove_leftovers(out)
         if new is not None:
-            _begin(out, new, is_made)
+            _begin(out, new, is_made, name)
         yield out
 
 
-def _begin(out: Path, new: Mapping[str, Any], is_made: bool) -> None:
+def _begin(out: Path, new: Mapping[str, Any], is_made: bool, name: str) -> None:
     _refuse_if_taken(out)
     try:
-        write_file(out / "run.json", _as_json(new))
+        write_file(out / name, _as_json(_jsonable(new)))
     except RunFolderError:
         if is_made:
             shutil.rmtree(out, ignore_errors=True)
@@ -204,22 +208,23 @@ def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return [document, *document.get("resumed", ())][-1]
 
 
-def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] = ()) -> None:
+def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN) -> None:
     """Notes in `run.json` how the run stands, and the time when it came to stand so if it has ended.
 
     Args:
         out: the run folder.
         status: one of `STATUSES`.
-        failures: the seeds that met a non-finite number.
+        failures: the seeds that met a non-finite number (in a sweep: `SweepFailure`s).
+        name: `RUN`, or `SWEEP`.
     """
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
-    document = _read_document(Path(out))
+    document = _read_document(Path(out), name)
     if document["status"] != status:
         document["ended"] = None if status == "running" else _now()
     document["status"] = status
     document["failures"] = [failure._asdict() for failure in failures]
-    write_file(Path(out) / "run.json", _as_json(_jsonable(document)))
+    write_file(Path(out) / name, _as_json(_jsonable(document)))
 
 
 def read_record(out: str | os.PathLike) -> RunRecord:
@@ -283,13 +288,13 @@ def _locked(out: Path):
         yield
 
 
-def _read_document(out: Path) -> dict[str, Any]:
-    path = out / "run.json"
+def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
+    path = out / name
     with one_sentence("read", path):
         if not out.exists():
             raise RunFolderError(f"there is no run folder {str(out)!r}")
         if not path.exists():
-            raise RunFolderError(f"{str(out)!r} is not a run folder: it has no run.json")
+            raise RunFolderError(f"{str(out)!r} is not a run folder: it has no {name}")
         content = path.read_bytes()
     try:
         document = json.loads(content)

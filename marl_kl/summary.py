@@ -65,9 +65,9 @@ def markdown(result: TrainResult) -> str:
     lines = [
         f"# {_title(result)}",
         "",
-        _markdown_row(_header(result)),
-        _markdown_row(["---", *["---:"] * (len(_header(result)) - 1)]),
-        *(_markdown_row(row) for row in (*per_seed, *over_seeds)),
+        markdown_row(_header(result)),
+        markdown_row(["---", *["---:"] * (len(_header(result)) - 1)]),
+        *(markdown_row(row) for row in (*per_seed, *over_seeds)),
         "",
         *(f"- {fact}" for fact in facts(result)),
         "",
@@ -150,10 +150,10 @@ def _rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
     if healthy.sum() < 2:
         return per_seed, []
     over_all = [column.text(column.over_seeds(column.values[healthy])) for column in columns]
-    over_seeds = [["mean ± std", *(_mean_and_std(column[healthy]) for column in returns), *over_all]]
+    over_seeds = [["mean ± std", *(mean_and_std(column[healthy]) for column in returns), *over_all]]
     if healthy.sum() >= 3:
         empty = [""] * len(columns)
-        over_seeds.append(["IQM [95 %]", *(_iqm_and_interval(column[healthy]) for column in returns), *empty])
+        over_seeds.append(["IQM [95 %]", *(iqm_and_interval(column[healthy]) for column in returns), *empty])
     return per_seed, over_seeds
 
 
@@ -187,13 +187,13 @@ def _nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
     return np.array([reduce(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in values])
 
 
-def _mean_and_std(values: np.ndarray) -> str:
+def mean_and_std(values: np.ndarray) -> str:
     if not np.isfinite(values).all():
         return "-"
     return f"{_number(values.mean())} ± {_number(values.std(ddof=1))}"
 
 
-def _iqm_and_interval(values: np.ndarray) -> str:
+def iqm_and_interval(values: np.ndarray) -> str:
     if not np.isfinite(values).all():
         return "-"
     lower, upper = bootstrap_interval(values)
@@ -210,5 +210,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if np.isfinite(share) else "-"
 
 
-def _markdown_row(cells) -> str:
+def markdown_row(cells) -> str:
     return f"| {' | '.join(cells)} |"

@@ -121,7 +121,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
     def interrupted(run, n):
         calls.append(n)
         if len(calls) == 3:
-            run.programs.chunk(run.state, n)
+            run.programs.chunk(run.numbers, run.state, n)
             raise StopHere
         original(run, n)
 

@@ -65,7 +65,7 @@ def _stopped_in_a_chunk(calls):
     def stopped(run, n):
         left[0] -= 1
         if not left[0]:
-            run.programs.chunk(run.state, n)
+            run.programs.chunk(run.numbers, run.state, n)
             raise KeyboardInterrupt
         original(run, n)
 
