@@ -1,11 +1,13 @@
-"""Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `make_train` and `load`."""
+"""Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `sweep`, `make_train` and `load`."""
 
 from marl_kl import advantages, algorithms, allocators, trust_region
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
 from marl_kl.loading import load
-from marl_kl.results import TrainResult
+from marl_kl.results import SweepResult, TrainResult
+from marl_kl.search import choice, log_uniform, uniform
+from marl_kl.sweeps import sweep
 from marl_kl.trainer import Train, TrainState, make_train
 
 __version__ = "0.1.0"
@@ -13,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Config",
     "FirstOrderConfig",
+    "SweepResult",
     "Train",
     "TrainResult",
     "TrainState",
@@ -20,9 +23,13 @@ __all__ = [
     "advantages",
     "algorithms",
     "allocators",
+    "choice",
     "load",
+    "log_uniform",
     "make_train",
+    "sweep",
     "train",
     "trust_region",
+    "uniform",
     "use_all_cpu_cores",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,9 @@ import jax.numpy as jnp
 from envs.types import Env
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
+from marl_kl.results import EpisodeStatistics
 from marl_kl.rollout import distributions
 from marl_kl.trainer import Learner
-
-
-class EpisodeStatistics(NamedTuple):
-    """episode_return: [episode] team return. episode_length: [episode] env steps."""
-
-    episode_return: jax.Array
-    episode_length: jax.Array
 
 
 def make_evaluate(env: Env, config: Config) -> Callable[[jax.Array, Learner], EpisodeStatistics]:

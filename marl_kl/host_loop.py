@@ -17,10 +17,9 @@ from envs.types import Env
 from marl_kl import algorithms, checkpoints, reporting, run_folder
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics
 from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
-from marl_kl.results import Evaluation, Failure, Timing, TrainResult, first_nonfinite
+from marl_kl.results import EpisodeStatistics, Evaluation, Failure, Timing, TrainResult, first_nonfinite
 from marl_kl.trainer import TrainState, make_train
 
 

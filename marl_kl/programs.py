@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from envs.types import Env
 from marl_kl import devices
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics, make_evaluate
+from marl_kl.evaluate import make_evaluate
+from marl_kl.results import EpisodeStatistics
 from marl_kl.trainer import Learner, Train, TrainState, make_train
 
 Numbers = dict[str, jax.Array]

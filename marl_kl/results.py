@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from envs.types import EnvSpec
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics
 
 TEAM_METRICS = {
     "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
@@ -52,6 +52,13 @@ FIRST_ORDER_METRICS = (*_EVERY_KIND, "clip_fraction", "grad_norm", "epochs")
 
 WATCHED = ("observation", "reward", "value", "actor", "critic")
 """The quantities whose finiteness is checked at every update, in the order of the metric `nonfinite`."""
+
+
+class EpisodeStatistics(NamedTuple):
+    """episode_return: [..., episode] team return. episode_length: [..., episode] env steps."""
+
+    episode_return: jax.Array | np.ndarray
+    episode_length: jax.Array | np.ndarray
 
 
 class Evaluation(NamedTuple):

@@ -120,7 +120,7 @@ def _columns(result: TrainResult) -> list[_Column]:
         kl = _metric(result, "kl_total") / (1.0 if budget is None else float(budget))
         what = "sum over agents" if budget is None else "share of the budget"
         meaning = f"KL: {what}, mean and maximum over updates"
-        text = _number if budget is None else _percent
+        text = number_text if budget is None else _percent
         columns += [
             _Column("KL spent", meaning, _nan_reduce(np.mean, kl), np.mean, text),
             _Column("KL at most", "", _nan_reduce(np.max, kl), np.max, text),
@@ -142,7 +142,7 @@ def _rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
     failed = {failure.seed for failure in result.failures}
     per_seed = [
         [f"{seed} (failed)" if seed in failed else str(seed)]
-        + [_number(column[i]) for column in returns]
+        + [number_text(column[i]) for column in returns]
         + [column.text(column.values[i]) for column in columns]
         for i, seed in enumerate(result.seeds)
     ]
@@ -190,17 +190,17 @@ def _nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
 def mean_and_std(values: np.ndarray) -> str:
     if not np.isfinite(values).all():
         return "-"
-    return f"{_number(values.mean())} ± {_number(values.std(ddof=1))}"
+    return f"{number_text(values.mean())} ± {number_text(values.std(ddof=1))}"
 
 
 def iqm_and_interval(values: np.ndarray) -> str:
     if not np.isfinite(values).all():
         return "-"
     lower, upper = bootstrap_interval(values)
-    return f"{_number(interquartile_mean(values))} [{_number(lower)}, {_number(upper)}]"
+    return f"{number_text(interquartile_mean(values))} [{number_text(lower)}, {number_text(upper)}]"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -18,11 +18,10 @@ from rich.console import Console
 from envs.types import Env
 from marl_kl import algorithms, checkpoints, devices, run_folder, sweep_tables
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics
 from marl_kl.host_loop import check_env, seed_numbers
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
-from marl_kl.results import SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
 from marl_kl.search import Distribution, Setting, make_settings
 from marl_kl.trainer import make_train
 
