@@ -1,4 +1,4 @@
-"""The command line: `marl-kl train`, `marl-kl resume`, `marl-kl envs`, `marl-kl algorithms`.
+"""The command line: `marl-kl train`, `marl-kl resume`, `marl-kl sweep`, `marl-kl envs`, `marl-kl algorithms`.
 
 The options of `train` are the fields of the algorithm's config class, with their help, range and default; there is
 no second list of them. Bad input ends in one sentence on standard error and exit code 2.
@@ -21,7 +21,7 @@ import jax
 
 import marl_kl
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, run_folder
+from marl_kl import algorithms, checkpoints, run_folder, sweep_file
 from marl_kl.config import Config
 from marl_kl.progress import MODES
 
@@ -71,6 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands, _algorithm_in(argv))
     _add_resume(commands)
+    _add_sweep(commands)
     for name, command, text in (
         ("envs", _envs, "list the environments"),
         ("algorithms", _algorithms, "list the algorithms"),
@@ -168,8 +169,6 @@ def _default_text(value) -> str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import envs
-
     given = vars(arguments)
     fields = {
         field.name: _parsed(field, given[field.name])
@@ -179,11 +178,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with contextlib.suppress(RuntimeError):  # an embedding program that has used jax keeps its devices
         marl_kl.use_all_cpu_cores()
     arguments.config_class().replace(**fields)  # refuses bad values before an environment is built
-    options = _env_options(arguments.env_options)
-    try:
-        env = envs.make(arguments.env_name, **options)
-    except TypeError as error:
-        raise ValueError(f"env '{arguments.env_name}' does not take {options}: {error}") from error
+    env = _make_env(arguments.env_name, _env_options(arguments.env_options))
     out = arguments.out or _default_out(arguments.env_name, arguments.algorithm)
     return _exit_code(
         lambda: marl_kl.train(
@@ -191,6 +186,15 @@ def _train(arguments: argparse.Namespace) -> int:
         ),
         out,
     )
+
+
+def _make_env(name: str, options: dict[str, Any]) -> Env:
+    import envs
+
+    try:
+        return envs.make(name, **options)
+    except TypeError as error:
+        raise ValueError(f"env '{name}' does not take {options}: {error}") from error
 
 
 def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
@@ -251,8 +255,8 @@ def _literal(text: str):
         return text
 
 
-def _default_out(env_name: str, algorithm: str) -> Path:
-    return Path("runs") / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+def _default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
+    return Path(parent) / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 # resume
@@ -325,6 +329,42 @@ def _warnings_as_sentences():
         warnings.simplefilter("always", run_folder.RunWarning)
         warnings.showwarning = show_sentence
         yield
+
+
+# sweep
+
+
+def _add_sweep(commands) -> None:
+    text = "train many settings side by side, as a TOML file says"
+    parser = commands.add_parser(
+        "sweep",
+        usage="marl-kl sweep FILE.toml [--out FOLDER] [--progress MODE]",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=sweep_file.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_sweep)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the sweep's description, see below")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="new folder for the tables (default: sweeps/ENV-ALGORITHM-TIME)"
+    )
+    _add_progress(parser)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    plan = sweep_file.read(arguments.file)
+    with contextlib.suppress(RuntimeError):  # as for train
+        marl_kl.use_all_cpu_cores()
+    env = _make_env(plan.env, plan.env_options)
+    out = arguments.out or _default_out(plan.env, plan.algorithm, "sweeps")
+    try:
+        result = marl_kl.sweep(env, plan.algorithm, out=out, progress=arguments.progress, **plan.options, **plan.config)
+    except KeyboardInterrupt:
+        print("marl-kl: interrupted; a sweep keeps nothing before its end", file=sys.stderr)
+        return 130
+    return 1 if len(result.failures) == len(result.settings) * len(result.seeds) else 0
 
 
 # envs, algorithms

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable, ClassVar, Collection, Iterable
 
 import jax
 
@@ -113,13 +113,21 @@ class Config:
 
     def replace(self, **changes) -> "Config":
         """A copy with `changes`; an unknown name raises ValueError with the nearest field."""
-        known = {f.name for f in dataclasses.fields(self)}
-        for name in changes:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
-                raise ValueError(f"unknown config field '{name}' for {type(self).__name__}; {hint}")
+        self.refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
+
+    def refuse_unknown(self, names: Iterable[str]) -> None:
+        """Raises ValueError, with the nearest field, if one of `names` is no field."""
+        known = {f.name for f in dataclasses.fields(self)}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown config field '{name}' for {type(self).__name__}; {nearest(name, known)}")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to say of an unknown name: the known one that it resembles, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
 
 
 SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")

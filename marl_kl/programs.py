@@ -69,15 +69,13 @@ class Programs:
 
     @functools.cached_property
     def init(self) -> Callable[[Numbers, jax.Array], TrainState]:
-        """`init(numbers, keys)`: the runs' first states."""
-        init = jax.vmap(lambda numbers, key: self._train(numbers).init(key))
-        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS)
+        """`init(numbers, keys)`: the runs' first states. Compiled when it is first asked for: a resumed run has one."""
+        return self._traced_init.lower().compile()
 
     @functools.cached_property
     def shapes(self) -> TrainState:
         """Of all runs' train states."""
-        keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
-        return jax.eval_shape(self.init, self._number_shapes, keys)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._traced_init.out_info)
 
     def compile(self) -> None:
         """Traces and compiles `chunk` and `evaluate`, side by side: both step environments, which takes longest."""
@@ -121,6 +119,12 @@ class Programs:
 
     def _train(self, numbers: Numbers) -> Train:
         return make_train(self._env, self._algorithm, self._config.replace(**numbers))
+
+    @functools.cached_property
+    def _traced_init(self) -> jax.stages.Traced:
+        init = jax.vmap(lambda numbers, key: self._train(numbers).init(key))
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
+        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS).trace(self._number_shapes, keys)
 
     @property
     def _number_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

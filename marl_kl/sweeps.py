@@ -319,7 +319,7 @@ def _laid_together(of_runs: list[dict[str, np.ndarray]], num_seeds: int) -> dict
     """
     longest = max(len(values) for metrics in of_runs for values in metrics.values())
     together = {}
-    for name in set(of_runs[0]) - {"nonfinite"}:
+    for name in (name for name in of_runs[0] if name != "nonfinite"):
         columns = [_lengthened(metrics[name], longest) for metrics in of_runs]
         stacked = np.stack(columns)
         together[name] = stacked.reshape(-1, num_seeds, *stacked.shape[1:])

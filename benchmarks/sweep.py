@@ -1,0 +1,82 @@
+"""One sweep against the same runs one after another, in the same process.
+
+    python benchmarks/sweep.py [--env matrix_game] [--env-option steps=16] [--algorithm hatrpo_w] [--settings 4]
+                               [--seeds 8] [--num-envs 32] [--rollout-length 64] [--updates 20] [--json FILE]
+
+The sweep is `--settings` KL budgets x `--seeds` seeds in one program. One after another: every run alone, in a program
+of one run, in two ways: compiled once and reused for all (what only a program with traced numbers allows; reckoned
+from the first run's compilation), and as a script would, `marl_kl.train` again and again, each call compiling.
+Evaluation before the first and after the last update is part of all. jax's compilation cache is switched off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import platform
+import time
+
+import jax
+import numpy as np
+
+import envs
+import marl_kl
+
+
+def measure(env, algorithm: str, budgets, num_seeds: int, **fields) -> dict:
+    """Seconds of both ways: all in all, and without compilation."""
+    fields |= {"progress": "none"}
+    begin = time.perf_counter()
+    swept = marl_kl.sweep(env, algorithm, grid={"kl_budget": budgets}, seeds=num_seeds, **fields)
+    row = {"sweep_s": time.perf_counter() - begin, "sweep_running_s": swept.timing.train + swept.timing.evaluate}
+    timings = []
+    begin = time.perf_counter()
+    for budget in budgets:
+        for seed in range(num_seeds):
+            timings.append(marl_kl.train(env, algorithm, seeds=[seed], kl_budget=float(budget), **fields).timing)
+    row["singles_s"] = time.perf_counter() - begin
+    row["singles_running_s"] = sum(timing.train + timing.evaluate for timing in timings)
+    row["singles_compiled_once_s"] = row["singles_running_s"] + timings[0].compile
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="matrix_game")
+    parser.add_argument("--env-option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--algorithm", default="hatrpo_w")
+    parser.add_argument("--settings", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--rollout-length", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--json", help="where to write the figures")
+    options = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+    marl_kl.use_all_cpu_cores()
+    pairs = (option.split("=", 1) for option in options.env_option)
+    env = envs.make(options.env, **{name: ast.literal_eval(text) for name, text in pairs})
+    budgets = np.geomspace(0.01, 0.3, options.settings).tolist()
+    steps = options.num_envs * options.rollout_length * options.updates
+    row = measure(
+        env, options.algorithm, budgets, options.seeds,
+        num_envs=options.num_envs, rollout_length=options.rollout_length, total_env_steps=steps,
+    )  # fmt: skip
+    versions = f"jax {jax.__version__}, python {platform.python_version()}"
+    machine = f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
+    print(f"{machine}, {versions}; {options.env}, {options.algorithm}, {options.settings} budgets x {options.seeds} "
+          f"seeds, {options.updates} updates of {options.num_envs} x {options.rollout_length} env steps")  # fmt: skip
+    ways = {"compile included": "s", "compiled once": "compiled_once_s", "compile excluded": "running_s"}
+    print(f"{'seconds':>18} {'sweep':>8} {'one by one':>10} {'ratio':>6}")
+    for name, field in ways.items():
+        sweep = row["sweep_running_s" if field == "running_s" else "sweep_s"]
+        singles = row[f"singles_{field}"]
+        print(f"{name:>18} {sweep:8.1f} {singles:10.1f} {singles / sweep:6.1f}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"versions": versions, "machine": machine, "options": vars(options), **row}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
