@@ -52,8 +52,8 @@ class Programs:
 
         float32 whatever `jax_enable_x64` says: a wider number would widen the parameters that it meets.
         """
-        columns = {name: [config.numbers[name] for config in configs] for name in self._config.numbers}
-        return self.place({name: np.asarray(column, np.float32) for name, column in columns.items()})
+        rows = [config.numbers for config in configs]
+        return self.place({name: np.asarray([row[name] for row in rows], np.float32) for name in rows[0]})
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
         """[R] what the runs of these seeds begin with."""

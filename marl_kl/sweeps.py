@@ -263,7 +263,7 @@ class _Sweep:
     def _trained(self, programs: Programs, runs: list[_Run], num_wanted: int) -> _Outcome:
         """Trains runs that fill `programs`; the first `num_wanted` of them count."""
         config, seeds = runs[0].config, [run.seed for run in runs]
-        with self.show.progress([run.config for run in runs]) as display:
+        with self.show.progress([run.config for run in runs[:num_wanted]]) as display:
             display.phase("compiling")
             begin = time.perf_counter()
             numbers = programs.numbers([run.config for run in runs])
