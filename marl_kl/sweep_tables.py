@@ -66,10 +66,11 @@ def show(result: SweepResult, console: Console | None = None) -> None:
 
 
 def csv_text(result: SweepResult) -> str:
-    """One row per setting and seed: setting, the swept fields, seed, untrained_return, final_return, final_length, failure.
+    """One row per setting and seed.
 
-    Returns and lengths are means over evaluation episodes. `failure` says what was not finite and in which update, from
-    1; it is empty in a healthy run.
+    Columns: setting, the swept fields, seed, untrained_return, final_return, final_length, failure. Returns and lengths
+    are means over evaluation episodes. `failure` says what was not finite and in which update, from 1; it is empty in a
+    healthy run.
     """
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")

@@ -191,7 +191,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"grid": {"gamma": [0.9]}, "critic_minibatches": 3}, "critic_minibatches=3 does not divide"),
         ({"grid": {"eval_interval": [10, 20]}}, "'eval_interval' cannot be swept"),
         ({"grid": {"gamma": [0.9]}, "gamma": 0.8}, "gamma=0.8 is given, and swept as well"),
-        ({"grid": {"gamma": [0.9]}, "random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2}, "'gamma' is in grid and"),
+        ({"grid": {"gamma": [0.9]}, "random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2}, "'gamma' is in grid"),
         ({"grid": {"gamma": [0.9]}, "samples": 2}, "samples=2, but there is nothing to draw"),
         ({"random": {"gamma": marl_kl.uniform(0, 1)}}, "samples=None; with random it must be an integer >= 1"),
         ({"random": {"gamma": (0, 1)}, "samples": 2}, r"random\['gamma'\]=\(0, 1\); it must be marl_kl.log_uniform"),
