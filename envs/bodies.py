@@ -14,7 +14,6 @@ import re
 from typing import Any, Callable, Literal, NamedTuple, Sequence
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -60,7 +59,8 @@ _ARM = (
     "|r_forearm_roll_joint+r_wrist_flex_joint+r_wrist_roll_joint"
 )
 _TWO_CHEETAHS = "|".join(
-    "+".join(f"{joint}{cheetah}" for joint in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")) for cheetah in "01"
+    "+".join(f"{joint}{cheetah}" for joint in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"))
+    for cheetah in "01"
 )
 
 BODIES = {
@@ -145,9 +145,14 @@ def body_env(
     entry = BODIES[body]
     engine = entry.engines[0] if engine is None else engine
     _check(name, "engine", engine, engine in entry.engines, f"accepted: None, {', '.join(entry.engines)}")
-    accepted = f"accepted: None, {', '.join(BACKENDS)}" if engine == "brax" else "engine 'mjx' has no other; accepted: None"
+    accepted = (
+        f"accepted: None, {', '.join(BACKENDS)}" if engine == "brax" else "engine 'mjx' has no other; accepted: None"
+    )
     _check(name, "backend", backend, backend is None or (engine == "brax" and backend in BACKENDS), accepted)
     hops = _checked_hops(name, obs)
+    _check(
+        name, "categories", categories, categories is None or hops is not None, "obs='full' shows all; accepted: None"
+    )
     agent_id = hops is None if agent_id is None else agent_id
     _check(name, "agent_id", agent_id, isinstance(agent_id, bool), "accepted: None, True, False")
     episode_length = entry.episode_length if episode_length is None else episode_length
@@ -187,7 +192,9 @@ def _scenarios(body: str) -> tuple[str, ...]:
 
 
 FACTORIES: dict[str, Callable[..., Env]] = {
-    f"{body}_{split}": functools.partial(body_env, body, split) for body, entry in BODIES.items() for split in entry.splits
+    f"{body}_{split}": functools.partial(body_env, body, split)
+    for body, entry in BODIES.items()
+    for split in entry.splits
 }
 """From the name to the factory, for `envs.registry`."""
 

@@ -17,8 +17,8 @@ import numpy as np
 from envs.kinematics import Entry, KinematicTree
 
 CPU_OPTIONS = (("xla_cpu_use_fusion_emitters", False),)
-"""What MJX needs on a CPU: else XLA repeats a parent's work in all its descendants, and a chain of 20 links takes seconds
-per step and hours to compile."""
+"""What MJX needs on a CPU: else XLA repeats a parent's work in all its descendants, and a chain of 20 links takes
+seconds per step; even a walker with two legs takes minutes to compile, with it 7 s."""
 
 State = Any
 """A pytree that only its own engine reads."""

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         return arguments.command(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if len(str(error).splitlines()) > 1:
             raise  # not one of our sentences but a fault, whose traceback is wanted
         print(f"marl-kl: {error}", file=sys.stderr)
