@@ -30,7 +30,7 @@ POSES = {
     "ant": {f"ankle_{leg}": angle for leg, angle in zip("1234", (50, -50, -50, 50))},
     "coupled_halfcheetah": {"bthigh0": -25, "fthigh0": 20, "bthigh1": 15, "fthigh1": -25, "fshin1": 20},
     "halfcheetah": {"bthigh": -25, "bshin": 20, "fthigh": 25, "fshin": -30},
-    "hopper": {"rooty": 8, "thigh_joint": -20, "leg_joint": -30, "foot_joint": 42},
+    "hopper": {"rooty": 6, "thigh_joint": -15, "leg_joint": -22, "foot_joint": 43},
     "humanoid": {
         "right_hip_y": -55, "right_knee": -50, "left_hip_y": 15, "left_knee": -25, "abdomen_y": -8,
         "right_shoulder1": -30, "left_shoulder1": 35, "right_elbow": -20, "left_elbow": -20,
@@ -40,7 +40,7 @@ POSES = {
     "reacher": {"joint0": 25, "joint1": 70},
     "swimmer": {"motor1_rot": 50, "motor2_rot": -50},
     "walker2d": {
-        "rooty": 12, "thigh_joint": -15, "leg_joint": -5, "foot_joint": 8,
+        "rooty": 12, "thigh_joint": -15, "leg_joint": -5, "foot_joint": 32,
         "thigh_left_joint": -50, "leg_left_joint": -30, "foot_left_joint": 15,
     },
 }  # fmt: skip

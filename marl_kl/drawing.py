@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -37,6 +37,9 @@ _DIRECTIONS = np.stack([np.cos(a := np.linspace(0.0, 2 * np.pi, 40, endpoint=Fal
 _LIGHT = np.array([-0.45, 0.75])
 _TONES = ((1.0, 0.0), (0.66, 0.16), (0.33, 0.36))
 """From the rim inwards: the scale of the round part, and how much white its colour gets."""
+
+_ROOM = 1.15
+_ROOM_TO_MOVE = 1.45
 
 _DPI = 80
 _MAX_FRAMES_PER_SECOND = 25.0
@@ -150,7 +153,7 @@ def animation(env: Env, recording: Recording, title: str) -> bytes:
     view, pieces = camera(env), _pieces(env)
     frames = [_outlines(env, pieces, view, recording.poses[t]) for t in shown]
     figure, axes = _page(env, title)
-    stage = _Stage(axes, env, view, pieces, frames)
+    stage = _Stage(axes, env, view, pieces, frames, _ROOM_TO_MOVE)
     caption = figure.text(0.02, 0.015, "", fontsize=9, ha="left", va="bottom", color="0.2")
     images = []
     for t, outlines in zip(shown, frames):
@@ -161,7 +164,7 @@ def animation(env: Env, recording: Recording, title: str) -> bytes:
         images.append(_image(figure))
     milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
-    return _gif(images, milliseconds)
+    return _gif(images, milliseconds, _inks(env))
 
 
 def camera(env: Env) -> Camera:
@@ -283,7 +286,9 @@ def _outline(plane: np.ndarray, centre: np.ndarray, axes: np.ndarray, box: np.nd
 class _Stage:
     """Axes with a floor and a body, to be moved from pose to pose."""
 
-    def __init__(self, axes: Axes, env: Env, view: Camera, pieces: Pieces, frames: Sequence[Outlines]):
+    def __init__(
+        self, axes: Axes, env: Env, view: Camera, pieces: Pieces, frames: Sequence[Outlines], room: float = _ROOM
+    ):
         self.axes, self.view, self.floor = axes, view, pieces.floor
         axes.set_axis_off()
         axes.set_aspect("equal")
@@ -291,14 +296,14 @@ class _Stage:
         points = np.concatenate([polygons.reshape(-1, 2) for polygons in around])
         if not np.isfinite(points).all():
             raise ValueError(f"env '{env.spec.name}': a pose is not finite; there is nothing to draw")
-        self.low, self.high = _window(axes, points.min(axis=0), points.max(axis=0))
+        self.low, self.high = _window(axes, points.min(axis=0), points.max(axis=0), room)
         width, inches = self.high[0] - self.low[0], axes.get_position(original=True).width * axes.figure.get_figwidth()
         self.spacing = _nice(float(width) / 6)
         self.labelled = self.spacing * max(1, round(6 / inches))
-        self.tiles = axes.add_collection(PolyCollection([], linewidths=0, zorder=0))
-        self.shadows = axes.add_collection(PolyCollection([], facecolors=_SHADOW, linewidths=0, zorder=1))
+        self.tiles = axes.add_collection(PolyCollection([], linewidths=0, antialiaseds=False, zorder=0))
+        self.shadows = axes.add_collection(PolyCollection([], facecolors=_SHADOW, linewidths=0, antialiaseds=False, zorder=1))
         self.body = axes.add_collection(PolyCollection([], linewidths=0.6, zorder=2))
-        self.palette = (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)
+        self.colours = _shades(env)
         self.labels = []
 
     def show(self, outlines: Outlines):
@@ -308,12 +313,11 @@ class _Stage:
         self.axes.set_ylim(low[1], high[1])
         self._lay_floor(outlines.focus, low, high)
         self.shadows.set_verts(list(outlines.shadows))
-        colour = np.array([to_rgb(self.palette[agent]) for agent in outlines.agent])
-        faces = np.stack([colour + white * (1 - colour) for _, white in _TONES], axis=1)
-        rims = np.concatenate([np.repeat(0.55 * colour[:, None], 1, axis=1), faces[:, 1:]], axis=1)
+        rims, faces = self.colours[:, :1], self.colours[:, 1:]
+        edges = np.concatenate([rims, faces[:, 1:]], axis=1)
         self.body.set_verts(list(outlines.polygons.reshape(-1, *outlines.polygons.shape[-2:])))
-        self.body.set_facecolors(faces.reshape(-1, 3))
-        self.body.set_edgecolors(rims.reshape(-1, 3))
+        self.body.set_facecolors(faces[outlines.agent].reshape(-1, 3))
+        self.body.set_edgecolors(edges[outlines.agent].reshape(-1, 3))
 
     def _lay_floor(self, focus: np.ndarray, low: np.ndarray, high: np.ndarray):
         """Tiles that stay where they are in the world, and the distances along x."""
@@ -323,10 +327,9 @@ class _Stage:
         depth = reach / max(self.view.near[2], 0.2)
         is_side = self.view.is_side
         ys = np.arange(-1, 1) if is_side else np.arange(np.floor((focus[1] - depth) / step), np.ceil((focus[1] + depth) / step))
-        width = 0.5 * step if is_side else step
         corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         i, j = (index.ravel() for index in np.meshgrid(xs, ys, indexing="ij"))
-        flat = (np.stack([i, j], axis=-1)[:, None] + corners) * [step, width]
+        flat = (np.stack([i, j], axis=-1)[:, None] + corners) * step
         heights = np.full((*flat.shape[:2], 1), self.floor)
         self.tiles.set_verts(list(np.concatenate([flat, heights], axis=-1) @ self.view.plane.T))
         self.tiles.set_facecolors([_TILES[int(parity)] for parity in (i + j) % 2])
@@ -340,7 +343,7 @@ class _Stage:
         size = high - low
         right, up = self.view.right, self.view.up
         if self.view.is_side:
-            y = -0.5 * self.spacing
+            y = -self.spacing
         else:  # where the picture ends: the y at which (x, y, floor) is seen at its lower edge
             y = (low[1] + 0.06 * size[1] - up[2] * self.floor - up[0] * xs) / up[1]
         places = [(right[0] * x + right[1] * b, up[0] * x + up[1] * b + up[2] * self.floor, x) for x, b in np.broadcast(xs, y)]
@@ -351,9 +354,9 @@ class _Stage:
         ]
 
 
-def _window(axes: Axes, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest window of the axes' own proportions around the body, with room on all sides."""
-    size = 1.15 * (high - low)
+def _window(axes: Axes, low: np.ndarray, high: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest window of the axes' own proportions that is `room` times as large as the body."""
+    size = room * (high - low)
     figure_size = axes.figure.get_size_inches()
     position = axes.get_position(original=True)
     box = np.array([position.width, position.height]) * figure_size
@@ -379,6 +382,12 @@ def _page(env: Env, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _shades(env: Env) -> np.ndarray:
+    """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are the world's and nobody's."""
+    colour = np.array([to_rgb(colour) for colour in (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
+    return np.stack([0.55 * colour, *(colour + white * (1 - colour) for _, white in _TONES)], axis=1)
+
+
 def _short(name: str) -> str:
     """An agent's joints on at most two lines."""
     spaced = name.replace("+", "+ ")
@@ -391,12 +400,23 @@ def _image(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int]) -> bytes:
-    """All frames in the colours of the first, so that only what moves is stored."""
+def _inks(env: Env) -> np.ndarray:
+    """[up to 256, 3] uint8: what a picture of `env` is made of, and greys for text and soft edges."""
+    greys = np.linspace(0.0, 1.0, 20)[:, None].repeat(3, axis=1)
+    floor = [to_rgb(colour) for colour in (*_TILES, _SHADOW)]
+    shades = _shades(env)
+    softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
+    inks = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
+    return np.round(255 * inks[:256]).astype(np.uint8)
+
+
+def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], inks: np.ndarray) -> bytes:
+    """All frames in the same colours, inks [C, 3], so that only what moves is stored."""
     from PIL import Image
 
-    first = Image.fromarray(images[0]).quantize(128, method=Image.Quantize.MEDIANCUT)
-    rest = [Image.fromarray(image).quantize(palette=first, dither=Image.Dither.NONE) for image in images[1:]]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(inks.tobytes())
+    first, *rest = (Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     content = io.BytesIO()
     first.save(content, format="GIF", save_all=True, append_images=rest, duration=list(milliseconds), loop=0)
     return content.getvalue()

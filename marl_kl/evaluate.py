@@ -6,6 +6,7 @@ from typing import Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from envs.types import Env
@@ -42,6 +43,21 @@ def evaluate_seeds(env: Env, config: Config, mesh: Mesh) -> Callable[[jax.Array,
     evaluate = jax.vmap(make_evaluate(env, config))
     options = env.spec.cpu_compiler_options
     return devices.over_seeds(evaluate, mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS, options)
+
+
+def evaluate_again(env: Env, config: Config, seeds: Sequence[int], update: int, learner: Learner) -> EpisodeStatistics:
+    """Evaluates stored teams [seed, episode], numpy, in the episodes that training evaluated them in after `update`.
+
+    Args:
+        env: the environment they were trained in.
+        config: of the run; `eval_episodes` episodes each, of which the first are the same whatever their number.
+        seeds: in the order of the seed axis.
+        update: updates made.
+        learner: leaves [seed, ...].
+    """
+    mesh = devices.seed_mesh(len(seeds))
+    placed = (devices.place(tree, mesh) for tree in (keys(seeds, update), learner))
+    return jax.tree.map(np.asarray, evaluate_seeds(env, config, mesh)(*placed))
 
 
 def make_evaluate(env: Env, config: Config) -> Callable[[jax.Array, Learner], EpisodeStatistics]:
