@@ -288,8 +288,8 @@ def _resume(arguments: argparse.Namespace) -> int:
         field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
         config = config.replace(total_env_steps=_parsed(field, arguments.total_env_steps))
     _use_cores_as_before(record)
-    from_python = f"resume it from Python: marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
-    env = _made_again(record, out, from_python)
+    call = f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
+    env = _made_again(record, out, f"resume it from Python: {call}")
     with _warnings_as_sentences():
         return _exit_code(
             lambda: marl_kl.train(
@@ -377,14 +377,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         there = mujoco_check.counterpart(env)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *learners)
     scores = [summary.Scores(_physics(run.spec), evaluate.evaluate_again(env, config, seeds, run.update, stacked))]
-    notes = [f"after {run.update:,} updates; {config.eval_episodes} episodes per seed, mean ± std; deterministic policies"]
+    episodes = f"{config.eval_episodes} episodes per seed, mean ± std"
+    notes = [f"after {run.update:,} updates; {episodes}; deterministic policies"]
     if there is not None:
         per_seed = (
             mujoco_check.evaluate(there, env, config, learner, seed, config.eval_episodes)
             for seed, learner in zip(seeds, learners)
         )
-        scores.append(summary.Scores(f"C MuJoCo ({there.name})", jax.tree.map(lambda *s: np.stack(s), *per_seed)))
-        notes.append(f"known differences: {'; '.join(there.differences)}")
+        scores.append(summary.Scores("C MuJoCo", jax.tree.map(lambda *s: np.stack(s), *per_seed)))
+        notes.append(f"C MuJoCo is Gymnasium's {there.name}; known differences: {'; '.join(there.differences)}")
     title = f"{run.algorithm} on {run.spec.name}"
     reporting.wide_console().print(summary.evaluation_table(title, seeds, scores, notes))
     return 0
@@ -431,11 +432,14 @@ def _add_render(commands) -> None:
 def _render(arguments: argparse.Namespace) -> int:
     from marl_kl import drawing, evaluate, recording
 
+    out = arguments.out
+    if out is not None and (out.suffix != ".gif" or not out.parent.is_dir()):
+        raise ValueError(f"out={str(out)!r}; it must be a .gif file in a folder that exists")
     run, env = _run_and_env(arguments.run, "draw it from Python: marl_kl.drawing.animation(env, ...)")
     seed = run.seeds[0] if arguments.seed is None else arguments.seed
     key = evaluate.keys((seed,), run.update)[0]
     episode = recording.record(env, run.config, run.learner_of(seed), key, arguments.steps)
-    out = arguments.out or arguments.run / f"episode-seed{seed}.gif"
+    out = out or arguments.run / f"episode-seed{seed}.gif"
     run_folder.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
     ended = episode.ended or "cut"
     print(f"{out}: {len(episode.poses) - 1} steps ({ended}), return {episode.episode_return[-1]:.1f}")

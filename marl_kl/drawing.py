@@ -168,7 +168,8 @@ def animation(env: Env, recording: Recording, title: str) -> bytes:
 
 
 def camera(env: Env) -> Camera:
-    """From the side at bodies that move in an upright plane, from above at those that move on the floor, else obliquely."""
+    """From the side at bodies that move in an upright plane, from above at those that move on the floor, else obliquely.
+    """
     import mujoco
 
     model = env.drawing.model
@@ -301,7 +302,8 @@ class _Stage:
         self.spacing = _nice(float(width) / 6)
         self.labelled = self.spacing * max(1, round(6 / inches))
         self.tiles = axes.add_collection(PolyCollection([], linewidths=0, antialiaseds=False, zorder=0))
-        self.shadows = axes.add_collection(PolyCollection([], facecolors=_SHADOW, linewidths=0, antialiaseds=False, zorder=1))
+        self.shadows = axes.add_collection(PolyCollection([], linewidths=0, antialiaseds=False, zorder=1))
+        self.shadows.set_facecolor(_SHADOW)
         self.body = axes.add_collection(PolyCollection([], linewidths=0.6, zorder=2))
         self.colours = _shades(env)
         self.labels = []
@@ -325,8 +327,8 @@ class _Stage:
         reach = float(np.linalg.norm(high - low))
         xs = np.arange(np.floor((focus[0] - reach) / step), np.ceil((focus[0] + reach) / step))
         depth = reach / max(self.view.near[2], 0.2)
-        is_side = self.view.is_side
-        ys = np.arange(-1, 1) if is_side else np.arange(np.floor((focus[1] - depth) / step), np.ceil((focus[1] + depth) / step))
+        ys = np.arange(np.floor((focus[1] - depth) / step), np.ceil((focus[1] + depth) / step))
+        ys = np.arange(-1, 1) if self.view.is_side else ys
         corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         i, j = (index.ravel() for index in np.meshgrid(xs, ys, indexing="ij"))
         flat = (np.stack([i, j], axis=-1)[:, None] + corners) * step
@@ -346,11 +348,12 @@ class _Stage:
             y = -self.spacing
         else:  # where the picture ends: the y at which (x, y, floor) is seen at its lower edge
             y = (low[1] + 0.06 * size[1] - up[2] * self.floor - up[0] * xs) / up[1]
-        places = [(right[0] * x + right[1] * b, up[0] * x + up[1] * b + up[2] * self.floor, x) for x, b in np.broadcast(xs, y)]
-        shown = [(u, v, x) for u, v, x in places if low[0] + 0.04 * size[0] < u < high[0] - 0.04 * size[0]]
+        y = np.broadcast_to(y, xs.shape)
+        across, height = right[0] * xs + right[1] * y, up[0] * xs + up[1] * y + up[2] * self.floor
+        is_inside = np.abs(across - 0.5 * (low[0] + high[0])) < 0.46 * size[0]
         self.labels = [
             self.axes.text(u, v - 0.012 * size[1], f"{x:.6g} m", fontsize=7, color="0.45", ha="center", va="top")
-            for u, v, x in shown
+            for u, v, x in zip(across[is_inside], height[is_inside], xs[is_inside])
         ]
 
 

@@ -1,7 +1,7 @@
 """The check against real MuJoCo: a trained team in Gymnasium's v5 environments, which step the C engine.
 
-The policies see what Gymnasium observes, through the same wiring as in training (`envs.types.Wiring`), and the return is
-Gymnasium's own. Gymnasium is imported only here, and only when asked for (the extra `mujoco`).
+The policies see what Gymnasium observes, through the same wiring as in training (`envs.types.Wiring`), and the return
+is Gymnasium's own. Gymnasium is imported only here, and only when asked for (the extra `mujoco`).
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Counterpart(NamedTuple):
     c_high: np.ndarray
     differences: tuple[str, ...]
 
+    def stretched(self, controls: np.ndarray) -> np.ndarray:
+        """[..., actuators] the wiring's controls as the C engine wants them, in float64."""
+        share = (np.asarray(controls, np.float64) - self.low) / (self.high - self.low)
+        return self.c_low + share * (self.c_high - self.c_low)
+
 
 def counterpart(env: Env) -> Counterpart:
     """Where the team of `env` can be checked; compiles nothing.
@@ -94,7 +99,8 @@ def counterpart(env: Env) -> Counterpart:
     world.close()
     matched = _matched(env, facts["engine"])
     if _joints(model) != _joints(c_model) or matched > seen:
-        raise ValueError(f"env '{spec.name}': its joints are not those of {_GYMNASIUM[body]}: another version of gymnasium?")
+        theirs = _GYMNASIUM[body]
+        raise ValueError(f"env '{spec.name}': its joints are not those of {theirs}: another version of gymnasium?")
     full = np.full(spec.state_size, np.nan, np.float32)
     full[:matched] = 0.0
     if np.isnan(env.wiring.observe(full)).any():
@@ -102,7 +108,8 @@ def counterpart(env: Env) -> Counterpart:
             f"env '{spec.name}': agents see entries of Brax's observation (after the first {matched} of "
             f"{spec.state_size}) that {_GYMNASIUM[body]} does not have; what works: a team trained with engine='mjx'"
         )
-    (low, high), (c_low, c_high) = np.transpose(env.drawing.tree.control_range), np.transpose(c_model.actuator_ctrlrange)
+    low, high = np.transpose(env.drawing.tree.control_range)
+    c_low, c_high = c_model.actuator_ctrlrange.T
     phrases = _differences(facts, body, model, c_model)
     return Counterpart(make, _GYMNASIUM[body], matched, low, high, c_low, c_high, phrases)
 
@@ -156,8 +163,7 @@ def _team(
 
     def act(observed):
         full = np.concatenate([observed[:, : there.matched].astype(np.float32), unmatched], axis=1)
-        share = (np.asarray(controls_of(full), np.float64) - there.low) / (there.high - there.low)
-        return there.c_low + share * (there.c_high - there.c_low)
+        return there.stretched(controls_of(full))
 
     return act
 
@@ -185,7 +191,7 @@ def _maker(env: Env, body: str) -> Callable[[], Any]:
 
 
 def _matched(env: Env, engine: str) -> int:
-    """All entries on engine "mjx", which has Gymnasium's rules; on Brax the coordinates, with which all bodies begin."""
+    """All entries on engine "mjx", which has Gymnasium's rules; on Brax the coordinates, with which all begin."""
     if engine == "mjx":
         return env.spec.state_size
     are_coordinates = [entry.category in ("qpos", "qvel") for entry in env.drawing.tree.entries]
