@@ -351,7 +351,9 @@ def _add_evaluate(commands) -> None:
     )
     parser.set_defaults(command=_evaluate)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)")
+    parser.add_argument(
+        "--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="only the team that this seed trained (default: all)")
     parser.add_argument(
         "--in", choices=("mujoco",), dest="physics",

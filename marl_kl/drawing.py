@@ -168,8 +168,8 @@ def animation(env: Env, recording: Recording, title: str) -> bytes:
 
 
 def camera(env: Env) -> Camera:
-    """From the side at bodies that move in an upright plane, from above at those that move on the floor, else obliquely.
-    """
+    """From the side at bodies that move upright in one plane, from above at those in the plane of the floor, else
+    obliquely."""
     import mujoco
 
     model = env.drawing.model

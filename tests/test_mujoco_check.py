@@ -121,9 +121,19 @@ def test_a_missing_gymnasium_is_named(monkeypatch):
 # Evaluation again
 
 
+def _paying_for_its_start(env):
+    """`env`, whose episodes differ in return by where they start."""
+
+    def step(key, env_state, action, params):
+        env_state, timestep = env.step(key, env_state, action, params)
+        return env_state, timestep._replace(reward=timestep.reward + env_state.inner.start)
+
+    return env._replace(step=step)
+
+
 def test_stored_teams_play_the_same_episodes_again(tmp_path):
     """Those of the last evaluation of training; fewer of them are the first ones."""
-    env = counting_env()
+    env = _paying_for_its_start(counting_env())
     result = marl_kl.train(
         env, "mappo", seeds=[3, 8], out=tmp_path / "run", progress="none", total_env_steps=32, eval_episodes=5,
         num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_minibatches=1,
