@@ -52,6 +52,11 @@ def swimmer(joints: tuple[str, ...], alternate: bool, integrator: str = "Euler")
     return _SWIMMER.format(links=link(0), motors=_motors(joints, 150), integrator=integrator)
 
 
+def many_segment_swimmer(segments: int) -> str:
+    """MA-MuJoCo's: as many driven joints as segments, so one link more."""
+    return swimmer(many_segment_swimmer_joints(segments), alternate=True)
+
+
 def many_segment_swimmer_joints(segments: int) -> tuple[str, ...]:
     """MA-MuJoCo's names."""
     return tuple(f"rot{index}" for index in range(segments))

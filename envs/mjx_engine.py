@@ -77,6 +77,7 @@ def load(body: str, segments: int | None = None) -> Physics:
         device_model = mjx.put_model(model)
         empty = jax.eval_shape(functools.partial(mjx.make_data, model))
     tree = tree_of(body, model, rules.entries(model), model.actuator_ctrlrange.tolist())
+    seconds = rules.frame_skip * float(model.opt.timestep)
 
     def data_of(state: _State | None = None):
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
@@ -100,10 +101,10 @@ def load(body: str, segments: int | None = None) -> Physics:
         data = jax.lax.fori_loop(0, rules.frame_skip, lambda _, d: mjx.step(device_model, d), data)
         data = mjx.rne_postconstraint(device_model, data) if rules.uses_forces else data
         after = pack(data)
-        velocity = (after.progress - state.progress) / (rules.frame_skip * model.opt.timestep)
+        velocity = (after.progress - state.progress) / seconds
         return after, seen(data, rules.reward(model, data, velocity, control))
 
-    return Physics(tree, reset, step, lambda state: state.qpos, model, CPU_OPTIONS)
+    return Physics(tree, reset, step, lambda state: state.qpos, model, seconds, CPU_OPTIONS)
 
 
 def _carried(state: _State) -> dict[str, jax.Array]:
@@ -144,7 +145,7 @@ def _from_xml(text: str) -> Any:
 
 
 def _many_segment_swimmer(segments: int) -> Any:
-    return _from_xml(mjcf.swimmer(mjcf.many_segment_swimmer_joints(segments), alternate=True))
+    return _from_xml(mjcf.many_segment_swimmer(segments))
 
 
 def _many_segment_ant(segments: int) -> Any:

@@ -19,7 +19,8 @@ from envs.types import Env
 from marl_kl import algorithms, checkpoints, devices, reporting, run_folder
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
-from marl_kl.evaluate import EpisodeStatistics, make_evaluate
+from marl_kl.evaluate import EpisodeStatistics, evaluate_seeds
+from marl_kl.evaluate import keys as evaluation_keys
 from marl_kl.progress import Progress
 from marl_kl.results import WATCHED, Evaluation, Failure, Timing, TrainResult
 from marl_kl.trainer import Learner, TrainState, make_train
@@ -117,10 +118,6 @@ def _close(run: _Run, status: str):
         run_folder.set_status(run.out, status, run.now.failures)
 
 
-_EVALUATION = 0x6576616C
-"""Folded into a seed's key for evaluation: far from the small numbers that splitting folds in."""
-
-
 class _Programs(NamedTuple):
     """The compiled parts; every leading axis is the seed's.
 
@@ -199,7 +196,8 @@ class _Run:
         with ThreadPoolExecutor(1) as background:
             # the two programs that step environments are compiled side by side
             # (lowered here: settings such as jax.enable_x64 do not reach another thread)
-            evaluate = background.submit(self._lowered_evaluation(self._keys, self._shapes.learner).compile)
+            evaluate = evaluate_seeds(self.env, self.config, self.mesh).lower(self._keys, self._shapes.learner)
+            evaluate = background.submit(evaluate.compile)
             if self.state is None:
                 self.state = jax.block_until_ready(self._init(self._keys))
             # from the shapes, not from the state: a resumed run compiles the very same program
@@ -309,11 +307,6 @@ class _Run:
         program = self._over_seeds(chunk, in_specs, out_specs, donate_argnums=1)
         return program.lower(numbers, state, 0).compile()
 
-    def _lowered_evaluation(self, keys, learner):
-        evaluate = jax.vmap(make_evaluate(self.env, self.config))
-        in_specs = (devices.SEEDS, devices.SEEDS)
-        return self._over_seeds(evaluate, in_specs, devices.SEEDS).lower(keys, learner)
-
     def _advance(self, n: int):
         self.display.phase("training")
         begin = time.perf_counter()
@@ -332,11 +325,7 @@ class _Run:
     def _evaluate(self):
         self.display.phase("evaluating")
         begin = time.perf_counter()
-        # keys of their own, so that evaluating more often does not change the training
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EVALUATION), self.done))(
-            jnp.asarray(self.seeds, jnp.uint32)
-        )
-        keys = devices.place(keys, self.mesh)
+        keys = devices.place(evaluation_keys(self.seeds, self.done), self.mesh)
         statistics = jax.tree.map(np.asarray, self.programs.evaluate(keys, self.state.learner))
         timing = self._timing("evaluate", begin)
         self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing)
