@@ -82,7 +82,9 @@ def rollout(case: Case, num_envs: int):
 def step_errors(case: Case, visited) -> tuple[np.ndarray, np.ndarray]:
     """[COMPARED] error in q of one control step, [COMPARED] distance moved in q."""
     q, qd, after, control, terminated = (np.asarray(x, np.float64).reshape(-1, *x.shape[2:]) for x in visited)
-    upright = np.flatnonzero(np.isfinite(after).all(-1) & (np.cumsum(terminated.reshape(STEPS, -1), 0).reshape(-1) == 0))
+    upright = np.flatnonzero(
+        np.isfinite(after).all(-1) & (np.cumsum(terminated.reshape(STEPS, -1), 0).reshape(-1) == 0)
+    )
     chosen = np.random.default_rng(0).permutation(upright)[:COMPARED]
     model = case.physics.model
     model.opt.iterations, model.opt.ls_iterations = 100, 50
@@ -141,7 +143,9 @@ def main():
         try:
             row = measure(load(body, backend), options.num_envs)
         except Exception as error:  # noqa: BLE001  a backend that cannot load a body is a row of the table
-            print(f"{body:>20} {backend:>12} fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}", flush=True)
+            print(
+                f"{body:>20} {backend:>12} fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}", flush=True
+            )
             continue
         rows.append(row)
         print(f"{body:>20} {backend:>12} {row['steps_per_s']:9.0f} {row['compile_s']:9.1f} {row['moved']:8.2g} "

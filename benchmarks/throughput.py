@@ -20,7 +20,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 import envs
 import marl_kl
@@ -59,7 +58,9 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     state = devices.over_seeds(jax.vmap(train.init), mesh, (devices.SEEDS,), devices.SEEDS, options)(keys)
     jax.block_until_ready(state)
     begin = time.perf_counter()
-    update = devices.over_seeds(jax.vmap(train.update), mesh, (devices.SEEDS,), devices.SEEDS, options, donate_argnums=0)
+    update = devices.over_seeds(
+        jax.vmap(train.update), mesh, (devices.SEEDS,), devices.SEEDS, options, donate_argnums=0
+    )
     program = update.lower(state).compile()
     compile_seconds = time.perf_counter() - begin
     box = [state]

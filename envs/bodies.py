@@ -14,7 +14,6 @@ import re
 from typing import Any, Callable, Literal, NamedTuple, Sequence
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +21,7 @@ from envs import kinematics
 from envs.kinematics import LOCAL_CATEGORIES, Categories, KinematicTree, Partition
 from envs.physics import Physics
 from envs.time_limit import with_time_limit
-from envs.types import Drawing, Env, EnvSpec, TimeStep
+from envs.types import Drawing, Env, EnvSpec, TimeStep, Wiring
 
 ENGINES = ("brax", "mjx")
 BACKENDS = ("spring", "positional", "generalized", "mjx")
@@ -60,7 +59,8 @@ _ARM = (
     "|r_forearm_roll_joint+r_wrist_flex_joint+r_wrist_roll_joint"
 )
 _TWO_CHEETAHS = "|".join(
-    "+".join(f"{joint}{cheetah}" for joint in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")) for cheetah in "01"
+    "+".join(f"{joint}{cheetah}" for joint in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"))
+    for cheetah in "01"
 )
 
 BODIES = {
@@ -145,9 +145,14 @@ def body_env(
     entry = BODIES[body]
     engine = entry.engines[0] if engine is None else engine
     _check(name, "engine", engine, engine in entry.engines, f"accepted: None, {', '.join(entry.engines)}")
-    accepted = f"accepted: None, {', '.join(BACKENDS)}" if engine == "brax" else "engine 'mjx' has no other; accepted: None"
+    accepted = (
+        f"accepted: None, {', '.join(BACKENDS)}" if engine == "brax" else "engine 'mjx' has no other; accepted: None"
+    )
     _check(name, "backend", backend, backend is None or (engine == "brax" and backend in BACKENDS), accepted)
     hops = _checked_hops(name, obs)
+    _check(
+        name, "categories", categories, categories is None or hops is not None, "obs='full' shows all; accepted: None"
+    )
     agent_id = hops is None if agent_id is None else agent_id
     _check(name, "agent_id", agent_id, isinstance(agent_id, bool), "accepted: None, True, False")
     episode_length = entry.episode_length if episode_length is None else episode_length
@@ -179,7 +184,7 @@ def body_env(
         ),
         cpu_compiler_options=physics.compiler_options,
     )
-    return with_time_limit(_bare_env(physics, agents, spec, view.source))
+    return with_time_limit(_bare_env(physics, spec, _wiring(physics.tree, agents, spec, view.source)))
 
 
 def _scenarios(body: str) -> tuple[str, ...]:
@@ -187,7 +192,9 @@ def _scenarios(body: str) -> tuple[str, ...]:
 
 
 FACTORIES: dict[str, Callable[..., Env]] = {
-    f"{body}_{split}": functools.partial(body_env, body, split) for body, entry in BODIES.items() for split in entry.splits
+    f"{body}_{split}": functools.partial(body_env, body, split)
+    for body, entry in BODIES.items()
+    for split in entry.splits
 }
 """From the name to the factory, for `envs.registry`."""
 
@@ -294,18 +301,31 @@ def _view(tree: KinematicTree, agents: Partition, hops: int | None, categories: 
     return _View(sizes, source)
 
 
-def _bare_env(physics: Physics, agents: Partition, spec: EnvSpec, source: np.ndarray) -> Env:
-    """The environment without a time limit."""
-    tree = physics.tree
+def _wiring(tree: KinematicTree, agents: Partition, spec: EnvSpec, source: np.ndarray) -> Wiring:
+    """`source` is the view's."""
     low, high = np.asarray(tree.control_range, np.float32).T
     padded_action = (spec.num_agents, spec.action_size)
     flat_place = np.empty(len(tree.actuators), int)
     for agent, indices in enumerate(kinematics.action_indices(tree, agents)):
         flat_place[list(indices)] = agent * spec.action_size + np.arange(len(indices))
 
+    def observe(full):
+        chex.assert_shape(full, (spec.state_size,))
+        return jnp.concatenate([full, jnp.array([1.0, 0.0], jnp.float32)])[source]
+
+    def controls(action):
+        chex.assert_shape(action, padded_action)
+        return jnp.clip(action.reshape(-1)[flat_place].astype(jnp.float32), low, high)
+
+    return Wiring(observe, controls)
+
+
+def _bare_env(physics: Physics, spec: EnvSpec, wiring: Wiring) -> Env:
+    """The environment without a time limit."""
+
     def timestep(seen) -> TimeStep:
         return TimeStep(
-            obs=jnp.concatenate([seen.observation, jnp.array([1.0, 0.0], jnp.float32)])[source],
+            obs=wiring.observe(seen.observation),
             state=seen.observation,
             reward=jnp.full(spec.num_agents, seen.reward, jnp.float32),
             terminated=seen.terminated,
@@ -320,12 +340,11 @@ def _bare_env(physics: Physics, agents: Partition, spec: EnvSpec, source: np.nda
 
     def step(key, env_state, action, params):
         del key, params
-        chex.assert_shape(action, padded_action)
-        control = jnp.clip(action.reshape(-1)[flat_place].astype(jnp.float32), low, high)
-        state, seen = physics.step(env_state, control)
+        state, seen = physics.step(env_state, wiring.controls(action))
         return state, timestep(seen)
 
-    return Env(spec, reset, step, drawing=Drawing(physics.model, physics.pose, tree))
+    drawing = Drawing(physics.model, physics.pose, physics.tree, physics.seconds)
+    return Env(spec, reset, step, drawing=drawing, wiring=wiring)
 
 
 def _checked_hops(name: str, obs: Any) -> int | None:

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,8 @@ def load(body: str, backend: str) -> Physics:
     def pose(state):
         return state["qpos"] if backend == "mjx" else state.q
 
-    return Physics(tree, reset, step, pose, system.mj_model, CPU_OPTIONS if backend == "mjx" else ())
+    seconds = float(brax_env.dt)
+    return Physics(tree, reset, step, pose, system.mj_model, seconds, CPU_OPTIONS if backend == "mjx" else ())
 
 
 def _check_layout(tree: KinematicTree, system: Any, empty: Any) -> None:

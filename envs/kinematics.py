@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     """Whose one number of the full observation is.
 
     Attributes:
-        category: "qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext" as MuJoCo calls them, or "task" (a goal).
+        category: "qpos", "qvel", "cinert", "cvel", "qfrc_actuator" or "cfrc_ext" as in MuJoCo, or "task" (a goal).
         actuators: the action indices of the joints that it belongs to; empty for the root and for the task.
         shared: everybody sees it at any number of hops.
     """

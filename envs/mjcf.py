@@ -44,12 +44,17 @@ def swimmer(joints: tuple[str, ...], alternate: bool, integrator: str = "Euler")
         axis = -1 if alternate and index % 2 == 0 and 0 < index < len(joints) - 1 else 1
         return (
             f'<body name="link{index}" pos="{0.5 if index == 0 else -1} 0 0">'
-            f'<joint axis="0 0 {axis}" limited="true" name="{joints[index]}" pos="0 0 0" range="-100 100" type="hinge"/>'
+            f'<joint axis="0 0 {axis}" limited="true" name="{joints[index]}" range="-100 100" type="hinge"/>'
             '<geom fromto="0 0 0 -1 0 0" size="0.1" type="capsule"/>'
             f"{link(index + 1)}</body>"
         )
 
     return _SWIMMER.format(links=link(0), motors=_motors(joints, 150), integrator=integrator)
+
+
+def many_segment_swimmer(segments: int) -> str:
+    """MA-MuJoCo's: as many driven joints as segments, so one link more."""
+    return swimmer(many_segment_swimmer_joints(segments), alternate=True)
 
 
 def many_segment_swimmer_joints(segments: int) -> tuple[str, ...]:
@@ -90,7 +95,9 @@ def many_segment_ant(segments: int, integrator: str = "Euler") -> str:
         spine = '<geom density="100" fromto="1 0 0 0 0 0" size="0.1" type="capsule"/>'
         return f'<body name="torso_{index}" pos="-1 0 0">{spine}{left}{right}{segment(index + 1)}</body>'
 
-    return _ANT.format(segments=segment(0), motors=_motors(many_segment_ant_joints(segments), 150), integrator=integrator)
+    return _ANT.format(
+        segments=segment(0), motors=_motors(many_segment_ant_joints(segments), 150), integrator=integrator
+    )
 
 
 def many_segment_ant_joints(segments: int) -> tuple[str, ...]:

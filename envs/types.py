@@ -113,6 +113,7 @@ class TimeStep(NamedTuple):
 EnvState = Any
 """A pytree that only its own environment reads."""
 
+
 class Drawing(NamedTuple):
     """What it takes to draw an environment's states, for those that are bodies.
 
@@ -120,11 +121,26 @@ class Drawing(NamedTuple):
         model: the `mujoco.MjModel`.
         pose: `pose(env_state) -> [nq]`, generalised positions.
         tree: which actuator drives which joint.
+        seconds: simulated seconds per env step.
     """
 
     model: Any
     pose: Callable[[EnvState], jax.Array]
     tree: KinematicTree
+    seconds: float
+
+
+class Wiring(NamedTuple):
+    """How agents are connected to a body: the one copy of these two maps, whatever steps the body.
+
+    Attributes:
+        observe: `observe(full[S]) -> [N, O]`, what the agents see of the body's full observation.
+        controls: `controls(action[N, A]) -> [actuators]` inside the body's control range, in the order of
+            `KinematicTree.actuators`.
+    """
+
+    observe: Callable[[jax.Array], jax.Array]
+    controls: Callable[[jax.Array], jax.Array]
 
 
 EnvParams = Any
@@ -141,6 +157,7 @@ class Env(NamedTuple):
             Continuous actions outside the control range are clipped here, not by the policy.
         params: the default `params`.
         drawing: how to draw a state; None if it is no body.
+        wiring: how the agents are connected to the body; None if it is no body.
     """
 
     spec: EnvSpec
@@ -148,3 +165,4 @@ class Env(NamedTuple):
     step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
     params: EnvParams = ()
     drawing: Drawing | None = None
+    wiring: Wiring | None = None

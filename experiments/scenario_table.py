@@ -1,6 +1,6 @@
 """Writes docs/scenarios.md: every body scenario, its sizes, its defaults and how it differs from MA-MuJoCo's.
 
-    python experiments/scenario_table.py
+python experiments/scenario_table.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from envs import bodies
 _DIFFERENCES = {
     "ant": "Euler instead of RK4; starts at a height of 0.55, not 0.75, and its torso cannot touch the floor (kept: it "
     "is Brax's ant); no contact forces in observation and reward; the bonus is paid on the step of a fall too",
-    "coupled_halfcheetah": "the second agent drives the second cheetah and the first reads the first; both see the tendon",
+    "coupled_halfcheetah": "each agent drives and reads its own cheetah; both see the tendon",
     "halfcheetah": "none but rounding; 3x2 pairs consecutive joints, as the published results did",
     "hopper": "Euler instead of RK4; the bonus is paid on the step of a fall too",
     "humanoid": "Euler instead of RK4; 244 entries instead of 348 (no contact forces, inertia and velocity per link); "
@@ -25,22 +25,22 @@ _DIFFERENCES = {
     "pusher": "Brax's observation; controls in [-1, 1] stretched to the actuators' range",
     "reacher": "Brax's observation: velocity of the tip instead of the joints, and three coordinates instead of two",
     "swimmer": "everybody sees the heading",
-    "walker2d": "Euler instead of RK4; friction of the feet 0.9 and 1.9; the bonus is paid on the step of a fall too; 3x2 "
-    "pairs consecutive joints, as the published results did",
+    "walker2d": "Euler instead of RK4; friction of the feet 0.9 and 1.9; the bonus is paid on the step of a fall too; "
+    "3x2 pairs consecutive joints, as the published results did",
 }
 _GYMNASIUM_DIFFERENCES = (
-    "With `engine=\"mjx\"` all bodies but reacher and pusher are Gymnasium's own models with its v5 rules; what is left of "
-    "the differences is float32, Newton's solver everywhere, and after contacts the frames in which friction acts."
+    'With `engine="mjx"` all bodies but reacher and pusher are Gymnasium\'s own models with its v5 rules; what is left '
+    "of the differences is float32, Newton's solver everywhere, and after contacts the frames in which friction acts."
 )
 _INTRODUCTION = """# Scenarios
 
 Written by `experiments/scenario_table.py`. Sizes of observations are without the agent id, which `obs="full"` appends
 (one entry per agent). *full* is also the size of the global state. k = 0 and k = 1 are the local observations of
-`obs=0` and `obs=1`, smallest to largest agent. Control step and control limits are those of MA-MuJoCo where nothing else
-is said; episodes last 1,000 steps (reacher 50, pusher 100).
+`obs=0` and `obs=1`, smallest to largest agent. Control step and control limits are those of MA-MuJoCo where nothing
+else is said; episodes last 1,000 steps (reacher 50, pusher 100).
 
-Names are read as people write them: `Ant-v2-4x2`, `HalfCheetah 6x1`, `ManySegmentSwimmer-10x2`. The chains exist for any
-number of agents and segments: `manyagent_swimmer_<n>x<m>`, `manyagent_ant_<n>x<m>`. Any other way to share out joints
+Names are read as people write them: `Ant-v2-4x2`, `HalfCheetah 6x1`, `ManySegmentSwimmer-10x2`. The chains exist for
+any number of agents and segments: `manyagent_swimmer_<n>x<m>`, `manyagent_ant_<n>x<m>`. Any other way to share out joints
 is `envs.make("humanoid", partition=[["abdomen_y", ...], ...])`.
 
 | scenario | agents | actions per agent | full | k = 0 | k = 1 | engine, backend |

@@ -4,7 +4,7 @@
 
 Writes every run's raw results to FOLDER/<scenario> and a Markdown table to FOLDER/table.md. Per scenario: return of the
 deterministic team before and after training, and return of the sampling team over the first and the last tenth of the
-updates, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over seeds). A run that was
+updates in which episodes ended, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over seeds). A run that was
 stopped goes on where it was.
 """
 
@@ -51,16 +51,23 @@ def compared(before: np.ndarray, after: np.ndarray) -> list[str]:
     return [f"{before.mean():.0f} → {after.mean():.0f}", f"{(after - before).mean():+.0f} [{low:+.0f}, {high:+.0f}]"]
 
 
+def ends(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per seed, the mean return [seed, update] over the first and the last tenth of the updates in which episodes of
+    every seed ended."""
+    ended = training[:, ~np.isnan(training).any(axis=0)]
+    tenth = max(1, ended.shape[1] // 10)
+    return ended[:, :tenth].mean(axis=1), ended[:, -tenth:].mean(axis=1)
+
+
 def row(scenario: str, result: marl_kl.TrainResult) -> str:
     """One line of the table."""
     evaluation = result.evaluation.episode_return.mean(-1)
-    training = result.metrics["episode_return"]
-    tenth = max(1, training.shape[1] // 10)
+    first, last = ends(result.metrics["episode_return"])
     cells = [
         scenario,
         f"{result.env_steps[-1]:,}",
         *compared(evaluation[:, 0], evaluation[:, -1]),
-        *compared(np.nanmean(training[:, :tenth], axis=1), np.nanmean(training[:, -tenth:], axis=1)),
+        *compared(first, last),
         f"{result.steps_per_second:,.0f}",
     ]
     return "| " + " | ".join(cells) + " |\n"

@@ -1,4 +1,4 @@
-"""The command line: `marl-kl train`, `marl-kl resume`, `marl-kl sweep`, `marl-kl envs`, `marl-kl algorithms`.
+"""The command line: `marl-kl train`, `resume`, `sweep`, `evaluate`, `render`, `envs` and `algorithms`.
 
 The options of `train` are the fields of the algorithm's config class, with their help, range and default; there is
 no second list of them. Bad input ends in one sentence on standard error and exit code 2.
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import jax
+import numpy as np
 
 import marl_kl
-from envs.types import Env
-from marl_kl import algorithms, checkpoints, run_folder, sweep_file
+from envs.types import Env, EnvSpec
+from marl_kl import algorithms, checkpoints, loading, run_folder, sweep_file
 from marl_kl.config import Config
 from marl_kl.progress import MODES
 
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         return arguments.command(arguments)
-    except (ValueError, OSError) as error:
-        if len(str(error).splitlines()) > 1:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        is_fault = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if is_fault or len(str(error).splitlines()) > 1:
             raise  # not one of our sentences but a fault, whose traceback is wanted
         print(f"marl-kl: {error}", file=sys.stderr)
         return 2
@@ -72,6 +74,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_train(commands, _algorithm_in(argv))
     _add_resume(commands)
     _add_sweep(commands)
+    _add_evaluate(commands)
+    _add_render(commands)
     for name, command, text in (
         ("envs", _envs, "list the environments"),
         ("algorithms", _algorithms, "list the algorithms"),
@@ -287,10 +291,9 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.total_env_steps is not None:
         field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
         config = config.replace(total_env_steps=_parsed(field, arguments.total_env_steps))
-    if run_folder.last_session(record.document)["device"]["count"] > 1:  # as the run had it, for the same bits
-        with contextlib.suppress(RuntimeError):
-            marl_kl.use_all_cpu_cores()
-    env = _made_again(record, out)
+    _use_cores_as_before(record)
+    call = f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
+    env = _made_again(record, out, f"resume it from Python: {call}")
     with _warnings_as_sentences():
         return _exit_code(
             lambda: marl_kl.train(
@@ -301,15 +304,22 @@ def _resume(arguments: argparse.Namespace) -> int:
         )
 
 
-def _made_again(record: run_folder.RunRecord, out: Path) -> Env:
+def _use_cores_as_before(record: run_folder.RunRecord) -> None:
+    """As many devices as the run had, for the same bits."""
+    if run_folder.last_session(record.document)["device"]["count"] > 1:
+        with contextlib.suppress(RuntimeError):
+            marl_kl.use_all_cpu_cores()
+
+
+def _made_again(record: run_folder.RunRecord, out: Path, from_python: str) -> Env:
+    """The environment of a run; where it cannot be made by name, `from_python` says what can be done instead."""
     import envs
 
     spec = record.spec
     env = None if spec.options is None else envs.make(spec.name, **dict(spec.options))
     if env is None or checkpoints.digest(env.params) != record.document.get("env_params"):
         raise ValueError(
-            f"the environment '{spec.name}' of {out} is not one that envs.make can make again; resume it from Python: "
-            f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
+            f"the environment '{spec.name}' of {out} is not one that envs.make can make again; {from_python}"
         )
     return env
 
@@ -365,6 +375,117 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print("marl-kl: interrupted; a sweep keeps nothing before its end", file=sys.stderr)
         return 130
     return 1 if len(result.failures) == len(result.settings) * len(result.seeds) else 0
+
+
+# evaluate, render
+
+
+def _add_evaluate(commands) -> None:
+    text = "evaluate the teams of a run again, in their training physics and, if wanted, in MuJoCo's C engine"
+    parser = commands.add_parser(
+        "evaluate",
+        usage="marl-kl evaluate RUN [--episodes N] [--seed S] [--in mujoco]",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. All policies are deterministic.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_evaluate)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="only the team that this seed trained (default: all)")
+    parser.add_argument(
+        "--in", choices=("mujoco",), dest="physics",
+        help="mujoco: also in the Gymnasium v5 environment of the body (needs the extra `mujoco`)",
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from marl_kl import evaluate, reporting, summary
+
+    run, env = _run_and_env(arguments.run, "evaluate it from Python: marl_kl.evaluate.evaluate_again(env, ...)")
+    config = run.config
+    if arguments.episodes is not None:
+        if arguments.episodes < 1:
+            raise ValueError(f"episodes={arguments.episodes}; it must be at least 1")
+        config = config.replace(eval_episodes=arguments.episodes)
+    seeds = run.seeds if arguments.seed is None else (arguments.seed,)
+    learners = [run.learner_of(seed) for seed in seeds]
+    there = None
+    if arguments.physics == "mujoco":
+        from marl_kl import mujoco_check
+
+        there = mujoco_check.counterpart(env)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *learners)
+    scores = [summary.Scores(_physics(run.spec), evaluate.evaluate_again(env, config, seeds, run.update, stacked))]
+    episodes = f"{config.eval_episodes} episodes per seed, mean ± std"
+    notes = [f"after {run.update:,} updates; {episodes}; deterministic policies"]
+    if there is not None:
+        per_seed = (
+            mujoco_check.evaluate(there, env, config, learner, seed, config.eval_episodes)
+            for seed, learner in zip(seeds, learners)
+        )
+        scores.append(summary.Scores("C MuJoCo", jax.tree.map(lambda *s: np.stack(s), *per_seed)))
+        notes.append(f"C MuJoCo is Gymnasium's {there.name}; known differences: {'; '.join(there.differences)}")
+    title = f"{run.algorithm} on {run.spec.name}"
+    reporting.wide_console().print(summary.evaluation_table(title, seeds, scores, notes))
+    return 0
+
+
+def _physics(spec: EnvSpec) -> str:
+    facts = dict(spec.metadata)
+    return "training" if "engine" not in facts else " ".join(dict.fromkeys((facts["engine"], facts["backend"])))
+
+
+def _run_and_env(path: Path, from_python: str) -> tuple[loading.Run, Env]:
+    """A stored run and the environment it was trained in, made again."""
+    record = run_folder.read_record(path)
+    _use_cores_as_before(record)
+    env = _made_again(record, path, from_python)
+    stored, made = ({"env": dataclasses.asdict(spec)} for spec in (record.spec, env.spec))
+    for spec in (stored, made):
+        del spec["env"]["cpu_compiler_options"], spec["env"]["options"]  # how it is made, not what it is
+    other = run_folder.difference(stored, made)
+    if other:
+        raise run_folder.RunFolderError(f"the environment '{record.spec.name}' of {path} is another one now: {other}")
+    for failure in record.failures:
+        lost = f"{failure.quantity} was not finite in update {failure.update + 1}"
+        print(f"marl-kl: seed {failure.seed} failed ({lost}); its team is the last finite one", file=sys.stderr)
+    return loading.load(path), env
+
+
+def _add_render(commands) -> None:
+    text = "draw one episode of a trained team as an animated GIF, limbs coloured by agent"
+    parser = commands.add_parser(
+        "render",
+        usage="marl-kl render RUN [--seed S] [--steps N] [--out FILE]",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}; for environments that are bodies. The policies are deterministic.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_render)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--seed", type=int, metavar="S", help="the team that this seed trained (default: the first)")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="env steps at most (default: 300)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/episode-seedS.gif)")
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from marl_kl import drawing, evaluate, recording
+
+    out = arguments.out
+    if out is not None and (out.suffix != ".gif" or not out.parent.is_dir()):
+        raise ValueError(f"out={str(out)!r}; it must be a .gif file in a folder that exists")
+    run, env = _run_and_env(arguments.run, "draw it from Python: marl_kl.drawing.animation(env, ...)")
+    seed = run.seeds[0] if arguments.seed is None else arguments.seed
+    key = evaluate.keys((seed,), run.update)[0]
+    episode = recording.record(env, run.config, run.learner_of(seed), key, arguments.steps)
+    out = out or arguments.run / f"episode-seed{seed}.gif"
+    run_folder.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
+    ended = episode.ended or "cut"
+    print(f"{out}: {len(episode.poses) - 1} steps ({ended}), return {episode.episode_return[-1]:.1f}")
+    return 0
 
 
 # envs, algorithms

@@ -96,15 +96,17 @@ def over_seeds(
     """
     spread = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
-    return jax.jit(spread, in_shardings=shardings, compiler_options=_compiler_options(mesh, cpu_options), **jit_options)
+    options = compiler_options(mesh.devices.flat[0].platform, cpu_options)
+    return jax.jit(spread, in_shardings=shardings, compiler_options=options, **jit_options)
 
 
 # keeps a program's batched LAPACK calls from running side by side, see the top; costs no speed
 _ONE_AT_A_TIME = ("xla_cpu_enable_concurrency_optimized_scheduler", False)
 
 
-def _compiler_options(mesh: Mesh, cpu_options: CompilerOptions) -> dict[str, bool] | None:
-    if mesh.devices.flat[0].platform != "cpu":
+def compiler_options(platform: str, cpu_options: CompilerOptions = ()) -> dict[str, bool] | None:
+    """What `jax.jit` is given to compile for `platform`: on CPUs, those of the options that this XLA knows."""
+    if platform != "cpu":
         return None
     return {name: value for name, value in (_ONE_AT_A_TIME, *cpu_options) if _xla_knows(name, value)}
 

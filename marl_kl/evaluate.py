@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from envs.types import Env
+from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.results import EpisodeStatistics
 from marl_kl.rollout import distributions
 from marl_kl.trainer import Learner
+
+_STREAM = 0x6576616C
+"""Folded into a seed's key: far from the small numbers that splitting folds in."""
+
+
+def keys(seeds: Sequence[int], update: int) -> jax.Array:
+    """[seed] typed keys of the evaluation after `update` updates.
+
+    They are not drawn from the training's own keys, so that evaluating more often does not change the training, and
+    a stored team can be evaluated again in the same episodes.
+    """
+    key_of = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), update))
+    return key_of(jnp.asarray(seeds, jnp.uint32))
+
+
+def evaluate_seeds(env: Env, config: Config, mesh: Mesh) -> Callable[[jax.Array, Learner], EpisodeStatistics]:
+    """`make_evaluate` of many seeds at once, jitted and spread over `mesh`: keys [seed], learner leaves [seed, ...]."""
+    evaluate = jax.vmap(make_evaluate(env, config))
+    options = env.spec.cpu_compiler_options
+    return devices.over_seeds(evaluate, mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS, options)
+
+
+def evaluate_again(env: Env, config: Config, seeds: Sequence[int], update: int, learner: Learner) -> EpisodeStatistics:
+    """Evaluates stored teams [seed, episode], numpy, in the episodes that training evaluated them in after `update`.
+
+    Args:
+        env: the environment they were trained in.
+        config: of the run; `eval_episodes` episodes each, of which the first are the same whatever their number.
+        seeds: in the order of the seed axis.
+        update: updates made.
+        learner: leaves [seed, ...].
+    """
+    mesh = devices.seed_mesh(len(seeds))
+    placed = (devices.place(tree, mesh) for tree in (keys(seeds, update), learner))
+    return jax.tree.map(np.asarray, evaluate_seeds(env, config, mesh)(*placed))
 
 
 def make_evaluate(env: Env, config: Config) -> Callable[[jax.Array, Learner], EpisodeStatistics]:

@@ -7,7 +7,6 @@ import operator
 import time
 import warnings
 from os import PathLike
-from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import jax

@@ -38,6 +38,16 @@ class Run(NamedTuple):
     learner: Learner
     update: int
 
+    def learner_of(self, seed: int) -> Learner:
+        """What `seed` learned, without the seed axis.
+
+        Raises:
+            ValueError: the run has no such seed.
+        """
+        if seed not in self.seeds:
+            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[self.seeds.index(seed)]), self.learner)
+
     def policy(self, seed: int | None = None) -> Policy:
         """The team that `seed` trained (the run's first seed by default).
 
@@ -49,10 +59,7 @@ class Run(NamedTuple):
         Raises:
             ValueError: the run has no such seed.
         """
-        seed = self.seeds[0] if seed is None else seed
-        if seed not in self.seeds:
-            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
-        learner = jax.tree.map(lambda leaf: jnp.asarray(leaf[self.seeds.index(seed)]), self.learner)
+        learner = self.learner_of(self.seeds[0] if seed is None else seed)
         actor = make_actor(self.spec, self.config)
         shape = (self.spec.num_agents, self.spec.observation_size)
         real = jnp.asarray(self.spec.action_mask)

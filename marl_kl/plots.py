@@ -15,9 +15,11 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from marl_kl.results import TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
 
-# From the Okabe-Ito palette: distinct under the common colour-vision deficiencies and in grey.
-_EVALUATION = "#0072B2"
-_SPENT = "#D55E00"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+"""Of Okabe and Ito: distinct under the common colour-vision deficiencies and in grey."""
+
+_EVALUATION = PALETTE[0]
+_SPENT = PALETTE[1]
 _TRAINING = "#8C8C8C"
 _EQUAL = "#333333"
 _CMAP = "viridis"

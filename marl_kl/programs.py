@@ -12,17 +12,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from envs.types import Env
-from marl_kl import devices
+from marl_kl import devices, evaluate
 from marl_kl.config import Config
-from marl_kl.evaluate import make_evaluate
 from marl_kl.results import EpisodeStatistics
 from marl_kl.trainer import Learner, Train, TrainState, make_train
 
 Numbers = dict[str, jax.Array]
 """The fields of `Config.numbers`, one entry per run: name -> [R] float32."""
-
-_EVALUATION = 0x6576616C
-"""Folded into a seed's key for evaluation: far from the small numbers that splitting folds in."""
 
 
 class Programs:
@@ -61,11 +57,7 @@ class Programs:
 
     def evaluation_keys(self, seeds: Sequence[int], update: int) -> jax.Array:
         """[R] keys of their own, so that evaluating more often does not change the training."""
-
-        def one_seed(seed):
-            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EVALUATION), update)
-
-        return self.place(jax.vmap(one_seed)(jnp.asarray(seeds, jnp.uint32)))
+        return self.place(evaluate.keys(seeds, update))
 
     @functools.cached_property
     def init(self) -> Callable[[Numbers, jax.Array], TrainState]:
@@ -81,10 +73,10 @@ class Programs:
         """Traces and compiles `chunk` and `evaluate`, side by side: both step environments, which takes longest."""
         with ThreadPoolExecutor(1) as background:
             # lowered here: settings such as jax.enable_x64 do not reach another thread
-            evaluate = background.submit(self._lowered_evaluation().compile)
+            evaluation = background.submit(self._lowered_evaluation().compile)
             # from the shapes, not from a state: a resumed run compiles the very same program
             self._chunk = self._lowered_chunk().compile()
-            self._evaluate = evaluate.result()
+            self._evaluate = evaluation.result()
 
     def chunk(self, numbers: Numbers, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """n <= `chunk_updates` updates of every run.
@@ -113,9 +105,9 @@ class Programs:
     def bytes_per_run(self) -> float:
         """Bytes that one run takes on its device: by XLA's account of the compiled programs, where it gives one."""
         runs_per_device = self.num_runs / self.mesh.size
-        chunk, evaluate = (_program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
+        chunk, episodes = (_program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
         # the train state stays where it is while the episodes are run
-        return max(chunk, self.state_bytes + evaluate)
+        return max(chunk, self.state_bytes + episodes)
 
     def _train(self, numbers: Numbers) -> Train:
         return make_train(self._env, self._algorithm, self._config.replace(**numbers))
@@ -156,9 +148,8 @@ class Programs:
         return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1).lower(self._number_shapes, self.shapes, 0)
 
     def _lowered_evaluation(self) -> jax.stages.Lowered:
-        evaluate = jax.vmap(make_evaluate(self._env, self._config))
-        keys = self.shapes.key
-        return self._over_runs(evaluate, (devices.SEEDS, devices.SEEDS), devices.SEEDS).lower(keys, self.shapes.learner)
+        program = evaluate.evaluate_seeds(self._env, self._config, self.mesh)
+        return program.lower(self.shapes.key, self.shapes.learner)
 
 
 def _program_bytes(program: jax.stages.Compiled) -> int:

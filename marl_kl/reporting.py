@@ -32,13 +32,19 @@ def finish(result: TrainResult, *, quiet: bool = False, console: Console | None 
         write_pictures(result)
     if quiet:
         return
+    console = wide_console(console)
+    console.print(summary.table(result))
+    if result.out is not None:
+        console.print(f"everything is in {result.out}", soft_wrap=True, markup=False)
+
+
+def wide_console(console: Console | None = None) -> Console:
+    """`console`, or standard output, wide enough for tables."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         # A log has no width; the 80 columns that rich assumes would break the table's lines.
         console.width = max(console.width, 120)
-    console.print(summary.table(result))
-    if result.out is not None:
-        console.print(f"everything is in {result.out}", soft_wrap=True, markup=False)
+    return console
 
 
 def write_pictures(result: TrainResult) -> list[Path]:

@@ -19,7 +19,6 @@ import csv
 import dataclasses
 import datetime
 import fcntl
-import hashlib
 import importlib.metadata
 import io
 import itertools

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import jax
 import numpy as np
 from rich import box
 from rich.table import Table
 
-from marl_kl.results import TrainResult
+from marl_kl.results import EpisodeStatistics, TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
 
 _RETURNS = ("untrained", "final", "training")
@@ -92,6 +92,37 @@ def facts(result: TrainResult) -> list[str]:
             "it kept its last finite parameters and is left out of the rows over seeds"
         )
     return lines
+
+
+class Scores(NamedTuple):
+    """Evaluation episodes of a run's teams.
+
+    Attributes:
+        physics: in which they were played, for the heads of the columns.
+        statistics: [seed, episode].
+    """
+
+    physics: str
+    statistics: EpisodeStatistics
+
+
+def evaluation_table(title: str, seeds: Sequence[int], scores: Sequence[Scores], notes: Sequence[str]) -> Table:
+    """Per seed the return and the length of evaluation episodes, mean ± std over episodes, in each physics; below
+    them mean ± std over the seeds' means."""
+    heads = [f"{what} in {score.physics}" for score in scores for what in ("return", "length")]
+    rich_table = Table(
+        "seed", *heads, title=title, caption="\n".join(notes), title_justify="left", caption_justify="left",
+        caption_style="", title_style="bold", box=box.SIMPLE_HEAD,
+    )
+    for column in rich_table.columns[1:]:
+        column.justify = "right"
+    columns = [np.asarray(values, np.float64) for score in scores for values in score.statistics]
+    for index, seed in enumerate(seeds):
+        rich_table.add_row(str(seed), *(mean_and_std(values[index]) for values in columns))
+    if len(seeds) > 1:
+        rich_table.add_section()
+        rich_table.add_row("mean ± std", *(mean_and_std(values.mean(axis=-1)) for values in columns), style="bold")
+    return rich_table
 
 
 def peak_memory_text() -> str:
@@ -190,6 +221,8 @@ def _nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
 def mean_and_std(values: np.ndarray) -> str:
     if not np.isfinite(values).all():
         return "-"
+    if len(values) == 1:
+        return number_text(values[0])
     return f"{number_text(values.mean())} ± {number_text(values.std(ddof=1))}"
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from marl_kl import allocators
 
 # few sizes, because each is compiled anew
-UTILITIES = st.sampled_from([1, 2, 5, 12]).flatmap(lambda n: st.lists(st.floats(0, 1e3, width=32), min_size=n, max_size=n))
+UTILITIES = st.sampled_from([1, 2, 5, 12]).flatmap(
+    lambda n: st.lists(st.floats(0, 1e3, width=32), min_size=n, max_size=n)
+)
 BUDGETS = st.floats(1e-4, 1.0)
 EPSILONS = st.sampled_from([1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0])
 SHARES = {

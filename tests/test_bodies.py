@@ -117,7 +117,9 @@ def test_full_observation_is_the_state_and_an_id(ran):
     assert spec.observation_sizes == (spec.state_size + spec.num_agents,) * spec.num_agents
     for timestep in (ran.first, ran.steps):
         state, ids = np.split(timestep.obs, [spec.state_size], axis=-1)
-        np.testing.assert_allclose(state, np.broadcast_to(timestep.state[..., None, :], state.shape), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            state, np.broadcast_to(timestep.state[..., None, :], state.shape), rtol=1e-5, atol=1e-6
+        )
         assert (ids == np.eye(spec.num_agents)).all()
 
 
@@ -331,6 +333,7 @@ def test_unknown_names(name, sentence):
     [
         ({"engine": "isaac"}, "engine='isaac'; accepted: None, brax, mjx"),
         ({"engine": "mjx", "backend": "spring"}, "backend='spring'; engine 'mjx' has no other"),
+        ({"categories": [["qpos"]]}, "categories=[['qpos']]; obs='full' shows all; accepted: None"),
         ({"obs": 0, "categories": [["qpos", "cinert"]]}, "it must list, per distance, some of qpos, qvel"),
         ({"backend": "warp"}, "backend='warp'; accepted: None, spring, positional, generalized, mjx"),
         ({"obs": -1}, "obs=-1; accepted: 'full' or a number of hops >= 0"),

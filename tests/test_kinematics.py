@@ -112,7 +112,9 @@ def test_by_hand():
     by_name = {name: index for index, name in enumerate(HAND.actuators)}
 
     def names_within(name, hops):
-        return {HAND.actuators[i] for i, distance in kinematics.distances(HAND, [by_name[name]]).items() if distance <= hops}
+        return {
+            HAND.actuators[i] for i, distance in kinematics.distances(HAND, [by_name[name]]).items() if distance <= hops
+        }
 
     assert names_within("j2", 0) == {"j2"}
     assert names_within("j2", 1) == {"j2", "j1"}

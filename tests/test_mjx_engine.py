@@ -34,7 +34,7 @@ def random_controls(env, steps):
 
 @pytest.mark.parametrize("body", GYMNASIUM)
 def test_rules(body, float64):
-    """Observation, reward and termination of states that C MuJoCo stepped to, a fall among them where one is possible."""
+    """Observation, reward and termination of states that C MuJoCo stepped to, up to a fall where one is possible."""
     env = gymnasium_env(body)
     rules = mjx_engine.BODIES[body][1]
     ended = False
