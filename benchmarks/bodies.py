@@ -30,23 +30,19 @@ SEGMENTS = {"manyagent_ant": 6, "manyagent_swimmer": 20}
 
 
 class Case(NamedTuple):
-    """A body on a backend: how to load it, the duration of a control step, how controls become C MuJoCo's."""
+    """A body on a backend; `unit_controls`: whether C MuJoCo's controls are ours stretched from [-1, 1]."""
 
     body: str
     backend: str
     physics: Physics
-    seconds: float
     unit_controls: bool
 
 
 def load(body: str, backend: str) -> Case:
     """`backend`: Brax's, or "gymnasium" for engine mjx."""
     if backend == "gymnasium":
-        physics = mjx_engine.load(body, SEGMENTS.get(body))
-        return Case(body, backend, physics, mjx_engine.BODIES[body][1].frame_skip * physics.model.opt.timestep, False)
-    physics = brax_engine.load(body, backend)
-    seconds = float(brax_engine.load_brax(body, "mjx").dt)
-    return Case(body, backend, physics, seconds, brax_engine.BODIES[body].unit_controls)
+        return Case(body, backend, mjx_engine.load(body, SEGMENTS.get(body)), False)
+    return Case(body, backend, brax_engine.load(body, backend), brax_engine.BODIES[body].unit_controls)
 
 
 def coordinates(state: Any) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +86,7 @@ def step_errors(case: Case, visited) -> tuple[np.ndarray, np.ndarray]:
     model.opt.iterations, model.opt.ls_iterations = 100, 50
     data = mujoco.MjData(model)
     low, high = model.actuator_ctrlrange.T
-    frames = round(case.seconds / model.opt.timestep)
+    frames = round(case.physics.seconds / model.opt.timestep)
     errors, moved = [], []
     for index in chosen:
         data.qpos[:], data.qvel[:] = q[index], qd[index]

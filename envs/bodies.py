@@ -18,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import kinematics
+from envs.brax_engine import BACKENDS
 from envs.kinematics import LOCAL_CATEGORIES, Categories, KinematicTree, Partition
 from envs.physics import Physics
 from envs.time_limit import with_time_limit
 from envs.types import Drawing, Env, EnvSpec, TimeStep, Wiring
 
 ENGINES = ("brax", "mjx")
-BACKENDS = ("spring", "positional", "generalized", "mjx")
-"""The physics that Brax offers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import envs
 import marl_kl
 from marl_kl.run_folder import write_file
+from marl_kl.summary import markdown_row
 
 SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0}
 """Those of the README's run, for all four; they were chosen with hatrpo on mjx in a handful of trials."""
@@ -41,7 +42,7 @@ def row(backend: str, result: marl_kl.TrainResult) -> str:
         backend, result.algorithm, spread(evaluation[:, 0]), spread(evaluation[:, -1]),
         spread(training[:, -10:].mean(1)), spread(np.nanmean(training, axis=1)), spread(spent, 2), spread(share, 2),
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |\n"
+    return markdown_row(cells) + "\n"
 
 
 def main():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import envs
 from envs import bodies
+from marl_kl.summary import markdown_row
 
 _DIFFERENCES = {
     "ant": "Euler instead of RK4; starts at a height of 0.55, not 0.75, and its torso cannot touch the floor (kept: it "
@@ -63,7 +64,7 @@ def row(name: str) -> str:
         str(env.spec.state_size), between(near.spec.observation_sizes), between(wider.spec.observation_sizes),
         f"{metadata['engine']}, {metadata['backend']}",
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |\n"
+    return markdown_row(cells) + "\n"
 
 
 def main():

@@ -4,8 +4,8 @@
 
 Writes every run's raw results to FOLDER/<scenario> and a Markdown table to FOLDER/table.md. Per scenario: return of the
 deterministic team before and after training, and return of the sampling team over the first and the last tenth of the
-updates in which episodes ended, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over seeds). A run that was
-stopped goes on where it was.
+updates in which episodes ended, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over
+seeds). A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import envs
 import marl_kl
 from marl_kl.run_folder import write_file
 from marl_kl.statistics import bootstrap_interval
+from marl_kl.summary import markdown_row
 
 SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0, "eval_episodes": 16}
 """Those of the README's run, for all scenarios; nothing was tuned per scenario."""
@@ -70,7 +71,7 @@ def row(scenario: str, result: marl_kl.TrainResult) -> str:
         *compared(first, last),
         f"{result.steps_per_second:,.0f}",
     ]
-    return "| " + " | ".join(cells) + " |\n"
+    return markdown_row(cells) + "\n"
 
 
 def main():

@@ -22,7 +22,7 @@ import numpy as np
 
 import marl_kl
 from envs.types import Env, EnvSpec
-from marl_kl import algorithms, checkpoints, loading, run_folder, sweep_file
+from marl_kl import algorithms, checkpoints, loading, results, run_folder, sweep_file
 from marl_kl.config import Config
 from marl_kl.progress import MODES
 
@@ -143,6 +143,22 @@ def _add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser
     return parser
 
 
+def _add_command(
+    commands, command: Callable[[argparse.Namespace], int], usage: str, text: str, more: str, **options
+) -> argparse.ArgumentParser:
+    """A command whose help is `text` and whose description goes on with `more`; `usage` begins with its name."""
+    parser = commands.add_parser(
+        usage.split()[0],
+        usage=f"marl-kl {usage}",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}{more}",
+        allow_abbrev=False,
+        **options,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
 def _add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress", default="auto", choices=MODES,
@@ -179,8 +195,7 @@ def _train(arguments: argparse.Namespace) -> int:
         for field in dataclasses.fields(arguments.config_class)
         if field.name in given
     }
-    with contextlib.suppress(RuntimeError):  # an embedding program that has used jax keeps its devices
-        marl_kl.use_all_cpu_cores()
+    _use_all_cpu_cores()
     arguments.config_class().replace(**fields)  # refuses bad values before an environment is built
     env = _make_env(arguments.env_name, _env_options(arguments.env_options))
     out = arguments.out or _default_out(arguments.env_name, arguments.algorithm)
@@ -190,6 +205,11 @@ def _train(arguments: argparse.Namespace) -> int:
         ),
         out,
     )
+
+
+def _use_all_cpu_cores() -> None:
+    with contextlib.suppress(RuntimeError):  # an embedding program that has used jax keeps its devices
+        marl_kl.use_all_cpu_cores()
 
 
 def _make_env(name: str, options: dict[str, Any]) -> Env:
@@ -268,14 +288,7 @@ def _default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
 
 def _add_resume(commands) -> None:
     text = "go on with a run from its newest checkpoint, as if it had never stopped"
-    parser = commands.add_parser(
-        "resume",
-        usage="marl-kl resume RUN [--total-env-steps N] [--progress MODE]",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. Environment, algorithm, config and seeds are those of the run.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_resume)
+    parser = _add_command(commands, _resume, "resume RUN [--total-env-steps N] [--progress MODE]", text, ". Environment, algorithm, config and seeds are those of the run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has stopped")
     parser.add_argument(
         "--total-env-steps", metavar="N",
@@ -307,8 +320,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _use_cores_as_before(record: run_folder.RunRecord) -> None:
     """As many devices as the run had, for the same bits."""
     if run_folder.last_session(record.document)["device"]["count"] > 1:
-        with contextlib.suppress(RuntimeError):
-            marl_kl.use_all_cpu_cores()
+        _use_all_cpu_cores()
 
 
 def _made_again(record: run_folder.RunRecord, out: Path, from_python: str) -> Env:
@@ -346,16 +358,10 @@ def _warnings_as_sentences():
 
 def _add_sweep(commands) -> None:
     text = "train many settings side by side, as a TOML file says"
-    parser = commands.add_parser(
-        "sweep",
-        usage="marl-kl sweep FILE.toml [--out FOLDER] [--progress MODE]",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=sweep_file.EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_sweep)
+    parser = _add_command(
+        commands, _sweep, "sweep FILE.toml [--out FOLDER] [--progress MODE]", text, ".",
+        epilog=sweep_file.EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("file", type=Path, metavar="FILE", help="the sweep's description, see below")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="new folder for the tables (default: sweeps/ENV-ALGORITHM-TIME)"
@@ -365,8 +371,7 @@ def _add_sweep(commands) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     plan = sweep_file.read(arguments.file)
-    with contextlib.suppress(RuntimeError):  # as for train
-        marl_kl.use_all_cpu_cores()
+    _use_all_cpu_cores()
     env = _make_env(plan.env, plan.env_options)
     out = arguments.out or _default_out(plan.env, plan.algorithm, "sweeps")
     try:
@@ -382,14 +387,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _add_evaluate(commands) -> None:
     text = "evaluate the teams of a run again, in their training physics and, if wanted, in MuJoCo's C engine"
-    parser = commands.add_parser(
-        "evaluate",
-        usage="marl-kl evaluate RUN [--episodes N] [--seed S] [--in mujoco]",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. All policies are deterministic.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_evaluate)
+    parser = _add_command(commands, _evaluate, "evaluate RUN [--episodes N] [--seed S] [--in mujoco]", text, ". All policies are deterministic.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)"
@@ -443,28 +441,19 @@ def _run_and_env(path: Path, from_python: str) -> tuple[loading.Run, Env]:
     record = run_folder.read_record(path)
     _use_cores_as_before(record)
     env = _made_again(record, path, from_python)
-    stored, made = ({"env": dataclasses.asdict(spec)} for spec in (record.spec, env.spec))
-    for spec in (stored, made):
-        del spec["env"]["cpu_compiler_options"], spec["env"]["options"]  # how it is made, not what it is
+    stored, made = ({"env": run_folder.env_identity(dataclasses.asdict(spec))} for spec in (record.spec, env.spec))
     other = run_folder.difference(stored, made)
     if other:
         raise run_folder.RunFolderError(f"the environment '{record.spec.name}' of {path} is another one now: {other}")
     for failure in record.failures:
-        lost = f"{failure.quantity} was not finite in update {failure.update + 1}"
-        print(f"marl-kl: seed {failure.seed} failed ({lost}); its team is the last finite one", file=sys.stderr)
+        what = results.what_failed(failure)
+        print(f"marl-kl: seed {failure.seed} failed ({what}); its team is the last finite one", file=sys.stderr)
     return loading.load(path), env
 
 
 def _add_render(commands) -> None:
     text = "draw one episode of a trained team as an animated GIF, limbs coloured by agent"
-    parser = commands.add_parser(
-        "render",
-        usage="marl-kl render RUN [--seed S] [--steps N] [--out FILE]",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}; for environments that are bodies. The policies are deterministic.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_render)
+    parser = _add_command(commands, _render, "render RUN [--seed S] [--steps N] [--out FILE]", text, "; for environments that are bodies. The policies are deterministic.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument("--seed", type=int, metavar="S", help="the team that this seed trained (default: the first)")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="env steps at most (default: 300)")

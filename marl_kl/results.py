@@ -104,6 +104,11 @@ class SweepFailure(NamedTuple):
     quantity: str
 
 
+def what_failed(failure: Failure | SweepFailure) -> str:
+    """What was not finite, and in which update, from 1."""
+    return f"{failure.quantity} was not finite in update {failure.update + 1}"
+
+
 class Timing(NamedTuple):
     """Wall-clock seconds of one run; those before an interruption count as far as a resumed run could use them.
 

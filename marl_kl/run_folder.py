@@ -120,13 +120,18 @@ def record(
 
 def identity(document: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a `run.json` that makes it this run and no other: all that its numbers depend on."""
-    how_made = ("options", "cpu_compiler_options")
-    env = {name: value for name, value in document["env"].items() if name not in how_made}
     return {
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
         "config": {name: value for name, value in document["config"].items() if name not in SCHEDULE},
-        "env": {**env, "metadata": dict(env["metadata"])},
+        "env": env_identity(document["env"]),
     }
+
+
+def env_identity(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an `EnvSpec` as a dict, what the environment is, without how it is made and compiled."""
+    how_made = ("options", "cpu_compiler_options")
+    what_it_is = {name: value for name, value in _jsonable(env).items() if name not in how_made}
+    return {**what_it_is, "metadata": dict(what_it_is["metadata"])}
 
 
 def difference(stored: Any, wanted: Any, name: str = "") -> str | None:

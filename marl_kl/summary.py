@@ -11,7 +11,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from marl_kl.results import EpisodeStatistics, TrainResult
+from marl_kl.results import EpisodeStatistics, TrainResult, what_failed
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
 
 _RETURNS = ("untrained", "final", "training")
@@ -88,7 +88,7 @@ def facts(result: TrainResult) -> list[str]:
     ]
     for failure in result.failures:
         lines.append(
-            f"seed {failure.seed} failed: {failure.quantity} was not finite in update {failure.update + 1}; "
+            f"seed {failure.seed} failed: {what_failed(failure)}; "
             "it kept its last finite parameters and is left out of the rows over seeds"
         )
     return lines

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marl_kl import run_folder
-from marl_kl.results import SweepFailure, SweepResult
+from marl_kl.results import SweepResult, what_failed
 from marl_kl.statistics import interquartile_mean
 from marl_kl.summary import iqm_and_interval, markdown_row, mean_and_std, number_text
 
@@ -82,7 +82,7 @@ def csv_text(result: SweepResult) -> str:
         for s, seed in enumerate(result.seeds):
             means = [repr(float(values[k, s])) for values in figures]
             failure = failures.get((k, seed))
-            writer.writerow([k, *map(_value, fields.values()), seed, *means, "" if failure is None else _what(failure)])
+            writer.writerow([k, *map(_value, fields.values()), seed, *means, "" if failure is None else what_failed(failure)])
     return content.getvalue()
 
 
@@ -112,7 +112,7 @@ def facts(result: SweepResult) -> list[str]:
         f"{len(result.settings)} settings, {len(result.seeds)} seeds each, {extent} env steps per run",
         f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s",
         *(
-            f"setting {failure.setting}, seed {failure.seed} failed: {_what(failure)}; it kept its last finite "
+            f"setting {failure.setting}, seed {failure.seed} failed: {what_failed(failure)}; it kept its last finite "
             "parameters"
             for failure in result.failures
         ),
@@ -160,10 +160,6 @@ def _mean_text(scores: np.ndarray, with_std: bool = True) -> str:
 
 def _iqm_text(scores: np.ndarray) -> str:
     return iqm_and_interval(scores) if len(scores) > 1 else _mean_text(scores)
-
-
-def _what(failure: SweepFailure) -> str:
-    return f"{failure.quantity} was not finite in update {failure.update + 1}"
 
 
 def _value(value) -> str:
