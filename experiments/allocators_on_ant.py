@@ -17,7 +17,7 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl.run_folder import write_file
+from marl_kl.files import write_file
 from marl_kl.summary import markdown_row
 
 SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0}

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import envs
 from envs.types import Env
 from marl_kl import drawing
-from marl_kl.run_folder import write_file
+from marl_kl.files import write_file
 
 SCENARIOS = (
     "ant_4x2", "halfcheetah_2x3", "walker2d_2x3", "hopper_3x1",

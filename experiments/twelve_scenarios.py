@@ -17,7 +17,7 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl.run_folder import write_file
+from marl_kl.files import write_file
 from marl_kl.statistics import bootstrap_interval
 from marl_kl.summary import markdown_row
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, reporting, run_folder
+from marl_kl import algorithms, checkpoints, reporting, run_folder, run_tables
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.programs import Numbers, Programs
@@ -205,11 +205,11 @@ class _Run:
 
     def _write_tables(self):
         if self.done:
-            run_folder.write_metrics(
+            run_tables.write_metrics(
                 self.out, self.env.spec.agents, self.seeds, self._env_steps(), self.now.metrics
             )
         if self.now.evaluation is not None:
-            run_folder.write_evaluation(self.out, self.seeds, self.now.evaluation)
+            run_tables.write_evaluation(self.out, self.seeds, self.now.evaluation)
 
     def result(self) -> TrainResult:
         return TrainResult(

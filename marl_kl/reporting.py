@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from marl_kl import run_folder, summary
+from marl_kl import files, summary
 from marl_kl.results import TrainResult
 
 PNG_DPI = 150
@@ -28,7 +28,7 @@ def finish(result: TrainResult, *, quiet: bool = False, console: Console | None 
         RunFolderError: a file cannot be written.
     """
     if result.out is not None:
-        run_folder.write_file(Path(result.out) / "summary.md", summary.markdown(result))
+        files.write_file(Path(result.out) / "summary.md", summary.markdown(result))
         write_pictures(result)
     if quiet:
         return
@@ -58,5 +58,5 @@ def write_pictures(result: TrainResult) -> list[Path]:
     for name, figure in figures.items():
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=PNG_DPI)
-        run_folder.write_file(Path(result.out) / name, content.getvalue())
+        files.write_file(Path(result.out) / name, content.getvalue())
     return [Path(result.out) / name for name in figures]

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves on disk, and writing it so that no file is ever half there.
+"""The run folder: what a run leaves on disk, its record and its lock.
 
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
     metrics.csv       one row per seed and update
@@ -7,21 +7,18 @@
     *.png, summary.md what `marl_kl.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked
 
-The checkpoints are the truth and the two tables copies of their numbers, written after them. Every file is written
-under a temporary name in its own folder, synced and renamed. Whatever goes wrong with a folder is a `RunFolderError`
-whose message is one sentence that names the path.
+The checkpoints are the truth and the two tables (`marl_kl.run_tables`) copies of their numbers, written after them. Every
+file is written whole (`marl_kl.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message is one
+sentence that names the path.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
-import io
-import itertools
 import json
 import math
 import os
@@ -35,7 +32,8 @@ import numpy as np
 
 from envs.types import EnvSpec
 from marl_kl.config import SCHEDULE, Config
-from marl_kl.results import AGENT_METRICS, TEAM_METRICS, Evaluation, Failure
+from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
+from marl_kl.results import Failure
 
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
@@ -47,13 +45,6 @@ STATUSES = ("running", "finished", "interrupted", "failed")
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
 _LOCK = ".lock"
-
-TEMPORARY = ".tmp-"
-"""How the names of unfinished files and folders begin; what a kill leaves of them is removed later."""
-
-
-class RunFolderError(OSError, ValueError):
-    """A run folder cannot be used as asked; the message is one sentence and names the path."""
 
 
 class RunExistsError(RunFolderError, FileExistsError):
@@ -363,157 +354,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-# Metrics
-
-
-def write_metrics(
-    out: str | os.PathLike,
-    agents: Sequence[str],
-    seeds: Sequence[int],
-    env_steps: np.ndarray,
-    metrics: Mapping[str, np.ndarray],
-) -> None:
-    """Writes `metrics.csv`: columns seed, update, env_steps, then one per team metric and one per agent's metric.
-
-    An agent's column is called `kl[hip_1+ankle_1]`. Numbers are written with the fewest digits that read back as
-    the same number of their own precision; NaN as `nan`. An existing file is replaced whole.
-
-    Args:
-        out: the run folder.
-        agents: N names.
-        seeds: S seeds.
-        env_steps: [U] env steps per seed after each update; `update` counts from 1, the updates made.
-        metrics: name -> [S, U] or [S, U, N].
-
-    Raises:
-        ValueError: an array has another shape.
-        RunFolderError: the file cannot be written.
-    """
-    env_steps = np.asarray(env_steps)
-    shape = (len(seeds), len(env_steps))
-    columns = {
-        "seed": np.repeat(np.asarray(seeds), shape[1]),
-        "update": np.tile(np.arange(1, shape[1] + 1), shape[0]),
-        "env_steps": np.tile(env_steps, shape[0]),
-    }
-    known_order = [*TEAM_METRICS, *AGENT_METRICS]
-    ranks = {name: rank for rank, name in enumerate(known_order)}
-    arrays = {name: np.asarray(value) for name, value in metrics.items()}
-    ordered = sorted(arrays, key=lambda name: (arrays[name].ndim, ranks.get(name, len(ranks)), name))
-    for name in ordered:
-        if arrays[name].shape == shape:
-            columns[name] = arrays[name].reshape(-1)
-        elif arrays[name].shape == (*shape, len(agents)):
-            columns.update({f"{name}[{agent}]": arrays[name][..., i].reshape(-1) for i, agent in enumerate(agents)})
-        else:
-            raise ValueError(
-                f"metric '{name}' has shape {arrays[name].shape}; it must be {shape} or {(*shape, len(agents))}"
-            )
-    write_file(Path(out) / "metrics.csv", _as_csv(columns))
-
-
-def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: Evaluation) -> None:
-    """Writes `evaluation.csv`: seed, update, env_steps, episode, episode_return, episode_length.
-
-    Args:
-        out: the run folder.
-        seeds: S seeds.
-        evaluation: arrays as in `Evaluation`; `update` 0 is the untrained team.
-    """
-    returns = np.asarray(evaluation.episode_return)
-    seed, evaluated, episode = (index.reshape(-1) for index in np.indices(returns.shape))
-    columns = {
-        "seed": np.asarray(seeds)[seed],
-        "update": np.asarray(evaluation.update)[evaluated],
-        "env_steps": np.asarray(evaluation.env_steps)[evaluated],
-        "episode": episode,
-        "episode_return": returns.reshape(-1),
-        "episode_length": np.asarray(evaluation.episode_length).reshape(-1),
-    }
-    write_file(Path(out) / "evaluation.csv", _as_csv(columns))
-
-
-def _as_csv(columns: Mapping[str, np.ndarray]) -> str:
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(columns)
-    rows = map(",".join, zip(*(_texts(column) for column in columns.values())))
-    return header.getvalue() + "".join(itertools.chain.from_iterable((row, "\n") for row in rows))
-
-
-def _texts(column: np.ndarray) -> list[str]:
-    # numpy's own conversion gives the shortest text that reads back exactly at the array's precision.
-    if column.dtype == bool:
-        column = column.astype(np.int32)
-    elif column.dtype.kind not in "iuf" or column.dtype == np.float16:
-        column = column.astype(np.float32)
-    return column.astype("U").tolist()
-
-
-# Writing
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder."""
-    with one_sentence("clear", folder):
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
-
-
-def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes `content` to `path`: the whole file appears there, or what was there stays.
-
-    Raises:
-        RunFolderError: the disk is full, the folder is missing or read-only, ...
-    """
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with one_sentence("write", path):
-        try:
-            write_synced(temporary, data)
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut, where the file system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def one_sentence(action: str, path: Path):
-    """Turns an OSError into a `RunFolderError`: "cannot `action` `path`: reason"."""
-    try:
-        yield
-    except RunFolderError:
-        raise
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise RunFolderError(f"cannot {action} {path}: {reason[:1].lower()}{reason[1:]}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or its name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

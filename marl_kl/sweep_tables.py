@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from marl_kl import run_folder
+from marl_kl import files
 from marl_kl.results import SweepResult, what_failed
 from marl_kl.statistics import interquartile_mean
 from marl_kl.summary import iqm_and_interval, markdown_row, mean_and_std, number_text
@@ -44,8 +44,8 @@ def write(result: SweepResult) -> None:
     Raises:
         RunFolderError: a file cannot be written.
     """
-    run_folder.write_file(Path(result.out) / "table.csv", csv_text(result))
-    run_folder.write_file(Path(result.out) / "summary.md", markdown(result))
+    files.write_file(Path(result.out) / "table.csv", csv_text(result))
+    files.write_file(Path(result.out) / "summary.md", markdown(result))
 
 
 def show(result: SweepResult, console: Console | None = None) -> None:

@@ -12,6 +12,7 @@ import envs
 import marl_kl
 from tests import synthetic
 from marl_kl import algorithms, checkpoints, cli, run_folder
+from marl_kl.commands import words
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Failure
 from tests.counting_env import counting_env
@@ -60,7 +61,7 @@ def test_defaults(trained):
     ],
 )
 def test_env_options_are_literals_or_text(text, value):
-    assert cli._env_options([f"key={text}"]) == {"key": value}
+    assert words.env_options([f"key={text}"]) == {"key": value}
 
 
 _BAD = {
@@ -121,7 +122,7 @@ def test_help_explains_every_field_with_its_default(capsys):
         text = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(algorithms.get(name).config_class):
             assert f"--{field.name.replace('_', '-')}" in text
-            assert field.metadata["help"] in text and f"default: {cli._default_text(field.default)}" in text
+            assert field.metadata["help"] in text and f"default: {words.default_text(field.default)}" in text
 
 
 def test_lists_and_version(capsys):

@@ -8,7 +8,7 @@ import pytest
 
 import marl_kl
 from marl_kl import algorithms
-from marl_kl.cli import _default_text
+from marl_kl.commands.words import default_text
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def test_every_field_is_there_with_its_default_range_and_meaning(config_class):
     documented = rows(f"{config_class.__name__}:")
     assert list(documented) == list(fields)
     for name, (default, usual_range, meaning) in documented.items():
-        assert (default, meaning) == (_default_text(fields[name].default), fields[name].metadata["help"])
+        assert (default, meaning) == (default_text(fields[name].default), fields[name].metadata["help"])
         assert usual_range
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import envs
 import marl_kl
 from envs import kinematics
-from marl_kl import cli, devices, evaluate, loading, mujoco_check, policies, run_folder
+from marl_kl import cli, devices, evaluate, files, loading, mujoco_check, policies, run_folder
 from tests import random_run
 from tests.counting_env import counting_env
 
@@ -212,7 +212,7 @@ def _of_another_version(out):
     path = out / "run.json"
     document = json.loads(path.read_text())
     document["env"]["episode_length"] += 1
-    run_folder.write_file(path, json.dumps(document))
+    files.write_file(path, json.dumps(document))
     return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import checkpoints, host_loop, run_folder
+from marl_kl import checkpoints, host_loop, run_folder, run_tables
 from marl_kl.run_folder import RunFolderError, RunWarning
 from tests import kills
 from tests.counting_env import counting_env
@@ -81,7 +81,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkey
         (run, "_advance", _stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
         (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
         (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
-        (run_folder, "write_metrics", _stopped(run_folder.write_metrics, interrupt, 3, "before"), "interrupted"),
+        (run_tables, "write_metrics", _stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
     )
     seen = []
     for place, name, stopped, status in stops:

@@ -9,15 +9,14 @@ import re
 import shutil
 
 import jax
-import numpy as np
-import pandas as pd
 import pytest
 
 from tests import synthetic
 from marl_kl import run_folder
 from marl_kl.config import TrustRegionConfig
-from marl_kl.results import Evaluation, Failure
+from marl_kl.results import Failure
 from marl_kl.run_folder import RunExistsError, RunFolderError
+from tests.faults import fail_with
 
 
 def _created(out, config=TrustRegionConfig()):
@@ -84,7 +83,7 @@ def test_a_path_under_a_file_is_refused(tmp_path):
 
 
 def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    _fail_with(monkeypatch, errno.EACCES)
+    fail_with(monkeypatch, errno.EACCES)
     with pytest.raises(RunFolderError, match="cannot write .*run.json: permission denied"):
         _created(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -120,76 +119,6 @@ def test_damaged_and_foreign_folders_are_named(tmp_path, damage, message):
     with pytest.raises(RunFolderError, match=message) as error:
         run_folder.read_record(out)
     assert str(out) in _one_sentence(error)
-
-
-# Metrics
-
-
-def test_metrics_read_back_exactly_by_pandas(tmp_path):
-    result = synthetic.result(num_seeds=2, num_agents=3, num_updates=7)
-    metrics = result.metrics | {
-        "count": np.arange(14).reshape(2, 7),
-        "flag": np.eye(2, 7, dtype=bool),
-        "extremes": np.full((2, 7), [np.inf, -np.inf, np.nan, 1e-45, 3.4e38, 0.1, -0.0], np.float32),
-        "double": np.random.default_rng(0).normal(size=(2, 7)),
-    }
-    env_steps = np.arange(1, 8) * 10**12
-    run_folder.write_metrics(tmp_path, result.spec.agents, (4, 9), env_steps, metrics)
-    frame = pd.read_csv(tmp_path / "metrics.csv")
-    assert list(frame["seed"]) == [4] * 7 + [9] * 7
-    assert list(frame["update"]) == [*range(1, 8)] * 2
-    assert list(frame["env_steps"]) == [*env_steps] * 2
-    for name, values in metrics.items():
-        columns = [name] if values.ndim == 2 else [f"{name}[{agent}]" for agent in result.spec.agents]
-        read = frame[columns].to_numpy().reshape(values.shape)
-        np.testing.assert_array_equal(read.astype(values.dtype), values, err_msg=name)
-    assert list(frame.columns[:4]) == ["seed", "update", "env_steps", "episode_return"]
-    assert "kl[hip_1+ankle_1]" in frame.columns
-
-
-def test_metrics_of_a_wrong_shape_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"metric 'kl' has shape \(2, 5\); it must be \(2, 4\) or \(2, 4, 1\)"):
-        run_folder.write_metrics(tmp_path, ("a",), (0, 1), np.arange(4), {"kl": np.zeros((2, 5))})
-
-
-def test_a_run_of_no_updates_has_a_header(tmp_path):
-    run_folder.write_metrics(tmp_path, ("a",), (0,), np.arange(0), {"kl": np.zeros((1, 0, 1))})
-    assert list(pd.read_csv(tmp_path / "metrics.csv").columns) == ["seed", "update", "env_steps", "kl[a]"]
-
-
-def test_evaluation_reads_back_by_pandas(tmp_path):
-    returns = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    update = np.array([0, 5, 10])
-    run_folder.write_evaluation(tmp_path, (4, 9), Evaluation(update, update * 10**12, returns, np.full((2, 3, 4), 7)))
-    frame = pd.read_csv(tmp_path / "evaluation.csv").set_index(["seed", "update", "episode"])
-    assert frame.loc[(9, 5, 2), "episode_return"].astype(np.float32) == returns[1, 1, 2]
-    assert frame.loc[(9, 10, 0), "env_steps"] == 10 * 10**12
-    assert (frame["episode_length"] == 7).all() and len(frame) == 24
-
-
-# Writing
-
-
-def _fail_with(monkeypatch, code):
-    def fail(*_):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fail)
-
-
-def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_half_written(tmp_path, monkeypatch):
-    run_folder.write_file(tmp_path / "summary.md", "old")
-    _fail_with(monkeypatch, errno.ENOSPC)
-    with pytest.raises(RunFolderError, match="cannot write .*summary.md: no space left on device") as error:
-        run_folder.write_file(tmp_path / "summary.md", "new")
-    _one_sentence(error)
-    assert (tmp_path / "summary.md").read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.md"]
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(RunFolderError, match="gone/metrics.csv: no such file or directory"):
-        run_folder.write_metrics(tmp_path / "gone", ("a",), (0,), np.arange(0), {})
 
 
 # One process at a time

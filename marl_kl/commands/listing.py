@@ -1,0 +1,31 @@
+"""`marl-kl envs` and `marl-kl algorithms`: what can be named."""
+
+from __future__ import annotations
+
+import argparse
+
+import envs
+from marl_kl import algorithms
+from marl_kl.commands.words import add_command
+
+
+def add_envs(commands) -> None:
+    """Describes `marl-kl envs`."""
+    add_command(commands, _envs, "envs", "list the environments", ".")
+
+
+def add_algorithms(commands) -> None:
+    """Describes `marl-kl algorithms`."""
+    add_command(commands, _algorithms, "algorithms", "list the algorithms", ".")
+
+
+def _envs(arguments: argparse.Namespace) -> int:
+    print("\n".join(envs.names()))
+    return 0
+
+
+def _algorithms(arguments: argparse.Namespace) -> int:
+    width = max(map(len, algorithms.names()))
+    for name in algorithms.names():
+        print(f"{name:<{width}}  {algorithms.get(name).summary}")
+    return 0

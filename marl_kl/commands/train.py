@@ -1,0 +1,123 @@
+"""`marl-kl train` and `marl-kl resume`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Callable
+
+import marl_kl
+from marl_kl import algorithms, run_folder
+from marl_kl.commands.stored import made_again, use_cores_as_before, warnings_as_sentences
+from marl_kl.commands.words import (
+    add_command, add_field, add_progress, default_out, env_options, make_env, parsed, seed_numbers, use_all_cpu_cores,
+)  # fmt: skip
+from marl_kl.config import Config
+
+DEFAULT_ALGORITHM = "hatrpo_w"
+
+EXAMPLE = """example:
+  marl-kl train ant_4x2 --algorithm hatrpo_w --seeds 4 --total-env-steps 2e6 --out runs/ant --env backend=spring
+"""
+
+
+def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
+    """Describes `marl-kl train`."""
+    parser = commands.add_parser(
+        "train",
+        usage="marl-kl train ENV [--algorithm NAME] [--seeds N] [--out FOLDER] [--env KEY=VALUE ...] [config options]",
+        help="train a team and write metrics, pictures and the learned policies to a folder",
+        description=f"Trains one team per seed. Options below are those of --algorithm {algorithm.name}.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_train, config_class=algorithm.config_class)
+    parser.add_argument("env_name", metavar="ENV", help="environment (see marl-kl envs)")
+    parser.add_argument(
+        "--algorithm", default=DEFAULT_ALGORITHM, metavar="NAME",
+        help=f"one of {', '.join(algorithms.names())} (default: {DEFAULT_ALGORITHM})",
+    )
+    parser.add_argument(
+        "--seeds", default="1", metavar="N", help="how many seeds (0, 1, ...), or which: 3,5,8 (default: 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="new folder for the run (default: runs/ENV-ALGORITHM-TIME)"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="KEY=VALUE", dest="env_options",
+        help="option of the environment, such as backend=spring or obs=1; may be repeated",
+    )
+    add_progress(parser)
+    shared = {field.name for field in dataclasses.fields(Config)}
+    groups = {
+        True: parser.add_argument_group("config of every algorithm"),
+        False: parser.add_argument_group(f"config of {algorithm.name}"),
+    }
+    for field in dataclasses.fields(algorithm.config_class):
+        add_field(groups[field.name in shared], field)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    fields = {
+        field.name: parsed(field, given[field.name])
+        for field in dataclasses.fields(arguments.config_class)
+        if field.name in given
+    }
+    use_all_cpu_cores()
+    arguments.config_class().replace(**fields)  # refuses bad values before an environment is built
+    env = make_env(arguments.env_name, env_options(arguments.env_options))
+    out = arguments.out or default_out(arguments.env_name, arguments.algorithm)
+    return _exit_code(
+        lambda: marl_kl.train(
+            env, arguments.algorithm, seeds=seed_numbers(arguments.seeds), out=out, progress=arguments.progress, **fields
+        ),
+        out,
+    )
+
+
+def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
+    try:
+        result = train()
+    except KeyboardInterrupt:
+        goes_on = f"; what was done until then is in {out}, and marl-kl resume {out} goes on"
+        kept = goes_on if run_folder.holds_run(out) else ""
+        print(f"marl-kl: interrupted{kept}", file=sys.stderr)
+        return 130
+    return 1 if len(result.failures) == len(result.seeds) else 0
+
+
+def add_resume(commands) -> None:
+    """Describes `marl-kl resume`."""
+    text = "go on with a run from its newest checkpoint, as if it had never stopped"
+    parser = add_command(commands, _resume, "resume RUN [--total-env-steps N] [--progress MODE]", text, ". Environment, algorithm, config and seeds are those of the run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has stopped")
+    parser.add_argument(
+        "--total-env-steps", metavar="N",
+        help="env steps per seed, those already taken included: makes a run longer (default: as it was)",
+    )
+    add_progress(parser)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    out = arguments.run
+    record = run_folder.read_record(out)
+    config = record.config
+    if arguments.total_env_steps is not None:
+        field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
+        config = config.replace(total_env_steps=parsed(field, arguments.total_env_steps))
+    use_cores_as_before(record)
+    call = f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
+    env = made_again(record, out, f"resume it from Python: {call}")
+    with warnings_as_sentences():
+        return _exit_code(
+            lambda: marl_kl.train(
+                env, record.algorithm, seeds=record.seeds, config=config, out=out, resume=True,
+                progress=arguments.progress,
+            ),
+            out,
+        )

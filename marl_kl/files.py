@@ -1,0 +1,83 @@
+"""Files that are never half there: written under a temporary name in their own folder, synced and renamed.
+
+Whatever goes wrong is a `RunFolderError` whose message is one sentence that names the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+"""How the names of unfinished files and folders begin; what a kill leaves of them is removed later."""
+
+
+class RunFolderError(OSError, ValueError):
+    """A run folder cannot be used as asked; the message is one sentence and names the path."""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder."""
+    with one_sentence("clear", folder):
+        for leftover in folder.glob(f"{TEMPORARY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes `content` to `path`: the whole file appears there, or what was there stays.
+
+    Raises:
+        RunFolderError: the disk is full, the folder is missing or read-only, ...
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    with one_sentence("write", path):
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power cut, where the file system lets a folder be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def one_sentence(action: str, path: Path):
+    """Turns an OSError into a `RunFolderError`: "cannot `action` `path`: reason"."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise RunFolderError(f"cannot {action} {path}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
