@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -122,15 +124,25 @@ def cases(bodies) -> list[tuple[str, str]]:
     return sorted((body, backend) for body, backend in on_brax + on_mjx if bodies is None or body in bodies)
 
 
+def merged(path: Path, where: dict, rows: list[dict]) -> list[dict]:
+    """`rows`, and those in the file at `path` of other bodies and backends, if they were measured alike; sorted."""
+    stored = json.loads(path.read_text()) if path.exists() else where | {"rows": []}
+    kept = stored["rows"] if where.items() <= stored.items() else []
+    by_case = {(row["body"], row["backend"]): row for row in [*kept, *rows]}
+    return [by_case[case] for case in sorted(by_case)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bodies", nargs="+")
     parser.add_argument("--backends", nargs="+")
     parser.add_argument("--num-envs", type=int, default=64)
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the figures; other rows measured alike are kept")
     options = parser.parse_args()
     versions = f"jax {jax.__version__}, mujoco {mujoco.__version__}, python {platform.python_version()}"
-    print(f"{jax.devices()[0].device_kind} x {len(jax.devices())}, {versions}; {options.num_envs} environments")
+    cores = f" with {len(os.sched_getaffinity(0))} cores" if jax.default_backend() == "cpu" else ""
+    device = f"{jax.devices()[0].device_kind}{cores}"
+    print(f"{device}, {versions}; {options.num_envs} environments")
     print(f"{'body':>20} {'backend':>12} {'steps/s':>9} {'compile s':>9} {'moved':>8} {'error':>9} {'error 99 %':>10}")
     rows = []
     for body, backend in cases(options.bodies):
@@ -147,8 +159,8 @@ def main():
         print(f"{body:>20} {backend:>12} {row['steps_per_s']:9.0f} {row['compile_s']:9.1f} {row['moved']:8.2g} "
               f"{row['error']:9.2g} {row['error_99']:10.2g}", flush=True)  # fmt: skip
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"versions": versions, "num_envs": options.num_envs, "rows": rows}, file, indent=1)
+        where = {"device": device, "versions": versions, "num_envs": options.num_envs}
+        options.json.write_text(json.dumps(where | {"rows": merged(options.json, where, rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ BODIES = {
     "humanoidstandup": Body(17, ("17x1", "9|8"), (("9|8", _UPPER_AND_LOWER),)),
     "manyagent_ant": Body(4, ("2x3",), engines=("mjx",), segmented=True),
     "manyagent_swimmer": Body(1, ("10x2",), engines=("mjx",), segmented=True),
-    "pusher": Body(7, ("3p",), (("3p", _ARM),), engines=("brax",), episode_length=100),
-    "reacher": Body(2, ("2x1",), engines=("brax",), episode_length=50),
+    "pusher": Body(7, ("3p",), (("3p", _ARM),), episode_length=100),
+    "reacher": Body(2, ("2x1",), episode_length=50),
     "swimmer": Body(2, ("2x1",), engines=("mjx",)),
     "walker2d": Body(6, ("2x3", "3x2", "6x1")),
 }

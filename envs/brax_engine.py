@@ -29,20 +29,7 @@ and standing-up humanoid have the same 4 and 4 (Brax: 4, 4 and 8 iterations, lin
 "generalized" always uses the exact inverse of the mass matrix: it is closer to MuJoCo than Brax's approximation on
 every body and, on the cheetah, faster. Swimmers are not here: Brax's fluid forces fail with jax 0.10.
 
-All bodies on their default backend, compiled with `envs.physics.CPU_OPTIONS` on two cores (`benchmarks/bodies.py`; rows
-with a star while other work was running, so that their speeds are lower bounds):
-
-                       steps/s   compile s   moves   median error   99 %
-    ant                 21,200         5.8    0.49         7.9e-3   0.099
-    halfcheetah          8,900         6.6    0.61         1.8e-7   2.4e-6
-    hopper              37,200         6.3   0.022         7.7e-9   3.7e-8
-    humanoid *           9,600          28    0.23         3.3e-2   0.12
-    humanoidstandup *    2,800          37    0.18         2.0e-7   8.2e-3
-    pusher               2,100         9.6    0.20         9.0e-8   3.2e-7
-    reacher             73,400         4.3    0.15         4.1e-8   3.9e-7
-    walker2d            12,800         7.0    0.18         1.3e-7   1.9e-6
-
-Without these options (XLA's fusion emitters on) the pusher had not compiled after five minutes.
+docs/scenarios.md has the table of all bodies on all backends (`benchmarks/bodies.py`).
 
 **Large batches on two cores.** A jaxlib 0.10.2 program can wait for ever where as many batched Cholesky
 factorisations run at once as there are CPU threads: each holds a thread and waits for work queued behind it

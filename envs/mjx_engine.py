@@ -215,6 +215,44 @@ def _coupled_observation(data: Any) -> jax.Array:
     return jnp.concatenate([data.qpos[1:half], data.qpos[half + 1 :], data.qvel, *roots, tendon])
 
 
+def _reacher_entries(model: Any) -> tuple[Entry, ...]:
+    """Cosine and sine of the two angles; target and the tip's way to it are everybody's, the velocities the joints'."""
+    del model
+    angles, velocities = (tuple(Entry(kind, (joint,), False) for joint in (0, 1)) for kind in ("qpos", "qvel"))
+    task = Entry("task", (), True)
+    return (*angles, *angles, task, task, *velocities, task, task)
+
+
+def _reacher_observation(data: Any) -> jax.Array:
+    angles = data.qpos[:2]
+    way = _way(data, _TARGET, _FINGERTIP)[:2]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), data.qpos[2:], data.qvel[:2], way])
+
+
+def _pusher_entries(model: Any) -> tuple[Entry, ...]:
+    """Positions, then velocities of the seven joints; where tip, object and goal are is everybody's."""
+    del model
+    own = (Entry(kind, (joint,), False) for kind in ("qpos", "qvel") for joint in range(7))
+    return (*own, *(Entry("task", (), True),) * 9)
+
+
+def _pusher_observation(data: Any) -> jax.Array:
+    places = data.xpos[jnp.asarray([_TIP, _OBJECT, _GOAL])]
+    return jnp.concatenate([data.qpos[:7], data.qvel[:7], places.ravel()])
+
+
+_FINGERTIP, _TARGET = 3, 4
+"""Bodies of reacher.xml."""
+
+_TIP, _OBJECT, _GOAL = 10, 11, 12
+"""Bodies of pusher_v5.xml."""
+
+
+def _way(data: Any, start: int, end: int) -> jax.Array:
+    """[3] from one body to another."""
+    return data.xpos[end] - data.xpos[start]
+
+
 # What is paid
 
 
@@ -268,6 +306,17 @@ def _standup_reward(model, data, velocity, control):
     return data.qpos[2] / model.opt.timestep - 0.1 * _squared(control) - impact + 1.0
 
 
+def _reacher_reward(model, data, velocity, control):
+    del model, velocity
+    return -jnp.linalg.norm(_way(data, _TARGET, _FINGERTIP)) - _squared(control)
+
+
+def _pusher_reward(model, data, velocity, control):
+    del model, velocity
+    near, far = (jnp.linalg.norm(_way(data, place, _OBJECT)) for place in (_TIP, _GOAL))
+    return -0.5 * near - far - 0.1 * _squared(control)
+
+
 # What ends an episode
 
 
@@ -319,6 +368,33 @@ def _uniform_and_normal(noise: float) -> Callable[[jax.Array, Any], tuple[jax.Ar
     return reset
 
 
+_OBJECT_AWAY, _DRAWS = 0.17, 32
+
+
+def _reacher_start(key: jax.Array, model: Any) -> tuple[jax.Array, jax.Array]:
+    """The target uniform on a disc of 0.2 around the shoulder, the joints near straight, nearly at rest."""
+    key_joints, key_radius, key_angle, key_qd = jax.random.split(key, 4)
+    joints = jax.random.uniform(key_joints, (2,), minval=-0.1, maxval=0.1) + jnp.asarray(model.qpos0[:2], jnp.float32)
+    radius = 0.2 * jnp.sqrt(jax.random.uniform(key_radius))
+    angle = jax.random.uniform(key_angle, maxval=2 * jnp.pi)
+    target = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    qd = jax.random.uniform(key_qd, (2,), minval=-5e-3, maxval=5e-3)
+    return jnp.concatenate([joints, target]), jnp.concatenate([qd, jnp.zeros(2)])
+
+
+def _pusher_start(key: jax.Array, model: Any) -> tuple[jax.Array, jax.Array]:
+    """The object uniform on a rectangle beside the goal, at least 0.17 away from it.
+
+    The first of 32 draws that is: all are too near with a probability of 3e-14.
+    """
+    key_object, key_qd = jax.random.split(key)
+    low, high = jnp.asarray([-0.3, -0.2]), jnp.asarray([0.0, 0.2])
+    draws = jax.random.uniform(key_object, (_DRAWS, 2), minval=low, maxval=high)
+    first = jnp.argmax(jnp.linalg.norm(draws, axis=-1) > _OBJECT_AWAY)
+    q = jnp.asarray(model.qpos0, jnp.float32).at[-4:].set(jnp.concatenate([draws[first], jnp.zeros(2)]))
+    return q, jax.random.uniform(key_qd, (model.nv,), minval=-5e-3, maxval=5e-3).at[-4:].set(0.0)
+
+
 _SWIMMER = Rules(4, _coordinate_entries(2), _coordinates(2), _root_x, _run(1e-4), _never, _uniform(0.1))
 _HUMANOID = Rules(
     5, _humanoid_entries, _humanoid_observation, _mass_centre_x, _humanoid_reward, _humanoid_fell, _uniform(1e-2),
@@ -357,6 +433,14 @@ BODIES: dict[str, tuple[Callable[..., Any], Rules]] = {
     ),
     "manyagent_ant": (_many_segment_ant, _ANT),
     "manyagent_swimmer": (_many_segment_swimmer, _SWIMMER),
+    "pusher": (
+        functools.partial(_gymnasium_model, "pusher_v5.xml"),
+        Rules(5, _pusher_entries, _pusher_observation, _root_x, _pusher_reward, _never, _pusher_start),
+    ),
+    "reacher": (
+        functools.partial(_gymnasium_model, "reacher.xml"),
+        Rules(2, _reacher_entries, _reacher_observation, _root_x, _reacher_reward, _never, _reacher_start),
+    ),
     "swimmer": (
         lambda: _from_xml(mjcf.swimmer(("motor1_rot", "motor2_rot"), alternate=False, integrator="RK4")),
         _SWIMMER,

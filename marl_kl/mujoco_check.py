@@ -30,6 +30,8 @@ _GYMNASIUM = {
     "humanoidstandup": "HumanoidStandup-v5",
     "manyagent_ant": "Ant-v5",
     "manyagent_swimmer": "Swimmer-v5",
+    "pusher": "Pusher-v5",
+    "reacher": "Reacher-v5",
     "swimmer": "Swimmer-v5",
     "walker2d": "Walker2d-v5",
 }
@@ -39,8 +41,6 @@ _GENERATED = {"manyagent_ant": (mjcf.many_segment_ant, 4), "manyagent_swimmer": 
 
 _NO_COUNTERPART = {
     "coupled_halfcheetah": "Gymnasium has none, and Multi-Agent MuJoCo's own does not run on recent versions of mujoco",
-    "pusher": "Brax's observation of it is not Gymnasium's, and no other engine has it",
-    "reacher": "Brax's observation of it is not Gymnasium's, and no other engine has it",
 }
 
 _KNOWN_DIFFERENCES = {

@@ -16,6 +16,8 @@ GYMNASIUM = {
     "hopper": "Hopper-v5",
     "humanoid": "Humanoid-v5",
     "humanoidstandup": "HumanoidStandup-v5",
+    "pusher": "Pusher-v5",
+    "reacher": "Reacher-v5",
     "swimmer": "Swimmer-v5",
     "walker2d": "Walker2d-v5",
 }
