@@ -42,7 +42,7 @@ def learning_curve(result: TrainResult) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     handles = []
-    steps_name, scale = _step_unit(result)
+    steps_name, scale = step_unit(float(result.env_steps[-1]) if len(result.env_steps) else 0.0)
     if healthy.any():
         handles += _draw_evaluation(axes, result, healthy, scale)
         handles += _draw_training(axes, result, healthy, scale)
@@ -53,7 +53,7 @@ def learning_curve(result: TrainResult) -> Figure:
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
-    _strip(axes)
+    strip(axes)
     if handles:
         axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
     _title(figure, result, "Learning curve")
@@ -212,7 +212,7 @@ def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> lis
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
     axes.set_title("share in single updates", fontsize=9, loc="left")
-    _strip(axes)
+    strip(axes)
     axes.spines["left"].set_visible(False)
     return key
 
@@ -238,7 +238,7 @@ def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: fl
     axes.set_xlabel("update", fontsize=9)
     seeds = ", mean and range over seeds" if len(binned) > 1 else ""
     axes.set_title(f"KL spent by the team, % of the budget of {budget:g}{seeds}", fontsize=9, loc="left")
-    _strip(axes)
+    strip(axes)
 
 
 # Shared
@@ -266,14 +266,15 @@ def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _step_unit(result: TrainResult) -> tuple[str, float]:
-    most = float(result.env_steps[-1]) if len(result.env_steps) else 0.0
+def step_unit(most: float) -> tuple[str, float]:
+    """For axes that go up to `most` env steps: what to add to their label, and what to divide by."""
     if most >= 2e6:
         return " (millions)", 1e6
     return (" (thousands)", 1e3) if most >= 2e4 else ("", 1.0)
 
 
-def _strip(axes: Axes) -> None:
+def strip(axes: Axes) -> None:
+    """Takes the upper and the right line away."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
