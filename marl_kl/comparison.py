@@ -336,11 +336,7 @@ def _overall(found: Samples, entries: Sequence[Entry], resampling: Mapping) -> t
     levels = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()), _PROFILE_POINTS)
     iqm = [_iqm(x, strata, resampling) for x, strata in zip(scores, tasks)]
     profile = [_profile(x, strata, levels, resampling) for x, strata in zip(scores, tasks)]
-    rows = [
-        _stacked([_improvement(scores[i], scores[j], tasks[i], tasks[j], i == j, resampling) for j in range(len(scores))])
-        for i in range(len(scores))
-    ]
-    return Overall(common, _stacked(iqm), levels, _stacked(profile), _stacked(rows)), said
+    return Overall(common, _stacked(iqm), levels, _stacked(profile), _improvements(scores, tasks, resampling)), said
 
 
 def _pooled(entries: Sequence[Entry]) -> tuple[np.ndarray, list[str]]:
@@ -357,9 +353,17 @@ def _profile(scores: np.ndarray, strata: Sequence[str], levels: np.ndarray, resa
     return _with_interval(share(scores), strata, len(scores), interval)
 
 
-def _improvement(x, y, of_x: Sequence[str], of_y: Sequence[str], is_same: bool, resampling: Mapping) -> Estimate:
-    if is_same:
-        return Estimate(*np.full(3, 0.5))
+def _improvements(scores: Sequence[np.ndarray], tasks: Sequence[Sequence[str]], resampling: Mapping) -> Estimate:
+    """[M, M]; what is below the diagonal mirrors what is above it."""
+    found = np.full((3, len(scores), len(scores)), 0.5)
+    for i, j in zip(*np.triu_indices(len(scores), 1)):
+        value, lower, upper = _improvement(scores[i], scores[j], tasks[i], tasks[j], resampling)
+        found[:, i, j] = value, lower, upper
+        found[:, j, i] = 1 - value, 1 - upper, 1 - lower
+    return Estimate(*found)
+
+
+def _improvement(x, y, of_x: Sequence[str], of_y: Sequence[str], resampling: Mapping) -> Estimate:
     value = statistics.probability_of_improvement(x, y, of_x, of_y)
     of_both = [("x", task) for task in of_x] + [("y", task) for task in of_y]
     interval = functools.partial(statistics.improvement_interval, x, y, of_x, of_y, **resampling)

@@ -72,6 +72,7 @@ def final_returns(comparison: Comparison) -> Figure:
         axes.plot([value, value], [row - 0.25, row + 0.25], color=colour, linewidth=2.5)
     axes.set_yticks(range(len(comparison.methods)), [_wrapped(method) for method in comparison.methods], fontsize=8.5)
     axes.set_ylim(len(comparison.methods) - 0.5, -0.5)
+    axes.use_sticky_edges = False  # bars begin at any number here, not at an edge
     axes.set_xlabel("final return, normalised per task (IQM)")
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -163,9 +164,9 @@ def _alpha(comparison: Comparison) -> float:
 def _over(comparison: Comparison) -> str:
     tasks = comparison.overall.tasks
     share = FINAL_SHARE[comparison.metric]
-    end = f"the last {100 * share:.0f} % of" if share else "the end of"
+    end = f"in the last {100 * share:.0f} % of" if share else "at the end of"
     where = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks ({', '.join(tasks)})"
-    return f"{comparison.metric.capitalize()} returns at {end} the common env steps, on {where}"
+    return f"{comparison.metric.capitalize()} returns {end} the common env steps, on {where}"
 
 
 def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool = True) -> None:

@@ -1,4 +1,5 @@
-"""The two tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each."""
+"""The two tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each; and the
+curves of a sweep's folder, one row per setting, seed and update."""
 
 from __future__ import annotations
 
@@ -101,6 +102,53 @@ def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: E
         "episode_length": np.asarray(evaluation.episode_length).reshape(-1),
     }
     write_file(Path(out) / "evaluation.csv", _as_csv(columns))
+
+
+def write_curves(
+    out: str | os.PathLike, seeds: Sequence[int], env_steps: np.ndarray, metrics: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `curves.csv` of a sweep: setting, seed, update, env_steps, then one column per team metric.
+
+    Args:
+        out: the sweep's folder.
+        seeds: S seeds.
+        env_steps: [setting, U] after each update; a setting that is shorter than others repeats its last count, and
+            what is repeated is left out.
+        metrics: name -> [setting, S, U]; those of agents are left out.
+    """
+    env_steps = np.asarray(env_steps)
+    num_settings, num_updates = env_steps.shape
+    made = np.diff(env_steps, axis=1, prepend=0) > 0
+    kept = np.broadcast_to(made[:, None], (num_settings, len(seeds), num_updates))
+    setting, seed, update = np.nonzero(kept)
+    columns = {
+        "setting": setting, "seed": np.asarray(seeds)[seed], "update": update + 1, "env_steps": env_steps[setting, update],
+    }  # fmt: skip
+    of_team = {name: np.asarray(metrics[name]) for name in TEAM_METRICS if name in metrics}
+    write_file(Path(out) / "curves.csv", _as_csv(columns | {name: values[kept] for name, values in of_team.items()}))
+
+
+def read_curves(out: str | os.PathLike, seeds: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What `write_curves` wrote: env steps [setting, U], and name -> [setting, S, U] in double precision, where settings
+    with fewer updates than others end in NaN.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    path = Path(out) / "curves.csv"
+    columns = _columns(path)
+    try:
+        setting, seed, update = (columns.pop(name).astype(np.int64) for name in ("setting", "seed", "update"))
+        place = setting, np.array([seeds.index(number) for number in seed], np.int64), update - 1
+        shape = (setting.max() + 1, len(seeds), update.max())
+        curves = {}
+        for name, values in columns.items():
+            curves[name] = np.full(shape, np.nan)
+            curves[name][place] = values
+        env_steps = np.maximum.accumulate(np.nan_to_num(curves.pop("env_steps")[:, 0]), axis=1)
+        return env_steps.astype(np.int64), curves
+    except (ValueError, KeyError, IndexError) as error:
+        raise RunFolderError(f"{path} is damaged: it does not hold the curves of the seeds {tuple(seeds)}") from error
 
 
 def read_metrics(out: str | os.PathLike, agents: Sequence[str]) -> StoredMetrics:
