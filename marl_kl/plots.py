@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from marl_kl.results import TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
@@ -255,11 +256,12 @@ def mark_agents(axes: Axes, colours: Sequence | None) -> None:
     """Puts a square of each agent's colour between its name and its row."""
     if colours is None:
         return
-    axes.tick_params(axis="y", pad=13)
+    axes.tick_params(axis="y", pad=15)
+    beside = axes.get_yaxis_transform() + ScaledTranslation(-8 / 72, 0, axes.figure.dpi_scale_trans)
     for row, colour in enumerate(colours):
         axes.plot(
-            -0.018, row, "s", color=colour, markersize=7, markeredgewidth=0, clip_on=False,
-            transform=axes.get_yaxis_transform(), scalex=False, scaley=False,
+            0, row, "s", color=colour, markersize=7, markeredgewidth=0, clip_on=False, transform=beside, scalex=False,
+            scaley=False,
         )  # fmt: skip
 
 
