@@ -19,6 +19,7 @@ from marl_kl.plots import PALETTE, step_unit, strip
 
 _COLOURS = (*PALETTE, "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+_MARKERS = "osD^vPX"
 _MANY = 4
 """Methods from which on the bands are paler."""
 _COLUMNS = 3
@@ -41,7 +42,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 
 def learning_curves(comparison: Comparison) -> Figure:
     """A panel per task: interquartile mean over seeds against env steps, with its bootstrap interval."""
-    columns = min(_COLUMNS, len(comparison.tasks))
+    columns = 2 if len(comparison.tasks) == 4 else min(_COLUMNS, len(comparison.tasks))
     rows = -(-len(comparison.tasks) // columns)
     width = 6.4 if columns == 1 else 4.1 * columns
     figure = Figure(figsize=(width, (3.6 if columns == 1 else 3.1) * rows + 1.0), layout="constrained")
@@ -56,6 +57,7 @@ def learning_curves(comparison: Comparison) -> Figure:
     _finish(
         figure, comparison,
         f"Return of {kind}: interquartile mean over seeds; bands: 95 % bootstrap intervals, from 3 seeds on.",
+        markers=any(len(scale.env_steps) <= _MAX_MARKERS for scale in comparison.tasks),
     )  # fmt: skip
     return figure
 
@@ -72,7 +74,9 @@ def final_returns(comparison: Comparison) -> Figure:
         axes.plot([value, value], [row - 0.25, row + 0.25], color=colour, linewidth=2.5)
     axes.set_yticks(range(len(comparison.methods)), [_wrapped(method) for method in comparison.methods], fontsize=8.5)
     axes.set_ylim(len(comparison.methods) - 0.5, -0.5)
-    axes.use_sticky_edges = False  # bars begin at any number here, not at an edge
+    ends = np.concatenate([ends[np.isfinite(ends)] for ends in overall.iqm])
+    room = 0.05 * max(float(np.ptp(ends)), 0.1)
+    axes.set_xlim(ends.min() - room, ends.max() + room)
     axes.set_xlabel("final return, normalised per task (IQM)")
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -135,11 +139,12 @@ def probability_of_improvement(comparison: Comparison) -> Figure:
 def _draw_curves(axes: Axes, comparison: Comparison, scale) -> None:
     unit, divisor = step_unit(float(scale.env_steps[-1]))
     steps = scale.env_steps / divisor
-    marker = {"marker": "o", "markersize": 3.5} if len(steps) <= _MAX_MARKERS else {}
+    is_marked = len(steps) <= _MAX_MARKERS
     for entry in (entry for entry in comparison.entries if entry.task == scale.name):
         colour, dashes = _style(comparison, entry.method)
         value, lower, upper = entry.curve
         axes.fill_between(steps, lower, upper, color=colour, alpha=_alpha(comparison), linewidth=0)
+        marker = {"marker": _marker(comparison, entry.method), "markersize": 4} if is_marked else {}
         axes.plot(steps, value, color=colour, linestyle=dashes, linewidth=1.8, **marker)
     if scale.threshold is not None:
         axes.axhline(scale.threshold, color="0.45", linewidth=0.8, linestyle=":")
@@ -154,7 +159,12 @@ def _draw_curves(axes: Axes, comparison: Comparison, scale) -> None:
 def _style(comparison: Comparison, method: str) -> tuple[str, object]:
     """Colour and dashes: no two of the first 28 methods have both in common, and neighbours have neither."""
     index = comparison.methods.index(method)
-    return _COLOURS[index % len(_COLOURS)], _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)]
+    return _COLOURS[index % len(_COLOURS)], _DASHES[(index + 2 * (index // len(_COLOURS))) % len(_DASHES)]
+
+
+def _marker(comparison: Comparison, method: str) -> str:
+    index = comparison.methods.index(method)
+    return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
 
 
 def _alpha(comparison: Comparison) -> float:
@@ -169,7 +179,7 @@ def _over(comparison: Comparison) -> str:
     return f"{comparison.metric.capitalize()} returns {end} the common env steps, on {where}"
 
 
-def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool = True) -> None:
+def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool = True, markers: bool = False) -> None:
     """The legend under the panels, and under it what the figure means and what is to be warned of."""
     width = int(16.5 * figure.get_figwidth())
     lines = [textwrap.fill(text, width) for text in (caption, *(f"Warning: {w}." for w in comparison.warnings))]
@@ -180,7 +190,9 @@ def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool =
     handles = []
     for method in comparison.methods:
         colour, dashes = _style(comparison, method)
-        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=_wrapped(method, 34)))
+        marker = {"marker": _marker(comparison, method), "markersize": 4} if markers else {}
+        line = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=_wrapped(method, 34), **marker)
+        handles.append(line)
     longest = max(min(34, len(method)) for method in comparison.methods)
     columns = max(1, min(len(handles), int(12 * figure.get_figwidth() / (longest + 7))))
     figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside upper left", ncols=columns, handlelength=2.8)

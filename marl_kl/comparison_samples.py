@@ -110,7 +110,7 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
         tuple(dict.fromkeys(sample.task for sample in samples)),
         tuple(dict.fromkeys(sample.method for sample in samples)),
         budgets,
-        (*_unequal_budgets(runs, methods, tasks), *warnings),
+        (*_unequal_budgets(runs, tasks), *warnings),
         (*_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
     )
 
@@ -214,18 +214,18 @@ def _budgets(runs: Sequence[_Run], methods: Sequence[str], method: str) -> tuple
     return tuple(sorted({budget for budget in found if budget is not None}))
 
 
-def _unequal_budgets(runs: Sequence[_Run], methods: Sequence[str], tasks: Mapping[str, str]) -> list[str]:
-    """One warning per task on which trust-region methods of different joint KL budgets meet."""
-    warnings = []
+def _unequal_budgets(runs: Sequence[_Run], tasks: Mapping[str, str]) -> list[str]:
+    """A warning for the tasks on which trust-region methods of different joint KL budgets meet."""
+    meeting: dict[tuple[float, ...], list[str]] = {}
     for task, label in tasks.items():
-        budgets = {
-            method: run.setting["kl_budget"] for run, method in zip(runs, methods)
-            if run.task == task and "kl_budget" in run.setting
-        }  # fmt: skip
-        if len(set(budgets.values())) > 1:
-            named = ", ".join(f"{budget:g} ({method})" for method, budget in budgets.items())
-            warnings.append(f"the joint KL budgets on {label} differ: {named}; allocations compare at equal budgets only")
-    return warnings
+        of_task = (run.setting["kl_budget"] for run in runs if run.task == task and "kl_budget" in run.setting)
+        meeting.setdefault(tuple(sorted(set(of_task))), []).append(label)
+    return [
+        f"the joint KL budgets on {', '.join(labels)} differ ({', '.join(map(_text, budgets))}): how a budget is shared out "
+        "compares at equal budgets only"
+        for budgets, labels in meeting.items()
+        if len(budgets) > 1
+    ]
 
 
 def _states(runs: Sequence[_Run]) -> list[str]:
