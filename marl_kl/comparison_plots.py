@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from marl_kl.comparison import FINAL_SHARE, Comparison
 from marl_kl.plots import PALETTE, step_unit, strip
 
-_COLOURS = (*PALETTE, "#000000")
+_COLOURS = (*PALETTE, "#000000", "#7F7F7F")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = "osD^vPX"
 _MANY = 4
@@ -54,9 +54,10 @@ def learning_curves(comparison: Comparison) -> Figure:
         axes.set_title(scale.name, fontsize=10, loc="left")
         axes.set_ylabel("team return of an episode" if index % columns == 0 else "")
     kind = "evaluation episodes, deterministic policies" if comparison.metric == "evaluation" else "training episodes"
+    dotted = "; dotted: the threshold" if any(scale.threshold is not None for scale in comparison.tasks) else ""
     _finish(
         figure, comparison,
-        f"Return of {kind}: interquartile mean over seeds; bands: 95 % bootstrap intervals, from 3 seeds on.",
+        f"Return of {kind}: interquartile mean over seeds; bands: 95 % bootstrap intervals, from 3 seeds on{dotted}.",
         markers=any(len(scale.env_steps) <= _MAX_MARKERS for scale in comparison.tasks),
     )  # fmt: skip
     return figure
@@ -157,14 +158,13 @@ def _draw_curves(axes: Axes, comparison: Comparison, scale) -> None:
 
 
 def _style(comparison: Comparison, method: str) -> tuple[str, object]:
-    """Colour and dashes: no two of the first 28 methods have both in common, and neighbours have neither."""
+    """Colour and dashes: no two of the first 32 methods have both in common, and neighbours have neither."""
     index = comparison.methods.index(method)
-    return _COLOURS[index % len(_COLOURS)], _DASHES[(index + 2 * (index // len(_COLOURS))) % len(_DASHES)]
+    return _COLOURS[index % len(_COLOURS)], _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)]
 
 
 def _marker(comparison: Comparison, method: str) -> str:
-    index = comparison.methods.index(method)
-    return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+    return _MARKERS[comparison.methods.index(method) % len(_MARKERS)]
 
 
 def _alpha(comparison: Comparison) -> float:
