@@ -13,6 +13,9 @@ from rich.text import Text
 from marl_kl.comparison import FINAL_SHARE, MIN_RUNS, Comparison, Entry, Estimate, TaskScale
 from marl_kl.summary import markdown_row, mean_and_std, number_text
 
+_TEXTS = ("task", "method")
+"""The columns that are no numbers."""
+
 
 class _Block(NamedTuple):
     """A table: what is said above it, its rows, and the lines that belong inside it at its end."""
@@ -32,7 +35,7 @@ def markdown(comparison: Comparison) -> str:
             f"## {block.title}",
             "",
             markdown_row(block.header),
-            markdown_row(["---", *["---:"] * len(empty)]),
+            markdown_row(["---" if name in _TEXTS else "---:" for name in block.header]),
             *(markdown_row(row) for row in block.rows),
             *(markdown_row([f"**Warning: {text}**", *empty]) for text in block.warnings),
             "",
@@ -45,8 +48,8 @@ def table(comparison: Comparison) -> Group:
     parts = [Text(_title(comparison), style="bold")]
     for block in _blocks(comparison):
         rich_table = Table(*block.header, title=block.title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-        for column in rich_table.columns[1:]:
-            column.justify = "right"
+        for column in rich_table.columns:
+            column.justify = "left" if column.header in _TEXTS else "right"
         for row in block.rows:
             rich_table.add_row(*row)
         parts += [rich_table, *(Text(f"  Warning: {text}", style="bold red") for text in block.warnings), Text("")]

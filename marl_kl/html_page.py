@@ -18,7 +18,7 @@ body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 68rem; background: 
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-p { margin: .6rem 0; } .soft { color: var(--soft); } .bad { color: var(--bad); font-weight: 600; }
+p { margin: .6rem 0; } .soft { color: var(--soft); font-size: .88rem; } .bad { color: var(--bad); font-weight: 600; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.2rem 0; padding: 0; }
 .cards div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .9rem; }
 .cards dt { color: var(--soft); font-size: .82rem; } .cards dd { margin: .1rem 0 0; font-size: 1.15rem; font-weight: 600; }

@@ -21,7 +21,7 @@ from marl_kl.html_page import Markup, Section
 from marl_kl.results import SweepResult, TrainResult, what_failed
 
 NAME = "report.html"
-_BAND = "Bands and bars over seeds are 95 % percentile bootstrap intervals of the interquartile mean, from three seeds on."
+_INTERVAL = "the 95 % percentile bootstrap interval of the interquartile mean over seeds, from three seeds on"
 
 
 def write(out: str | os.PathLike, to: str | os.PathLike | None = None) -> Path:
@@ -74,7 +74,7 @@ def sweep_page(out: str | os.PathLike) -> str:
     sections = [
         Section("Settings, best first", [*failed, html_page.paragraph(sweep_tables.facts(result)[0]), table, meaning]),
         Section("Curves", _sweep_curves(result)),
-        Section("How fast", [_device(record)]),
+        Section("How fast", [*map(html_page.paragraph, sweep_tables.times(result)), _device(record)]),
         *_settings_sections(record, swept=list(result.settings[0])),
     ]
     return html_page.page(sweep_tables.title(result), [_what_it_was(record)], sections)
@@ -118,8 +118,8 @@ def _learning(result: TrainResult) -> list[Markup]:
     per_seed, over_seeds = summary.rows(result)
     curve = _picture(
         plots.learning_curve(result), f"Learning curve of {result.algorithm} on {result.spec.name}",
-        f"Team return of an episode against env steps per seed. {_BAND} Training episodes sample their actions, evaluation "
-        "episodes do not.",
+        f"Team return of an episode against env steps per seed. Blue: evaluation episodes, whose actions are not sampled; "
+        f"band or bars: {_INTERVAL}. Grey: training episodes, whose actions are sampled; band: range over seeds.",
     )  # fmt: skip
     table = html_page.table(
         summary.header(result), [*per_seed, *over_seeds], numbers=True,
@@ -201,8 +201,8 @@ def _sweep_curves(result: SweepResult) -> list[Markup]:
     if "episode_return" not in result.metrics:
         return [html_page.paragraph("This sweep was stored without curves.", "soft")]
     caption = (
-        f"Team return of a training episode against env steps per seed: interquartile mean over seeds. {_BAND} The best "
-        f"{report_plots.NAMED_SETTINGS} settings by their final evaluation have colours."
+        f"Team return of a training episode against env steps per seed: interquartile mean over seeds; bands: {_INTERVAL}. "
+        f"The best {report_plots.NAMED_SETTINGS} settings by their final evaluation have colours."
     )
     return [_picture(report_plots.sweep_curves(result), "Learning curves by setting", caption)]
 
@@ -228,12 +228,13 @@ def _config_table(config: Config, swept: Sequence[str]) -> Markup:
     for index, field in enumerate(dataclasses.fields(config)):
         value = "swept" if field.name in swept else sweep_tables.cell(getattr(config, field.name))
         default = sweep_tables.cell(field.default)
-        changed += [index] * (value != default)
+        changed += [index] * (value != default and field.name not in swept)
         rows.append([Markup(f"<code>{html_page.text(field.name)}</code>"), value, default, field.metadata["help"]])
     table = html_page.table(["field", "value", "default", "meaning"], rows, marked=changed)
     names = [dataclasses.fields(config)[index].name for index in changed]
-    said = f"not at their default: {', '.join(names)}" if names else "all at their defaults"
-    return Markup(html_page.paragraph(said.capitalize()) + html_page.details("all fields", [table]))
+    said = [f"Swept: {', '.join(swept)}."] * bool(swept)
+    said.append(f"Not at their default: {', '.join(names)}." if names else f"All{' others' * bool(swept)} at their default.")
+    return Markup(html_page.paragraph(" ".join(said)) + html_page.details("all fields", [table]))
 
 
 def _env_table(spec: EnvSpec) -> Markup:

@@ -33,7 +33,7 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl.config import SCHEDULE, Config
 from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
-from marl_kl.results import Failure, SweepFailure
+from marl_kl.results import Failure, SweepFailure, Timing
 
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
@@ -203,7 +203,9 @@ def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return [document, *document.get("resumed", ())][-1]
 
 
-def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN) -> None:
+def set_status(
+    out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN, timing: Timing | None = None
+) -> None:
     """Notes in `run.json` how the run stands, and the time when it came to stand so if it has ended.
 
     Args:
@@ -211,6 +213,7 @@ def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] 
         status: one of `STATUSES`.
         failures: the seeds that met a non-finite number (in a sweep: `SweepFailure`s).
         name: `RUN`, or `SWEEP`.
+        timing: where the time went, for a sweep, which has no checkpoints to tell.
     """
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
@@ -219,6 +222,8 @@ def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] 
         document["ended"] = None if status == "running" else _now()
     document["status"] = status
     document["failures"] = [failure._asdict() for failure in failures]
+    if timing is not None:
+        document["timing"] = timing._asdict()
     write_file(Path(out) / name, _as_json(_jsonable(document)))
 
 

@@ -66,7 +66,7 @@ def read_sweep(out: str | os.PathLike) -> SweepResult:
     """What `sweep` returned, as far as its folder `out` holds it.
 
     In place of single evaluation episodes there is one of their mean. `metrics` are those of the team; none where there
-    is no `curves.csv`. The timing is `UNTIMED`.
+    is no `curves.csv`.
 
     Raises:
         RunFolderError: no finished sweep there, a damaged one, or one of a newer format.
@@ -87,7 +87,8 @@ def read_sweep(out: str | os.PathLike) -> SweepResult:
     return SweepResult(
         record.spec, record.algorithm, record.config, settings, record.seeds, env_steps, metrics,
         EpisodeStatistics(means["untrained_return"], np.full(shape, np.nan)),
-        EpisodeStatistics(means["final_return"], means["final_length"]), record.failures, UNTIMED, out,
+        EpisodeStatistics(means["final_return"], means["final_length"]), record.failures,
+        Timing(**record.document.get("timing", UNTIMED._asdict())), out,
     )
 
 

@@ -105,20 +105,32 @@ def markdown(result: SweepResult) -> str:
 
 def facts(result: SweepResult) -> list[str]:
     """What is true of the sweep as a whole, one line each: extent, times, failures."""
-    timing = result.timing
-    steps = [result.config.replace(**fields) for fields in result.settings]
-    steps = np.array([config.num_updates * config.batch_size for config in steps])
+    steps = _steps_per_run(result)
     extent = f"{steps.min():,}" if steps.min() == steps.max() else f"{steps.min():,} to {steps.max():,}"
-    times = [f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s"]
     return [
         f"{len(result.settings)} settings, {len(result.seeds)} seeds each, {extent} env steps per run",
-        *(times if np.isfinite(timing).all() else []),
+        *times(result),
         *(
             f"setting {failure.setting}, seed {failure.seed} failed: {what_failed(failure)}; it kept its last finite "
             "parameters"
             for failure in result.failures
         ),
     ]
+
+
+def times(result: SweepResult) -> list[str]:
+    """Where the time went, and env steps per second over all runs; nothing where that is not known."""
+    timing = result.timing
+    if not np.isfinite(timing).all():
+        return []
+    speed = f"; {len(result.seeds) * _steps_per_run(result).sum() / timing.train:,.0f} env steps/s" if timing.train else ""
+    return [f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s{speed}"]
+
+
+def _steps_per_run(result: SweepResult) -> np.ndarray:
+    """[setting]."""
+    configs = [result.config.replace(**fields) for fields in result.settings]
+    return np.array([config.num_updates * config.batch_size for config in configs])
 
 
 def title(result: SweepResult) -> str:

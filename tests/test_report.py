@@ -49,7 +49,7 @@ def sweep(out, failures=(), seeds=(4, 7, 9)):
     document = run_folder.record(result.spec, "hatrpo_w", config, seeds) | {"settings": list(settings)}
     with run_folder.claim(out, document, run_folder.SWEEP):
         sweep_tables.write(result)
-        run_folder.set_status(out, "finished", failures, run_folder.SWEEP)
+        run_folder.set_status(out, "finished", failures, run_folder.SWEEP, result.timing)
     return result
 
 
@@ -167,12 +167,14 @@ def test_the_page_of_a_sweep(tmp_path):
     for row in sweep_tables.rows(result):
         assert " ".join(row) in page.text
     assert "8 settings, 3 seeds each, 81,920 env steps per run" in page.text and "kl_budget swept" in page.text
+    assert "Swept: kl_budget, hidden_sizes. Not at their default: total_env_steps." in page.text
+    assert "train 2.0 s, evaluate 3.0 s; 983,040 env steps/s" in page.text
 
 
 def test_a_sweep_reads_back(tmp_path):
     result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")])
     stored = stored_runs.read_sweep(tmp_path / "sweep")
-    for name in ("spec", "algorithm", "config", "settings", "seeds", "failures"):
+    for name in ("spec", "algorithm", "config", "settings", "seeds", "failures", "timing"):
         assert getattr(stored, name) == getattr(result, name), name
     assert sweep_tables.rows(stored) == sweep_tables.rows(result)
     np.testing.assert_array_equal(stored.metrics["episode_return"], result.metrics["episode_return"])
