@@ -24,15 +24,20 @@ def as_json(comparison: Comparison) -> str:
     """The curves as they were measured, inside the range that the runs of a task have in common.
 
     marl-eval wants as many runs of every algorithm and as many steps of every run; it says so itself where that is not
-    so. `absolute_metrics` are the episodes of the last evaluation (training: the last return), since no policy but the
+    the case. `absolute_metrics` are the episodes of the last evaluation (training: the last return), since no policy but the
     last is kept; the protocol wants those of the best policy, over ten times as many episodes.
     """
     tasks: dict[str, Any] = {}
     scales = {scale.name: scale for scale in comparison.tasks}
     for sample in comparison.samples:
         of_task = tasks.setdefault(sample.task.lower(), {})
-        of_task.setdefault(sample.method, {})[f"seed_{sample.seed}"] = _run(sample, scales[sample.task])
+        of_task.setdefault(_algorithm(sample.method), {})[f"seed_{sample.seed}"] = _run(sample, scales[sample.task])
     return json.dumps({ENVIRONMENT: tasks}, indent=1, allow_nan=False) + "\n"
+
+
+def _algorithm(method: str) -> str:
+    """marl-eval allows no commas: `hatrpo kl_budget=0.08 hidden_sizes=64x64`."""
+    return method.replace(", ", " ").replace(",", "x")
 
 
 def _run(sample: Sample, scale: TaskScale) -> dict[str, Any]:

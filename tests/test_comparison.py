@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import marl_kl
-from marl_kl import cli, comparison_plots, comparison_tables, statistics
+from marl_kl import cli, comparison_plots, comparison_tables, marl_eval, statistics
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.files import RunFolderError
 from marl_kl.results import Failure
@@ -278,6 +278,13 @@ def test_the_folder_and_the_layout_of_marl_eval(two, tmp_path, capsys):
     assert list(run) == ["step_1", "step_2", "step_3", "step_4", "absolute_metrics"]
     assert run["step_2"] == {"step_count": 1000, "return": [24.0, 26.0]}
     assert run["absolute_metrics"] == {"return": [64.0, 66.0]}
+
+
+def test_marl_eval_is_given_no_commas_in_names(tmp_path):
+    configs = [TrustRegionConfig(gamma=0.9, hidden_sizes=(8, 8)), TrustRegionConfig(gamma=0.8)]
+    found = marl_kl.compare([store(tmp_path / str(k), RISING, config=c) for k, c in enumerate(configs)], bootstrap=10)
+    document = json.loads(marl_eval.as_json(found))
+    assert list(document["marl_kl"]["legs"]) == ["hatrpo gamma=0.9 hidden_sizes=8x8", "hatrpo gamma=0.8 hidden_sizes=64x64"]
 
 
 @pytest.mark.parametrize(
