@@ -1,4 +1,7 @@
-"""Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `sweep`, `compare`, `make_train` and `load`."""
+"""Trust-region multi-agent RL with one joint KL budget, in pure JAX.
+
+See `train`, `sweep`, `compare`, `make_train` and `load`.
+"""
 
 from marl_kl import advantages, algorithms, allocators, trust_region
 from marl_kl.comparison import Comparison, compare

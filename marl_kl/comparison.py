@@ -188,8 +188,16 @@ def compare(
         ]
     overall, said = _overall(found, entries, resampling)
     comparison = Comparison(
-        metric, tuple(scales), found.methods, tuple(entries), overall, found.kl_budgets, found.samples,
-        tuple(warnings), (*notes, *said, *_about_few_runs(entries)), int(bootstrap),
+        metric,
+        tuple(scales),
+        found.methods,
+        tuple(entries),
+        overall,
+        found.kl_budgets,
+        found.samples,
+        tuple(warnings),
+        (*notes, *said, *_about_few_runs(entries)),
+        int(bootstrap),
     )
     if out is not None:
         from marl_kl import comparison_files  # matplotlib is needed for this alone
@@ -229,7 +237,7 @@ def _common_grid(task: str, samples: Sequence[Sample]) -> tuple[np.ndarray, list
     """
     begin, end = max(s.env_steps[0] for s in samples), min(s.env_steps[-1] for s in samples)
     if begin > end:
-        late, early = (f(samples, key=key) for f, key in ((max, lambda s: s.env_steps[0]), (min, lambda s: s.env_steps[-1])))
+        late, early = max(samples, key=lambda s: s.env_steps[0]), min(samples, key=lambda s: s.env_steps[-1])
         raise ValueError(
             f"runs on {task} have no env step in common: {early.path} ends at {end:,}, {late.path} begins at {begin:,}"
         )
@@ -242,8 +250,8 @@ def _common_grid(task: str, samples: Sequence[Sample]) -> tuple[np.ndarray, list
     if longest > 1.01 * end:
         shortest = next(s for s in samples if s.env_steps[-1] == end)
         said = [
-            f"budgets on {task} differ: everything is compared up to {end:,} env steps, the end of {shortest.path}; the "
-            f"longest run has {longest:,}"
+            f"budgets on {task} differ: everything is compared up to {end:,} env steps, the end of {shortest.path}; "
+            f"the longest run has {longest:,}"
         ]
     return grid, said
 
@@ -256,9 +264,9 @@ def _wide_gaps(samples: Sequence[Sample], grid: np.ndarray, metric: Metric) -> l
         before, after = sample.env_steps[sample.env_steps <= end].max(), sample.env_steps[sample.env_steps >= end].min()
         if min(end - before, after - end) > _WIDE_GAP * length:
             found[sample.path] = f"between {before:,} and {after:,}"
+    advice = ": give it an eval_interval, or compare training returns" if metric == "evaluation" else ""
     return [
-        f"the final return of {path} is interpolated {between} env steps, where it has no {metric} return: give it an "
-        "eval_interval, or compare training returns"
+        f"the final return of {path} is interpolated {between} env steps, where it has no {metric} return{advice}"
         for path, between in found.items()
     ]
 
@@ -281,7 +289,12 @@ def _scale(task, returns: np.ndarray, final: np.ndarray, reference) -> tuple[flo
 
 
 def _entry(
-    scale: TaskScale, method: str, of_task: Sequence[Sample], returns: np.ndarray, final: np.ndarray, resampling: Mapping
+    scale: TaskScale,
+    method: str,
+    of_task: Sequence[Sample],
+    returns: np.ndarray,
+    final: np.ndarray,
+    resampling: Mapping,
 ) -> Entry:
     own = [index for index, sample in enumerate(of_task) if sample.method == method]
     grid, returns, final = scale.env_steps, returns[own], final[own]
@@ -324,9 +337,7 @@ def _with_interval(value: np.ndarray, strata: Sequence | None, num_runs: int, in
 def _overall(found: Samples, entries: Sequence[Entry], resampling: Mapping) -> tuple[Overall | None, list[str]]:
     if len(found.methods) < 2:
         return None, []
-    common = tuple(
-        task for task in found.tasks if {e.method for e in entries if e.task == task} == set(found.methods)
-    )
+    common = tuple(task for task in found.tasks if {e.method for e in entries if e.task == task} == set(found.methods))
     if not common:
         return None, ["no task was run with all methods: there are no figures over tasks"]
     others = [task for task in found.tasks if task not in common]
@@ -380,7 +391,7 @@ def _about_few_runs(entries: Sequence[Entry]) -> list[str]:
         return [f"fewer than {MIN_RUNS} seeds of a method on a task have no interval"]
     if fewest < _FEW_RUNS:
         return [
-            f"with few seeds (here {fewest}) these intervals are too narrow: of normal returns, nominal 95 % intervals of the "
-            "IQM cover 75 % with 3 seeds, 90 % with 5, 93 % with 10"
+            f"with few seeds (here {fewest}) these intervals are too narrow: of normal returns, nominal 95 % intervals "
+            "of the IQM cover 75 % with 3 seeds, 90 % with 5, 93 % with 10"
         ]
     return []

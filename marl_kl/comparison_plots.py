@@ -95,7 +95,9 @@ def performance_profiles(comparison: Comparison) -> Figure:
     for row, method in enumerate(comparison.methods):
         value, lower, upper = (100 * values[row] for values in overall.profile)
         colour, dashes = _style(comparison, method)
-        axes.fill_between(overall.levels, lower, upper, step="post", color=colour, alpha=_alpha(comparison), linewidth=0)
+        axes.fill_between(
+            overall.levels, lower, upper, step="post", color=colour, alpha=_alpha(comparison), linewidth=0
+        )
         axes.step(overall.levels, value, where="post", color=colour, linestyle=dashes, linewidth=1.8)
     axes.set_xlabel("level τ of the final return, normalised per task")
     axes.set_ylabel("runs above τ (%)")
@@ -103,7 +105,9 @@ def performance_profiles(comparison: Comparison) -> Figure:
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     strip(axes)
-    _finish(figure, comparison, f"Performance profiles. {_over(comparison)}; bands: 95 % stratified bootstrap intervals.")
+    _finish(
+        figure, comparison, f"Performance profiles. {_over(comparison)}; bands: 95 % stratified bootstrap intervals."
+    )
     return figure
 
 
@@ -195,7 +199,9 @@ def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool =
         handles.append(line)
     longest = max(min(34, len(method)) for method in comparison.methods)
     columns = max(1, min(len(handles), int(12 * figure.get_figwidth() / (longest + 7))))
-    figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside upper left", ncols=columns, handlelength=2.8)
+    figure.legend(
+        handles=handles, frameon=False, fontsize=8.5, loc="outside upper left", ncols=columns, handlelength=2.8
+    )
 
 
 def _wrapped(text: str, width: int = 28) -> str:

@@ -221,8 +221,8 @@ def _unequal_budgets(runs: Sequence[_Run], tasks: Mapping[str, str]) -> list[str
         of_task = (run.setting["kl_budget"] for run in runs if run.task == task and "kl_budget" in run.setting)
         meeting.setdefault(tuple(sorted(set(of_task))), []).append(label)
     return [
-        f"the joint KL budgets on {', '.join(labels)} differ ({', '.join(map(_text, budgets))}): how a budget is shared out "
-        "compares at equal budgets only"
+        f"the joint KL budgets on {', '.join(labels)} differ ({', '.join(map(_text, budgets))}): how a budget is "
+        "shared out compares at equal budgets only"
         for budgets, labels in meeting.items()
         if len(budgets) > 1
     ]

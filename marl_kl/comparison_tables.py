@@ -62,21 +62,23 @@ def notes(comparison: Comparison) -> list[str]:
     window = FINAL_SHARE[comparison.metric]
     final = f"final: mean over the last {100 * window:.0f} %" if window else "final: at the end"
     lines = [
-        f"{comparison.metric} returns ({kind}); {final} of the env steps that all runs of a task cover; mean on the way: "
-        "area under the curve over those steps, divided by their number",
+        f"{comparison.metric} returns ({kind}); {final} of the env steps that all runs of a task cover; mean on the "
+        "way: area under the curve over those steps, divided by their number",
         f"IQM: mean of the middle half of the runs; [ ]: 95 % percentile bootstrap, {comparison.num_resamples:,} "
         f"resamples of runs within each task, from {MIN_RUNS} seeds on",
     ]
     if any(scale.threshold is not None for scale in comparison.tasks):
         lines.append(
-            "steps to a return: env steps at a run's first measurement at or above it, median over seeds (the later of two), and how many "
-            "seeds reached it at all (those that did not count as infinite)"
+            "steps to a return: env steps at a run's first measurement at or above it, median over seeds (the later of "
+            "two), and how many seeds reached it at all (those that did not count as infinite)"
         )
     if comparison.overall is not None:
-        scales = "; ".join(f"{scale.name} {number_text(scale.low)} and {number_text(scale.high)}" for scale in comparison.tasks)
+        scales = "; ".join(
+            f"{scale.name} {number_text(scale.low)} and {number_text(scale.high)}" for scale in comparison.tasks
+        )
         lines.append(
-            f"normalised: 0 and 1 are the returns {scales} (unless given: mean of all runs at the beginning, best final "
-            "return of a single run); every task counts the same in profiles and probabilities"
+            f"normalised: 0 and 1 are the returns {scales} (unless given: mean of all runs at the beginning, best "
+            "final return of a single run); every task counts the same in profiles and probabilities"
         )
     return [*lines, *comparison.notes]
 
@@ -106,7 +108,15 @@ def _title(comparison: Comparison) -> str:
 def _header(comparison: Comparison) -> list[str]:
     task = ["task"] * (len(comparison.tasks) > 1)
     budget = ["KL budget"] * any(comparison.kl_budgets.values())
-    header = [*task, "method", *budget, "seeds", "final: mean ± std", "final: IQM [95 %]", "mean on the way: IQM [95 %]"]
+    header = [
+        *task,
+        "method",
+        *budget,
+        "seeds",
+        "final: mean ± std",
+        "final: IQM [95 %]",
+        "mean on the way: IQM [95 %]",
+    ]
     levels = [scale.threshold for scale in comparison.tasks]
     if any(level is not None for level in levels):
         header.append(f"steps to {number_text(levels[0])}" if len(set(levels)) == 1 else "steps to threshold")

@@ -19,20 +19,25 @@ body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 68rem; background: 
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
 p { margin: .6rem 0; } .soft { color: var(--soft); font-size: .88rem; } .bad { color: var(--bad); font-weight: 600; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.2rem 0; padding: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.2rem 0;
+  padding: 0; }
 .cards div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .9rem; }
-.cards dt { color: var(--soft); font-size: .82rem; } .cards dd { margin: .1rem 0 0; font-size: 1.15rem; font-weight: 600; }
+.cards dt { color: var(--soft); font-size: .82rem; }
+.cards dd { margin: .1rem 0 0; font-size: 1.15rem; font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .75rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; } tr.marked td { background: var(--mark); }
 table.numbers th:not(:first-child), table.numbers td:not(:first-child) { text-align: right; white-space: nowrap; }
-figure { margin: 1rem 0 1.4rem; } figcaption { color: var(--soft); font-size: .86rem; margin-top: .45rem; max-width: 56rem; }
+figure { margin: 1rem 0 1.4rem; }
+figcaption { color: var(--soft); font-size: .86rem; margin-top: .45rem; max-width: 56rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: .6rem; padding: .5rem; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .5rem .9rem; margin: .7rem 0; }
+details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .5rem .9rem;
+  margin: .7rem 0; }
 summary { cursor: pointer; font-weight: 600; } code { font: .92em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-.swatch { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin-right: .5em; vertical-align: -.06em; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin-right: .5em;
+  vertical-align: -.06em; }
 """.strip()
 
 
@@ -89,11 +94,14 @@ def table(
     marked = set(marked)
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     lines = [
-        f'<tr{" class=marked" if index in marked else ""}>{"".join(f"<td>{text(cell)}</td>" for cell in row)}</tr>'
+        f"<tr{' class=marked' if index in marked else ''}>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>"
         for index, row in enumerate(rows)
     ]
     kind = ' class="numbers"' if numbers else ""
-    return Markup(f'<div class="wide"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{_joined(lines)}\n</tbody></table></div>')
+    return Markup(
+        f'<div class="wide"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{_joined(lines)}\n</tbody></table>'
+        "</div>"
+    )
 
 
 def details(summary: str, parts: Sequence[Markup]) -> Markup:

@@ -1,6 +1,6 @@
 """A comparison in the JSON layout that marl-eval reads (Gorsane et al. 2022, github.com/instadeepai/marl-eval):
 
-    {environment: {task: {algorithm: {run: {step_k: {step_count, metric: [per episode]}, absolute_metrics: {...}}}}}}
+{environment: {task: {algorithm: {run: {step_k: {step_count, metric: [per episode]}, absolute_metrics: {...}}}}}}
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from marl_kl.comparison import Comparison, TaskScale
 from marl_kl.comparison_samples import Sample
 
 ENVIRONMENT = "marl_kl"
-"""All tasks stand under one environment: marl-eval aggregates over the tasks of one. It looks names up in lower case."""
+"""All tasks stand under one environment, since marl-eval aggregates over the tasks of one. It wants lower case."""
 
 METRIC = "return"
 """One word: marl-eval takes the names of metrics apart at their underscores."""
@@ -24,8 +24,8 @@ def as_json(comparison: Comparison) -> str:
     """The curves as they were measured, inside the range that the runs of a task have in common.
 
     marl-eval wants as many runs of every algorithm and as many steps of every run; it says so itself where that is not
-    the case. `absolute_metrics` are the episodes of the last evaluation (training: the last return), since no policy but the
-    last is kept; the protocol wants those of the best policy, over ten times as many episodes.
+    the case. `absolute_metrics` are the episodes of the last evaluation (training: the last return), since no policy
+    but the last is kept; the protocol wants those of the best policy, over ten times as many episodes.
     """
     tasks: dict[str, Any] = {}
     scales = {scale.name: scale for scale in comparison.tasks}

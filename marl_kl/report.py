@@ -67,7 +67,8 @@ def sweep_page(out: str | os.PathLike) -> str:
     record = run_folder.read_record(out, run_folder.SWEEP)
     result = stored_runs.read_sweep(out)
     failed = [
-        html_page.paragraph(f"setting {f.setting}, seed {f.seed} failed: {what_failed(f)}", "bad") for f in result.failures
+        html_page.paragraph(f"setting {f.setting}, seed {f.seed} failed: {what_failed(f)}", "bad")
+        for f in result.failures
     ]
     table = html_page.table(sweep_tables.header(result), sweep_tables.rows(result), numbers=True)
     meaning = html_page.paragraph(f"{sweep_tables.MEANING}.", "soft")
@@ -95,8 +96,8 @@ def _what_it_was(record: run_folder.RunRecord) -> Markup:
 def _failures(result: TrainResult) -> list[Markup]:
     return [
         html_page.paragraph(
-            f"Seed {failure.seed} failed: {what_failed(failure)}. It kept its last finite parameters and is left out of "
-            "pictures and of rows over seeds.", "bad",
+            f"Seed {failure.seed} failed: {what_failed(failure)}. It kept its last finite parameters and is left out "
+            "of pictures and of rows over seeds.", "bad",
         )
         for failure in result.failures
     ]  # fmt: skip
@@ -118,8 +119,8 @@ def _learning(result: TrainResult) -> list[Markup]:
     per_seed, over_seeds = summary.rows(result)
     curve = _picture(
         plots.learning_curve(result), f"Learning curve of {result.algorithm} on {result.spec.name}",
-        f"Team return of an episode against env steps per seed. Blue: evaluation episodes, whose actions are not sampled; "
-        f"band or bars: {_INTERVAL}. Grey: training episodes, whose actions are sampled; band: range over seeds.",
+        f"Team return of an episode against env steps per seed. Blue: evaluation episodes, whose actions "
+        f"not sampled; band or bars: {_INTERVAL}. Grey: training episodes, whose actions are; band: range over seeds.",
     )  # fmt: skip
     table = html_page.table(
         summary.header(result), [*per_seed, *over_seeds], numbers=True,
@@ -132,7 +133,9 @@ def _agents(result: TrainResult, env: Env | None, colours: Sequence[str] | None)
     parts = []
     if env is not None:
         parts.append(
-            _picture(report_plots.body(env), f"The body of {env.spec.name}, limbs coloured by agent", "Who moves which limb.")
+            _picture(
+                report_plots.body(env), f"The body of {env.spec.name}, limbs coloured by agent", "Who moves which limb."
+            )
         )
     parts.append(_agent_table(result, colours))
     if plots.has_kl_share(result) and len(result.env_steps):
@@ -178,7 +181,11 @@ def _accepted(result: TrainResult) -> np.ndarray:
 def _over_agents(result: TrainResult, values: np.ndarray) -> np.ndarray:
     """[S, U, N] -> [N] means over healthy seeds and updates; NaN where there are none."""
     healthy = values[plots.healthy_seeds(result)].reshape(-1, values.shape[-1])
-    return plots.binned_means(healthy.T, np.array([0, len(healthy)]))[:, 0] if len(healthy) else np.full(values.shape[-1], np.nan)
+    return (
+        plots.binned_means(healthy.T, np.array([0, len(healthy)]))[:, 0]
+        if len(healthy)
+        else np.full(values.shape[-1], np.nan)
+    )
 
 
 def _steps(result: TrainResult, colours: Sequence[str] | None) -> list[Markup]:
@@ -187,7 +194,9 @@ def _steps(result: TrainResult, colours: Sequence[str] | None) -> list[Markup]:
         return []
     if "step_fraction" in result.metrics:
         what, shares = "line searches that found a step", _accepted(result)
-        caption = "Where a line search finds no step the agent keeps its parameters. Well below 100 %: steps are too long "
+        caption = (
+            "Where a line search finds no step the agent keeps its parameters. Well below 100 %: steps are too long "
+        )
         caption += "for the local model (lower kl_budget, or use a larger cg_subsample)."
     elif "clip_fraction" in result.metrics:
         what, shares = "samples beyond the clip", result.metrics["clip_fraction"]
@@ -201,8 +210,8 @@ def _sweep_curves(result: SweepResult) -> list[Markup]:
     if "episode_return" not in result.metrics:
         return [html_page.paragraph("This sweep was stored without curves.", "soft")]
     caption = (
-        f"Team return of a training episode against env steps per seed: interquartile mean over seeds; bands: {_INTERVAL}. "
-        f"The best {report_plots.NAMED_SETTINGS} settings by their final evaluation have colours."
+        f"Team return of a training episode against env steps per seed: interquartile mean over seeds; bands: "
+        f"{_INTERVAL}. The best {report_plots.NAMED_SETTINGS} settings by their final evaluation have colours."
     )
     return [_picture(report_plots.sweep_curves(result), "Learning curves by setting", caption)]
 
@@ -233,14 +242,17 @@ def _config_table(config: Config, swept: Sequence[str]) -> Markup:
     table = html_page.table(["field", "value", "default", "meaning"], rows, marked=changed)
     names = [dataclasses.fields(config)[index].name for index in changed]
     said = [f"Swept: {', '.join(swept)}."] * bool(swept)
-    said.append(f"Not at their default: {', '.join(names)}." if names else f"All{' others' * bool(swept)} at their default.")
+    said.append(
+        f"Not at their default: {', '.join(names)}." if names else f"All{' others' * bool(swept)} at their default."
+    )
     return Markup(html_page.paragraph(" ".join(said)) + html_page.details("all fields", [table]))
 
 
 def _env_table(spec: EnvSpec) -> Markup:
     facts = {
         "name": spec.name, "agents": ", ".join(spec.agents), "actions": spec.action_kind, "state size": spec.state_size,
-        "longest episode": f"{spec.episode_length} env steps", "reward": "of the team" if spec.team_reward else "per agent",
+        "longest episode": f"{spec.episode_length} env steps",
+        "reward": "of the team" if spec.team_reward else "per agent",
         **dict(spec.metadata), **{f"option {name}": value for name, value in spec.options or ()},
     }  # fmt: skip
     return html_page.table(["", ""], list(facts.items()))
@@ -257,7 +269,7 @@ def _body(spec: EnvSpec) -> Env | None:
         return None
     try:
         env = envs.make(spec.name, **dict(spec.options))
-    except (ValueError, ModuleNotFoundError):  # another version's, or one whose physics is not installed
+    except (ValueError, TypeError, ModuleNotFoundError):  # another version's, or one whose physics is not installed
         return None
     return env if env.drawing is not None and env.spec.agents == spec.agents else None
 

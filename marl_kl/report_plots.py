@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -48,37 +49,49 @@ def agent_map(result: TrainResult, shares: np.ndarray, what: str, colours: Seque
     map_axes, team_axes = figure.subplots(2, 1, sharex=True, height_ratios=(height, 1.0))
     percent = 100 * shares[healthy_seeds(result)]
     edges = bin_edges(percent.shape[1])
-    of_agents = binned_means(percent.swapaxes(1, 2).reshape(-1, percent.shape[1]), edges)
-    of_agents = of_agents.reshape(len(percent), len(agents), -1)
-    rows = np.arange(len(agents) + 1) - 0.5
-    mean = binned_means(of_agents.swapaxes(0, 2).swapaxes(0, 1), np.array([0, len(percent)]))[..., 0]
-    image = map_axes.pcolormesh(edges + 0.5, rows, mean, cmap="viridis", vmin=0.0, vmax=100.0, rasterized=True)
-    map_axes.set_yticks(range(len(agents)), agents, fontsize=8.5 if len(agents) <= 10 else 7.5)
-    map_axes.set_ylim(len(agents) - 0.5, -0.5)
-    map_axes.tick_params(length=0, labelbottom=False)
-    map_axes.spines[:].set_visible(False)
+    binned = binned_means(percent.transpose(0, 2, 1), edges)  # [S, N, bins]
+    has_seeds = percent.shape[0] > 1
+    map_axes.set_title(f"{what} by agent, %{', mean over seeds' * has_seeds}", fontsize=9, loc="left")
+    _draw_agents(figure, map_axes, _mean(binned, 0), edges, agents)
     mark_agents(map_axes, colours)
-    map_axes.set_title(f"{what} by agent, %{', mean over seeds' * (len(percent) > 1)}", fontsize=9, loc="left")
-    bar = figure.colorbar(image, ax=map_axes, aspect=12, pad=0.01)
+    team_axes.set_title(f"mean over agents{', mean and range over seeds' * has_seeds}", fontsize=9, loc="left")
+    _draw_team(team_axes, _mean(binned, 1), edges)
+    return figure
+
+
+def _draw_agents(figure: Figure, axes: Axes, percent: np.ndarray, edges: np.ndarray, agents: Sequence[str]) -> None:
+    """percent: [N, bins]."""
+    rows = np.arange(len(agents) + 1) - 0.5
+    image = axes.pcolormesh(edges + 0.5, rows, percent, cmap="viridis", vmin=0.0, vmax=100.0, rasterized=True)
+    axes.set_yticks(range(len(agents)), agents, fontsize=8.5 if len(agents) <= 10 else 7.5)
+    axes.set_ylim(len(agents) - 0.5, -0.5)
+    axes.tick_params(length=0, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, aspect=12, pad=0.01)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
     bar.ax.tick_params(labelsize=7.5, length=2)
-    team = binned_means(of_agents.swapaxes(1, 2), np.array([0, len(agents)]))[..., 0]
-    team_axes.stairs(team.mean(axis=0), edges + 0.5, color=PALETTE[0], linewidth=1.4, baseline=None)
-    if len(team) > 1:
-        team_axes.stairs(
-            team.max(axis=0), edges + 0.5, baseline=team.min(axis=0), fill=True, color=PALETTE[0], alpha=0.2, linewidth=0
-        )
-    team_axes.set_ylim(0, 108)
-    team_axes.set_yticks([0, 50, 100])
-    team_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
-    team_axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    team_axes.tick_params(labelsize=8)
-    team_axes.set_xlabel("update", fontsize=9)
-    seeds = ", mean and range over seeds" if len(team) > 1 else ""
-    team_axes.set_title(f"mean over agents{seeds}", fontsize=9, loc="left")
-    strip(team_axes)
-    return figure
+
+
+def _draw_team(axes: Axes, percent: np.ndarray, edges: np.ndarray) -> None:
+    """percent: [S, bins]."""
+    axes.stairs(_mean(percent, 0), edges + 0.5, color=PALETTE[0], linewidth=1.4, baseline=None)
+    if len(percent) > 1:
+        low, high = percent.min(axis=0), percent.max(axis=0)
+        axes.stairs(high, edges + 0.5, baseline=low, fill=True, color=PALETTE[0], alpha=0.2, linewidth=0)
+    axes.set_ylim(0, 108)
+    axes.set_yticks([0, 50, 100])
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel("update", fontsize=9)
+    strip(axes)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Over what is finite; NaN where nothing is."""
+    last = np.moveaxis(values, axis, -1)
+    return binned_means(last, np.array([0, last.shape[-1]]))[..., 0]
 
 
 def sweep_curves(result: SweepResult) -> Figure:

@@ -122,15 +122,18 @@ def write_curves(
     kept = np.broadcast_to(made[:, None], (num_settings, len(seeds), num_updates))
     setting, seed, update = np.nonzero(kept)
     columns = {
-        "setting": setting, "seed": np.asarray(seeds)[seed], "update": update + 1, "env_steps": env_steps[setting, update],
-    }  # fmt: skip
+        "setting": setting,
+        "seed": np.asarray(seeds)[seed],
+        "update": update + 1,
+        "env_steps": env_steps[setting, update],
+    }
     of_team = {name: np.asarray(metrics[name]) for name in TEAM_METRICS if name in metrics}
     write_file(Path(out) / "curves.csv", _as_csv(columns | {name: values[kept] for name, values in of_team.items()}))
 
 
 def read_curves(out: str | os.PathLike, seeds: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What `write_curves` wrote: env steps [setting, U], and name -> [setting, S, U] in double precision, where settings
-    with fewer updates than others end in NaN.
+    """What `write_curves` wrote: env steps [setting, U], and name -> [setting, S, U] in double precision, where
+    settings with fewer updates than others end in NaN.
 
     Raises:
         RunFolderError: the file is missing or damaged.

@@ -136,7 +136,8 @@ def probability_of_improvement(
     x, y = (np.moveaxis(np.asarray(scores, dtype=np.float64), axis, -1) for scores in (better, worse))
     labels = [_labels(own, scores.shape[-1]) for own, scores in ((strata, x), (worse_strata, y))]
     if set(labels[0]) != set(labels[1]):
-        raise ValueError(f"strata {sorted(set(labels[0]))} and {sorted(set(labels[1]))}; both need runs of the same ones")
+        named = " and ".join(str(sorted(set(own))) for own in labels)
+        raise ValueError(f"strata {named}; both need runs of the same ones")
     of_strata = []
     for label in np.unique(labels[0]):
         left, right = x[..., labels[0] == label, None], y[..., None, labels[1] == label]

@@ -31,15 +31,23 @@ def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = No
     out = Path(out)
     record = run_folder.read_record(out) if record is None else record
     if not (out / "evaluation.csv").exists():
-        raise RunFolderError(f"{str(out)!r} holds a run that ended before its first save: there is nothing to show")
+        raise RunFolderError(f"{str(out)!r} holds a run of which nothing was saved yet")
     evaluated = run_tables.read_evaluation(out)
     metrics = _metrics(out, record)
     for name, seeds in (("evaluation.csv", evaluated.seeds), ("metrics.csv", metrics.seeds)):
         if seeds != record.seeds:
             raise RunFolderError(f"{out / name} is damaged: its seeds are {seeds}, those of run.json {record.seeds}")
     return TrainResult(
-        record.spec, record.algorithm, record.config, record.seeds, metrics.env_steps, metrics.values,
-        evaluated.evaluation, record.failures, checkpoints.timing(out) or UNTIMED, out,
+        record.spec,
+        record.algorithm,
+        record.config,
+        record.seeds,
+        metrics.env_steps,
+        metrics.values,
+        evaluated.evaluation,
+        record.failures,
+        checkpoints.timing(out) or UNTIMED,
+        out,
     )
 
 
@@ -85,10 +93,18 @@ def read_sweep(out: str | os.PathLike) -> SweepResult:
     if (out / "curves.csv").exists():
         env_steps, metrics = run_tables.read_curves(out, record.seeds)
     return SweepResult(
-        record.spec, record.algorithm, record.config, settings, record.seeds, env_steps, metrics,
+        record.spec,
+        record.algorithm,
+        record.config,
+        settings,
+        record.seeds,
+        env_steps,
+        metrics,
         EpisodeStatistics(means["untrained_return"], np.full(shape, np.nan)),
-        EpisodeStatistics(means["final_return"], means["final_length"]), record.failures,
-        Timing(**record.document.get("timing", UNTIMED._asdict())), out,
+        EpisodeStatistics(means["final_return"], means["final_length"]),
+        record.failures,
+        Timing(**record.document.get("timing", UNTIMED._asdict())),
+        out,
     )
 
 
@@ -102,4 +118,6 @@ def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
             for name in ("untrained_return", "final_return", "final_length")
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged: it is not the table of the sweep that sweep.json describes") from error
+        raise RunFolderError(
+            f"{path} is damaged: it is not the table of the sweep that sweep.json describes"
+        ) from error

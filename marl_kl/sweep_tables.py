@@ -82,7 +82,8 @@ def csv_text(result: SweepResult) -> str:
         for s, seed in enumerate(result.seeds):
             means = [repr(float(values[k, s])) for values in figures]
             failure = failures.get((k, seed))
-            writer.writerow([k, *map(cell, fields.values()), seed, *means, "" if failure is None else what_failed(failure)])
+            what = "" if failure is None else what_failed(failure)
+            writer.writerow([k, *map(cell, fields.values()), seed, *means, what])
     return content.getvalue()
 
 
@@ -123,7 +124,8 @@ def times(result: SweepResult) -> list[str]:
     timing = result.timing
     if not np.isfinite(timing).all():
         return []
-    speed = f"; {len(result.seeds) * _steps_per_run(result).sum() / timing.train:,.0f} env steps/s" if timing.train else ""
+    steps = len(result.seeds) * _steps_per_run(result).sum()
+    speed = f"; {steps / timing.train:,.0f} env steps/s" if timing.train else ""
     return [f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s{speed}"]
 
 

@@ -13,8 +13,17 @@ def spec(name="legs", **metadata) -> EnvSpec:
 
 
 def store(
-    out, returns, *, steps=None, spec=spec(), algorithm="hatrpo", config=TrustRegionConfig(), seeds=None,
-    status="finished", failures=(), params=None,
+    out,
+    returns,
+    *,
+    steps=None,
+    spec=spec(),
+    algorithm="hatrpo",
+    config=TrustRegionConfig(),
+    seeds=None,
+    status="finished",
+    failures=(),
+    params=None,
 ):
     """A run whose evaluations have the mean returns `returns` [seed, K] at the env steps `steps` [K], and whose
     training returns are the same but the first, which is missing.

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +141,11 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
     found = marl_kl.compare(runs, bootstrap=10)
     said = "the joint KL budgets on legs differ (0.08, 0.16): how a budget is shared out compares at equal budgets only"
     assert found.warnings == (said,)
-    assert [cells.split(" | ")[1] for cells in comparison_tables.markdown(found).splitlines()[6:9]] == ["0.08", "0.16", "-"]
+    assert [cells.split(" | ")[1] for cells in comparison_tables.markdown(found).splitlines()[6:9]] == [
+        "0.08",
+        "0.16",
+        "-",
+    ]
     lines = comparison_tables.markdown(found).splitlines()
     (row,) = [line for line in lines if line.startswith(f"| **Warning: {said}")]
     assert row.count("|") == lines[4].count("|"), "the row is one of the table"
@@ -149,7 +155,9 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
 
 def test_other_lengths_are_compared_on_what_all_have(tmp_path):
     longer = store(tmp_path / "0", RISING)
-    shorter = store(tmp_path / "1", RISING[:, :3] + 1, steps=[0, 1000, 2000], algorithm="hatrpo_w", status="interrupted")
+    shorter = store(
+        tmp_path / "1", RISING[:, :3] + 1, steps=[0, 1000, 2000], algorithm="hatrpo_w", status="interrupted"
+    )
     found = marl_kl.compare([longer, shorter], bootstrap=10)
     assert found.tasks[0].env_steps[-1] == 2000
     np.testing.assert_array_equal(found.entry("legs", "hatrpo").final, RISING[:, 2])
@@ -171,7 +179,10 @@ def test_failed_seeds_are_left_out_and_named(tmp_path):
     run = store(tmp_path / "0", RISING, failures=[Failure(1, 4, "critic")])
     found = marl_kl.compare([run], bootstrap=10)
     assert found.entries[0].seeds == (0, 2, 3)
-    assert f"seed 1 of {run} failed (critic was not finite in update 5) and is left out, which flatters" in found.warnings[0]
+    assert (
+        f"seed 1 of {run} failed (critic was not finite in update 5) and is left out, which flatters"
+        in found.warnings[0]
+    )
 
 
 def test_intervals_need_three_seeds_on_every_task(tmp_path):
@@ -224,8 +235,25 @@ def test_unreadable_runs_are_named(tmp_path, two):
     with pytest.raises(RunFolderError, match="there is no run folder"):
         marl_kl.compare([*two, tmp_path / "none"])
     (two[0] / "evaluation.csv").unlink()
-    with pytest.raises(RunFolderError, match="ended before its first save"):
+    with pytest.raises(RunFolderError, match="holds a run of which nothing was saved yet"):
         marl_kl.compare(two)
+
+
+def test_curves_without_a_common_env_step_are_refused(tmp_path):
+    runs = [
+        store(tmp_path / "0", RISING[:, :2], steps=[0, 100]),
+        store(tmp_path / "1", RISING, steps=[0, 500, 600, 700], algorithm="hatrpo_w"),
+    ]
+    with pytest.raises(ValueError, match="no env step in common: .*0 ends at 100, .*1 begins at 500"):
+        marl_kl.compare(runs, metric="training")
+
+
+def test_every_option_is_in_the_documentation(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    documented = (Path(__file__).parents[1] / "docs" / "comparisons.md").read_text()
+    options = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    assert len(options) == 6 and all(option in documented for option in options)
 
 
 # What is written
@@ -252,10 +280,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
         text = _texts(figure).replace("\n", " ")
         assert all(method.replace("\n", " ") in text for method in found.methods), name
         assert "95 %" in text and "bootstrap intervals" in text
-    styles = {
-        (line.get_color(), str(line._dash_pattern))
-        for line in figures["learning_curves"].axes[0].get_lines()
-    }
+    styles = {(line.get_color(), str(line._dash_pattern)) for line in figures["learning_curves"].axes[0].get_lines()}
     assert len(styles) == num_methods, "no two curves look alike"
     text = _texts(figures["learning_curves"])
     assert "env steps per seed" in text and "team return of an episode" in text
@@ -284,7 +309,10 @@ def test_marl_eval_is_given_no_commas_in_names(tmp_path):
     configs = [TrustRegionConfig(gamma=0.9, hidden_sizes=(8, 8)), TrustRegionConfig(gamma=0.8)]
     found = marl_kl.compare([store(tmp_path / str(k), RISING, config=c) for k, c in enumerate(configs)], bootstrap=10)
     document = json.loads(marl_eval.as_json(found))
-    assert list(document["marl_kl"]["legs"]) == ["hatrpo gamma=0.9 hidden_sizes=8x8", "hatrpo gamma=0.8 hidden_sizes=64x64"]
+    assert list(document["marl_kl"]["legs"]) == [
+        "hatrpo gamma=0.9 hidden_sizes=8x8",
+        "hatrpo gamma=0.8 hidden_sizes=64x64",
+    ]
 
 
 @pytest.mark.parametrize(

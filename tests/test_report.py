@@ -43,8 +43,8 @@ def sweep(out, failures=(), seeds=(4, 7, 9)):
     config = TrustRegionConfig(total_env_steps=20 * 4096).replace(**settings[0])
     episodes = EpisodeStatistics(returns[..., -2:], np.full((*shape[:2], 2), 100))
     result = SweepResult(
-        synthetic.spec(), "hatrpo_w", config, settings, seeds, env_steps, {"episode_return": returns}, episodes, episodes,
-        tuple(failures), Timing(1.0, 2.0, 3.0), out,
+        synthetic.spec(), "hatrpo_w", config, settings, seeds, env_steps, {"episode_return": returns}, episodes,
+        episodes, tuple(failures), Timing(1.0, 2.0, 3.0), out,
     )  # fmt: skip
     document = run_folder.record(result.spec, "hatrpo_w", config, seeds) | {"settings": list(settings)}
     with run_folder.claim(out, document, run_folder.SWEEP):
@@ -68,7 +68,9 @@ class _Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.tags.append(tag)
-        self.references += [attributes[name] for name in ("src", "href", "data", "action", "srcset") if name in attributes]
+        self.references += [
+            attributes[name] for name in ("src", "href", "data", "action", "srcset") if name in attributes
+        ]
         if tag == "img":
             self.pictures.append(attributes)
         if tag not in self._VOID:
@@ -231,9 +233,12 @@ def test_a_browser_draws_every_picture(ant, tmp_path):
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
-        f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom",
+        f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000", "--enable-logging=stderr",
+        "--dump-dom",
     ]  # fmt: skip
-    done = subprocess.run([chromium, *options, (tmp_path / "look.html").as_uri()], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [chromium, *options, (tmp_path / "look.html").as_uri()], capture_output=True, text=True, timeout=300
+    )
     found = done.stdout.split('id="found">')[1].split("<")[0].split()
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))

@@ -25,19 +25,29 @@ def add_compare(commands) -> None:
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, finished or not")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
         help="where to write the table, the figures (PNG, PDF) and marl_eval.json (default: only the table is shown)",
     )
     parser.add_argument(
-        "--metric", default="evaluation", choices=METRICS,
+        "--metric",
+        default="evaluation",
+        choices=METRICS,
         help="returns of deterministic policies, or of training episodes (default: evaluation)",
     )
     parser.add_argument(
-        "--threshold", action="append", default=[], metavar="[TASK=]X",
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="[TASK=]X",
         help="count the env steps to this return; may be repeated with tasks",
     )
     parser.add_argument(
-        "--reference", action="append", default=[], metavar="TASK=LOW,HIGH",
+        "--reference",
+        action="append",
+        default=[],
+        metavar="TASK=LOW,HIGH",
         help="the returns that are normalised to 0 and 1 (default: where the runs begin, and the best end of a run)",
     )
     parser.add_argument("--bootstrap", default="2000", metavar="N", help="resamples of the bootstrap (default: 2000)")

@@ -16,7 +16,9 @@ def add_report(commands) -> None:
     parser = add_command(
         commands, _report, "report RUN|SWEEP [--out FILE]", text, ". The page needs no server, no network, no script."
     )
-    parser.add_argument("run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, finished or not, or of a sweep")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, finished or not, or of a sweep"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the folder)")
 
 
