@@ -119,8 +119,8 @@ def _learning(result: TrainResult) -> list[Markup]:
     per_seed, over_seeds = summary.rows(result)
     curve = _picture(
         plots.learning_curve(result), f"Learning curve of {result.algorithm} on {result.spec.name}",
-        f"Team return of an episode against env steps per seed. Blue: evaluation episodes, whose actions "
-        f"not sampled; band or bars: {_INTERVAL}. Grey: training episodes, whose actions are; band: range over seeds.",
+        "Team return of an episode against env steps per seed. Blue: evaluation episodes, whose actions are not "
+        f"sampled; band or bars: {_INTERVAL}. Grey: training episodes, whose actions are; band: range over seeds.",
     )  # fmt: skip
     table = html_page.table(
         summary.header(result), [*per_seed, *over_seeds], numbers=True,
@@ -143,7 +143,7 @@ def _agents(result: TrainResult, env: Env | None, colours: Sequence[str] | None)
             _picture(
                 plots.kl_share(result, colours), f"Share of the KL budget by agent: {', '.join(result.spec.agents)}",
                 "Which share of the team's joint KL budget each agent was given, update by update, and what the team "
-                "spent of it. The panel on the right shows single updates of single seeds, which means hide.",
+                "spent of it. The panel on the right shows single updates of single seeds, which a mean hides.",
             )
         )  # fmt: skip
     return parts
