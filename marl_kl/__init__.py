@@ -1,6 +1,10 @@
-"""Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `sweep`, `make_train` and `load`."""
+"""Trust-region multi-agent RL with one joint KL budget, in pure JAX.
+
+See `train`, `sweep`, `compare`, `make_train` and `load`.
+"""
 
 from marl_kl import advantages, algorithms, allocators, trust_region
+from marl_kl.comparison import Comparison, compare
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
@@ -13,6 +17,7 @@ from marl_kl.trainer import Train, TrainState, make_train
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Config",
     "FirstOrderConfig",
     "SweepResult",
@@ -24,6 +29,7 @@ __all__ = [
     "algorithms",
     "allocators",
     "choice",
+    "compare",
     "load",
     "log_uniform",
     "make_train",

@@ -214,6 +214,13 @@ def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> S
     return None
 
 
+def timing(out: str | os.PathLike) -> Timing | None:
+    """Seconds spent until the newest checkpoint in the run folder `out`; None where no checkpoint tells."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        return Timing(**json.loads((_stored(out)[-1] / "snapshot.json").read_bytes())["timing"])
+    return None
+
+
 def source(out: str | os.PathLike, update: int) -> str:
     """What messages call the checkpoint of `update`."""
     return f"the checkpoint {_place(out, update)}"

@@ -15,7 +15,7 @@ import jax
 
 import marl_kl
 from marl_kl import algorithms
-from marl_kl.commands import evaluate, listing, render, sweep, train
+from marl_kl.commands import compare, evaluate, listing, render, report, sweep, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +61,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     sweep.add_sweep(commands)
     evaluate.add_evaluate(commands)
     render.add_render(commands)
+    compare.add_compare(commands)
+    report.add_report(commands)
+    report.add_show(commands)
     listing.add_envs(commands)
     listing.add_algorithms(commands)
     arguments, unknown = parser.parse_known_args(argv)

@@ -6,11 +6,14 @@ non-finite number are left out, and a line under the picture says so.
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from marl_kl.results import TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
@@ -38,11 +41,11 @@ def learning_curve(result: TrainResult) -> Figure:
     Evaluation: per seed the mean over episodes (thin), over seeds the interquartile mean (thick) and, from three
     seeds on, its 95 % bootstrap interval. Training: mean and range over seeds, of policies that sample.
     """
-    healthy = _healthy(result)
+    healthy = healthy_seeds(result)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     handles = []
-    steps_name, scale = _step_unit(result)
+    steps_name, scale = step_unit(float(result.env_steps[-1]) if len(result.env_steps) else 0.0)
     if healthy.any():
         handles += _draw_evaluation(axes, result, healthy, scale)
         handles += _draw_training(axes, result, healthy, scale)
@@ -53,10 +56,10 @@ def learning_curve(result: TrainResult) -> Figure:
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
-    _strip(axes)
+    strip(axes)
     if handles:
         axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
-    _title(figure, result, "Learning curve")
+    title_figure(figure, result, "Learning curve")
     return figure
 
 
@@ -66,19 +69,23 @@ def has_kl_share(result: TrainResult) -> bool:
     return reported and getattr(result.config, "kl_budget", None) is not None
 
 
-def kl_share(result: TrainResult) -> Figure:
+def kl_share(result: TrainResult, colours: Sequence | None = None) -> Figure:
     """Heat map agents x updates of the share of the joint KL budget given to each agent, and what was spent.
 
     The map shows `kl_threshold / kl_budget`, averaged over seeds (and over neighbouring updates if there are more
     than 200). An average can hide that single updates favour one agent: the panel on the right shows the spread of
     single updates of single seeds. The panel below shows the team's `kl_total / kl_budget`.
 
+    Args:
+        result: the run.
+        colours: one per agent, for a mark beside its name (those of the body's limbs); None: no marks.
+
     Raises:
         ValueError: the algorithm reports neither `kl_threshold` nor `kl`, or has no budget.
     """
     if not has_kl_share(result):
         raise ValueError(f"algorithm '{result.algorithm}' reports no KL per agent and budget to draw")
-    healthy = _healthy(result)
+    healthy = healthy_seeds(result)
     agents = result.spec.agents
     height = max(1.5, 0.27 * len(agents))
     figure = Figure(figsize=(8.4, height + 2.5), layout="constrained")
@@ -88,7 +95,7 @@ def kl_share(result: TrainResult) -> Figure:
     total_axes = figure.add_subplot(grid[1, 0], sharex=map_axes)
     key_axes = figure.add_subplot(grid[1, 1])
     key_axes.set_axis_off()
-    _title(figure, result, "KL budget by agent")
+    title_figure(figure, result, "KL budget by agent")
     if not healthy.any():
         for axes in (spread_axes, total_axes):
             axes.set_axis_off()
@@ -98,8 +105,9 @@ def kl_share(result: TrainResult) -> Figure:
     shown = "kl_threshold" if "kl_threshold" in result.metrics else "kl"
     share = 100 * result.metrics[shown][healthy] / budget
     spent = 100 * result.metrics["kl"][healthy] / budget if "kl" in result.metrics else None
-    edges = _bin_edges(share.shape[1])
+    edges = bin_edges(share.shape[1])
     _draw_map(figure, map_axes, key_axes, share, edges, agents, "given to" if shown == "kl_threshold" else "spent by")
+    mark_agents(map_axes, colours)
     key = _draw_spread(spread_axes, share, spent if shown == "kl_threshold" else None)
     _draw_total(total_axes, result, healthy, budget, edges)
     key_axes.legend(handles=key, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.05, -0.25))
@@ -116,9 +124,9 @@ def _draw_training(axes: Axes, result: TrainResult, healthy: np.ndarray, scale: 
     started = np.isfinite(returns).any(axis=0)
     if not started.any():
         return []
-    edges = _bin_edges(int(started.sum()), 500)
-    binned = _binned(returns[:, started], edges)
-    steps = _binned(result.env_steps[started][None].astype(np.float64), edges)[0] / scale
+    edges = bin_edges(int(started.sum()), 500)
+    binned = binned_means(returns[:, started], edges)
+    steps = binned_means(result.env_steps[started][None].astype(np.float64), edges)[0] / scale
     (line,) = axes.plot(steps, np.nanmean(binned, axis=0), color=_TRAINING, linewidth=1.2, zorder=1)
     label = "training (sampled actions)"
     if len(binned) > 1:
@@ -165,7 +173,7 @@ def _draw_evaluation(axes: Axes, result: TrainResult, healthy: np.ndarray, scale
 def _draw_map(figure: Figure, axes: Axes, key_axes: Axes, share, edges, agents, verb: str) -> None:
     num_agents = len(agents)
     equal = 100 / num_agents
-    binned = _binned(np.nanmean(share, axis=0).T, edges)
+    binned = binned_means(np.nanmean(share, axis=0).T, edges)
     # Twice an equal share is always on the scale, so that an even split looks like one and not like an extreme.
     top = min(100.0, max(2 * equal, float(np.nanmax(binned, initial=0.0))))
     rows = np.arange(num_agents + 1) - 0.5
@@ -176,7 +184,7 @@ def _draw_map(figure: Figure, axes: Axes, key_axes: Axes, share, edges, agents, 
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    width = _bin_width(int(edges[-1]))
+    width = bin_width(int(edges[-1]))
     means = ["mean over seeds"] * (len(share) > 1) + [f"bins of {width} updates"] * (width > 1)
     note = f" ({', '.join(means)})" if means else ""
     axes.set_title(f"KL {verb} each agent, % of the budget{note}", fontsize=9, loc="left")
@@ -212,7 +220,7 @@ def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> lis
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
     axes.set_title("share in single updates", fontsize=9, loc="left")
-    _strip(axes)
+    strip(axes)
     axes.spines["left"].set_visible(False)
     return key
 
@@ -222,7 +230,7 @@ def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: fl
     if total is None:
         total = np.sum(result.metrics.get("kl", result.metrics.get("kl_threshold")), axis=-1)
     total = 100 * np.asarray(total, dtype=np.float64)[healthy] / budget
-    binned = _binned(total, edges)
+    binned = binned_means(total, edges)
     axes.stairs(np.nanmean(binned, axis=0), edges + 0.5, color=_SPENT, linewidth=1.4, baseline=None)
     if len(binned) > 1:
         axes.stairs(
@@ -238,27 +246,42 @@ def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: fl
     axes.set_xlabel("update", fontsize=9)
     seeds = ", mean and range over seeds" if len(binned) > 1 else ""
     axes.set_title(f"KL spent by the team, % of the budget of {budget:g}{seeds}", fontsize=9, loc="left")
-    _strip(axes)
+    strip(axes)
 
 
 # Shared
 
 
-def _healthy(result: TrainResult) -> np.ndarray:
+def mark_agents(axes: Axes, colours: Sequence | None) -> None:
+    """Puts a square of each agent's colour between its name and its row."""
+    if colours is None:
+        return
+    axes.tick_params(axis="y", pad=15)
+    beside = axes.get_yaxis_transform() + ScaledTranslation(-8 / 72, 0, axes.figure.dpi_scale_trans)
+    for row, colour in enumerate(colours):
+        axes.plot(
+            0, row, "s", color=colour, markersize=7, markeredgewidth=0, clip_on=False, transform=beside, scalex=False,
+            scaley=False,
+        )  # fmt: skip
+
+
+def healthy_seeds(result: TrainResult) -> np.ndarray:
+    """[S] bool: the seeds that stayed finite."""
     failed = {failure.seed for failure in result.failures}
     return np.array([seed not in failed for seed in result.seeds])
 
 
-def _bin_edges(count: int, max_bins: int = _MAX_BINS) -> np.ndarray:
+def bin_edges(count: int, max_bins: int = _MAX_BINS) -> np.ndarray:
     """[bins + 1] edges from 0 to `count`, bins of equal width, the last one perhaps narrower."""
-    return np.append(np.arange(0, count, _bin_width(count, max_bins)), count)
+    return np.append(np.arange(0, count, bin_width(count, max_bins)), count)
 
 
-def _bin_width(count: int, max_bins: int = _MAX_BINS) -> int:
+def bin_width(count: int, max_bins: int = _MAX_BINS) -> int:
+    """Of the widest bin, in units."""
     return -(-count // max_bins)
 
 
-def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def binned_means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """[..., U] -> [..., bins] means; NaN counts as missing."""
     present = np.isfinite(values)
     sums = np.add.reduceat(np.where(present, values, 0.0), edges[:-1], axis=-1)
@@ -266,18 +289,20 @@ def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _step_unit(result: TrainResult) -> tuple[str, float]:
-    most = float(result.env_steps[-1]) if len(result.env_steps) else 0.0
+def step_unit(most: float) -> tuple[str, float]:
+    """For axes that go up to `most` env steps: what to add to their label, and what to divide by."""
     if most >= 2e6:
         return " (millions)", 1e6
     return (" (thousands)", 1e3) if most >= 2e4 else ("", 1.0)
 
 
-def _strip(axes: Axes) -> None:
+def strip(axes: Axes) -> None:
+    """Takes the upper and the right line away."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _title(figure: Figure, result: TrainResult, what: str) -> None:
+def title_figure(figure: Figure, result: TrainResult, what: str) -> None:
+    """Says what is shown of which run, and which seeds are left out."""
     seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"{len(result.seeds)} seeds"
     backend = dict(result.spec.metadata).get("backend")
     env = f"{result.spec.name} ({backend})" if backend else result.spec.name

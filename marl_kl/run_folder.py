@@ -33,7 +33,7 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl.config import SCHEDULE, Config
 from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
-from marl_kl.results import Failure
+from marl_kl.results import Failure, SweepFailure, Timing
 
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
@@ -64,7 +64,7 @@ class RunRecord(NamedTuple):
         config: the resolved config.
         seeds: the seeds, in the order of every seed axis.
         status: one of `STATUSES`.
-        failures: one entry per seed that met a non-finite number.
+        failures: one entry per seed (in a sweep: setting and seed) that met a non-finite number.
         document: the whole file, versions and device included.
     """
 
@@ -73,7 +73,7 @@ class RunRecord(NamedTuple):
     config: Config
     seeds: tuple[int, ...]
     status: str
-    failures: tuple[Failure, ...]
+    failures: tuple[Failure | SweepFailure, ...]
     document: dict[str, Any]
 
 
@@ -203,7 +203,9 @@ def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return [document, *document.get("resumed", ())][-1]
 
 
-def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN) -> None:
+def set_status(
+    out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN, timing: Timing | None = None
+) -> None:
     """Notes in `run.json` how the run stands, and the time when it came to stand so if it has ended.
 
     Args:
@@ -211,6 +213,7 @@ def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] 
         status: one of `STATUSES`.
         failures: the seeds that met a non-finite number (in a sweep: `SweepFailure`s).
         name: `RUN`, or `SWEEP`.
+        timing: where the time went, for a sweep, which has no checkpoints to tell.
     """
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
@@ -219,21 +222,24 @@ def set_status(out: str | os.PathLike, status: str, failures: Iterable[Failure] 
         document["ended"] = None if status == "running" else _now()
     document["status"] = status
     document["failures"] = [failure._asdict() for failure in failures]
+    if timing is not None:
+        document["timing"] = timing._asdict()
     write_file(Path(out) / name, _as_json(_jsonable(document)))
 
 
-def read_record(out: str | os.PathLike) -> RunRecord:
-    """What was run in the folder `out`.
+def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
+    """What was run in the folder `out`; with `SWEEP`, what was swept: the config is then that of its first setting.
 
     Raises:
         RunFolderError: no such folder, no run in it, a damaged `run.json`, or one of a newer format.
     """
-    path = Path(out) / "run.json"
-    document = _read_document(Path(out))
+    path = Path(out) / name
+    document = _read_document(Path(out), name)
+    failure_class = Failure if name == RUN else SweepFailure
     try:
         spec = EnvSpec(**{name: _tuples(value) for name, value in document["env"].items()})
         config = _config_class(document["config_class"])(**document["config"])
-        failures = tuple(Failure(**failure) for failure in document["failures"])
+        failures = tuple(failure_class(**failure) for failure in document["failures"])
         return RunRecord(
             spec, document["algorithm"], config, tuple(document["seeds"]), document["status"], failures, document
         )

@@ -1,4 +1,5 @@
-"""The two tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each."""
+"""The two tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each; and the
+curves of a sweep's folder, one row per setting, seed and update."""
 
 from __future__ import annotations
 
@@ -7,12 +8,33 @@ import io
 import itertools
 import os
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from marl_kl.files import write_file
+from marl_kl.files import RunFolderError, one_sentence, write_file
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS, Evaluation
+
+
+class StoredMetrics(NamedTuple):
+    """What `metrics.csv` holds.
+
+    Attributes:
+        seeds: S seeds.
+        env_steps: [U] int64, env steps per seed after each update.
+        values: name -> [S, U] or [S, U, N], float64.
+    """
+
+    seeds: tuple[int, ...]
+    env_steps: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+class StoredEvaluation(NamedTuple):
+    """What `evaluation.csv` holds: S seeds, and episodes [S, K, episode]."""
+
+    seeds: tuple[int, ...]
+    evaluation: Evaluation
 
 
 def write_metrics(
@@ -80,6 +102,117 @@ def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: E
         "episode_length": np.asarray(evaluation.episode_length).reshape(-1),
     }
     write_file(Path(out) / "evaluation.csv", _as_csv(columns))
+
+
+def write_curves(
+    out: str | os.PathLike, seeds: Sequence[int], env_steps: np.ndarray, metrics: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `curves.csv` of a sweep: setting, seed, update, env_steps, then one column per team metric.
+
+    Args:
+        out: the sweep's folder.
+        seeds: S seeds.
+        env_steps: [setting, U] after each update; a setting that is shorter than others repeats its last count, and
+            what is repeated is left out.
+        metrics: name -> [setting, S, U]; those of agents are left out.
+    """
+    env_steps = np.asarray(env_steps)
+    num_settings, num_updates = env_steps.shape
+    made = np.diff(env_steps, axis=1, prepend=0) > 0
+    kept = np.broadcast_to(made[:, None], (num_settings, len(seeds), num_updates))
+    setting, seed, update = np.nonzero(kept)
+    columns = {
+        "setting": setting,
+        "seed": np.asarray(seeds)[seed],
+        "update": update + 1,
+        "env_steps": env_steps[setting, update],
+    }
+    of_team = {name: np.asarray(metrics[name]) for name in TEAM_METRICS if name in metrics}
+    write_file(Path(out) / "curves.csv", _as_csv(columns | {name: values[kept] for name, values in of_team.items()}))
+
+
+def read_curves(out: str | os.PathLike, seeds: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What `write_curves` wrote: env steps [setting, U], and name -> [setting, S, U] in double precision, where
+    settings with fewer updates than others end in NaN.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    path = Path(out) / "curves.csv"
+    columns = _columns(path)
+    try:
+        setting, seed, update = (columns.pop(name).astype(np.int64) for name in ("setting", "seed", "update"))
+        place = setting, np.array([seeds.index(number) for number in seed], np.int64), update - 1
+        shape = (setting.max() + 1, len(seeds), update.max())
+        curves = {}
+        for name, values in columns.items():
+            curves[name] = np.full(shape, np.nan)
+            curves[name][place] = values
+        env_steps = np.maximum.accumulate(np.nan_to_num(curves.pop("env_steps")[:, 0]), axis=1)
+        return env_steps.astype(np.int64), curves
+    except (ValueError, KeyError, IndexError) as error:
+        raise RunFolderError(f"{path} is damaged: it does not hold the curves of the seeds {tuple(seeds)}") from error
+
+
+def read_metrics(out: str | os.PathLike, agents: Sequence[str]) -> StoredMetrics:
+    """What `write_metrics` wrote to the run folder `out`; metrics of each agent are stacked in the order of `agents`.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    path = Path(out) / "metrics.csv"
+    columns = _columns(path)
+    seeds, shape = _rectangle(path, columns, 1)
+    names = [name for name in columns if name not in ("seed", "update", "env_steps")]
+    values = {name: columns[name].reshape(shape) for name in names if not name.endswith("]")}
+    for name in dict.fromkeys(name.split("[")[0] for name in names if name.endswith("]")):
+        of_agents = [f"{name}[{agent}]" for agent in agents]
+        if not set(of_agents) <= set(columns):
+            raise RunFolderError(f"{path} is damaged: it lacks '{next(c for c in of_agents if c not in columns)}'")
+        values[name] = np.stack([columns[column].reshape(shape) for column in of_agents], axis=-1)
+    return StoredMetrics(seeds, columns["env_steps"].reshape(shape)[0].astype(np.int64), values)
+
+
+def read_evaluation(out: str | os.PathLike) -> StoredEvaluation:
+    """What `write_evaluation` wrote to the run folder `out`.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    path = Path(out) / "evaluation.csv"
+    columns = _columns(path)
+    num_episodes = int(columns["episode"].max()) + 1 if len(columns.get("episode", ())) else 1
+    seeds, shape = _rectangle(path, columns, num_episodes)
+    update, env_steps, episode_return, episode_length = (
+        columns[name].reshape(*shape, num_episodes)
+        for name in ("update", "env_steps", "episode_return", "episode_length")
+    )
+    times = (values[0, :, 0].astype(np.int64) for values in (update, env_steps))
+    return StoredEvaluation(seeds, Evaluation(*times, episode_return, episode_length))
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """Name -> [rows] float64."""
+    with one_sentence("read", path):
+        header, _, body = path.read_text().partition("\n")
+    try:
+        names = next(csv.reader([header]))
+        rows = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2) if body.strip() else np.empty((0, len(names)))
+        return dict(zip(names, rows.T, strict=True))
+    except (ValueError, StopIteration) as error:
+        raise RunFolderError(f"{path} is damaged: it is not a table of numbers under one line of names") from error
+
+
+def _rectangle(path: Path, columns: Mapping[str, np.ndarray], inner: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """The seeds, and the shape [seeds, rows per seed / inner] of a table whose seeds stand one below the other."""
+    missing = {"seed", "update", "env_steps"} - set(columns)
+    if missing:
+        raise RunFolderError(f"{path} is damaged: it lacks '{min(missing)}'")
+    seeds = tuple(dict.fromkeys(int(seed) for seed in columns["seed"]))
+    rows, surplus = divmod(len(columns["seed"]), max(1, len(seeds)) * inner)
+    if surplus or not np.array_equal(columns["seed"], np.repeat(seeds, rows * inner)):
+        raise RunFolderError(f"{path} is damaged: its seeds have different numbers of rows")
+    return seeds, (len(seeds), rows)
 
 
 def _as_csv(columns: Mapping[str, np.ndarray]) -> str:

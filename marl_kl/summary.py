@@ -36,21 +36,22 @@ class _Column(NamedTuple):
     text: Callable[[float], str]
 
 
-def table(result: TrainResult) -> Table:
+def table(result: TrainResult, notes: Sequence[str] | None = None) -> Table:
     """Per seed and over seeds: evaluation return before and after, KL spent, accepted steps or clipped samples.
 
     Which columns there are depends on what the algorithm reports.
 
-    Seeds that failed have a row and are left out of the rows over seeds. Speed, times, memory and failures are in
-    the caption.
+    Seeds that failed have a row and are left out of the rows over seeds. Under it stand `notes`; None: speed, times,
+    memory and failures of a run that this process has made (`facts`).
     """
+    notes = facts(result) if notes is None else notes
     rich_table = Table(
-        *_header(result), title=_title(result), caption="\n".join(facts(result)), title_justify="left",
+        *header(result), title=_title(result), caption="\n".join(notes), title_justify="left",
         caption_justify="left", caption_style="", title_style="bold", box=box.SIMPLE_HEAD,
     )
     for column in rich_table.columns[1:]:
         column.justify = "right"
-    per_seed, over_seeds = _rows(result)
+    per_seed, over_seeds = rows(result)
     for row in per_seed:
         rich_table.add_row(*row)
     rich_table.add_section()
@@ -61,30 +62,41 @@ def table(result: TrainResult) -> Table:
 
 def markdown(result: TrainResult) -> str:
     """The same table as GitHub Markdown, with the facts as a list under it."""
-    per_seed, over_seeds = _rows(result)
+    per_seed, over_seeds = rows(result)
     lines = [
         f"# {_title(result)}",
         "",
-        markdown_row(_header(result)),
-        markdown_row(["---", *["---:"] * (len(_header(result)) - 1)]),
+        markdown_row(header(result)),
+        markdown_row(["---", *["---:"] * (len(header(result)) - 1)]),
         *(markdown_row(row) for row in (*per_seed, *over_seeds)),
         "",
         *(f"- {fact}" for fact in facts(result)),
         "",
-        "; ".join([_RETURNS_MEAN, *(column.meaning for column in _columns(result) if column.meaning)]) + ".",
+        f"{meanings(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def facts(result: TrainResult) -> list[str]:
-    """What is true of the run as a whole, one line each: speed, times, memory, failures."""
+    """What is true of a run that this process has made, one line each: speed, times, memory, failures."""
+    extent, times, *failures = stored_facts(result)
+    return [extent, f"{times}; peak memory of the process {peak_memory_text()}", *failures]
+
+
+def meanings(result: TrainResult) -> str:
+    """What the columns of the table are."""
+    return "; ".join([_RETURNS_MEAN, *(column.meaning for column in _columns(result) if column.meaning)])
+
+
+def stored_facts(result: TrainResult) -> list[str]:
+    """What is true of any run as a whole, one line each: extent and speed, times, failures."""
     timing = result.timing
     steps = int(result.env_steps[-1]) if len(result.env_steps) else 0
     speed = f"{result.steps_per_second:,.0f}" if steps and timing.train > 0 else "-"
+    times = f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s"
     lines = [
         f"{steps:,} env steps per seed, {len(result.env_steps)} updates; {speed} env steps/s over all seeds",
-        f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s; "
-        f"peak memory of the process {peak_memory_text()}",
+        times if np.isfinite(timing).all() else "how long it took is not known",
     ]
     for failure in result.failures:
         lines.append(
@@ -139,7 +151,8 @@ def _title(result: TrainResult) -> str:
     return f"{result.algorithm} on {result.spec.name}, {seeds}"
 
 
-def _header(result: TrainResult) -> list[str]:
+def header(result: TrainResult) -> list[str]:
+    """The names of the table's columns."""
     return ["seed", *_RETURNS, *(column.name for column in _columns(result))]
 
 
@@ -166,7 +179,7 @@ def _columns(result: TrainResult) -> list[_Column]:
     return columns
 
 
-def _rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
+def rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
     """Rows of one seed each, rows over seeds."""
     returns = (_evaluation(result, first=True), _evaluation(result, first=False), _last_finite(result))
     columns = _columns(result)

@@ -12,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from marl_kl import files
+from marl_kl import files, run_tables
 from marl_kl.results import SweepResult, what_failed
 from marl_kl.statistics import interquartile_mean
 from marl_kl.summary import iqm_and_interval, markdown_row, mean_and_std, number_text
 
-_MEANING = (
+MEANING = (
     "untrained, final: return of evaluation episodes (deterministic policies), mean over episodes, then over seeds; "
     "IQM: interquartile mean over seeds with its 95 % bootstrap interval; failed: runs that met a non-finite number, "
     "which are left out of their row's figures"
@@ -39,12 +39,13 @@ class _Row(NamedTuple):
 
 
 def write(result: SweepResult) -> None:
-    """Writes `table.csv` and `summary.md` to `result.out`; each appears whole or not at all.
+    """Writes `table.csv`, `curves.csv` and `summary.md` to `result.out`; each appears whole or not at all.
 
     Raises:
         RunFolderError: a file cannot be written.
     """
     files.write_file(Path(result.out) / "table.csv", csv_text(result))
+    run_tables.write_curves(result.out, result.seeds, result.env_steps, result.metrics)
     files.write_file(Path(result.out) / "summary.md", markdown(result))
 
 
@@ -52,14 +53,13 @@ def show(result: SweepResult, console: Console | None = None) -> None:
     """Prints the table of settings, best first."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        # A log has no width; the 80 columns that rich assumes would break the table's lines.
         console.width = max(console.width, 120)
     table = Table(
-        *_header(result), title=_title(result), caption="\n".join(facts(result)), title_justify="left",
+        *header(result), title=title(result), caption="\n".join(facts(result)), title_justify="left",
         caption_justify="left", caption_style="", title_style="bold", box=box.SIMPLE_HEAD,
     )
-    for row in _ranked(result):
-        table.add_row(*_cells(result, row))
+    for row in rows(result):
+        table.add_row(*row)
     console.print(table)
     if result.out is not None:
         console.print(f"everything is in {result.out}", soft_wrap=True, markup=False)
@@ -82,35 +82,35 @@ def csv_text(result: SweepResult) -> str:
         for s, seed in enumerate(result.seeds):
             means = [repr(float(values[k, s])) for values in figures]
             failure = failures.get((k, seed))
-            writer.writerow([k, *map(_value, fields.values()), seed, *means, "" if failure is None else what_failed(failure)])
+            what = "" if failure is None else what_failed(failure)
+            writer.writerow([k, *map(cell, fields.values()), seed, *means, what])
     return content.getvalue()
 
 
 def markdown(result: SweepResult) -> str:
     """One row per setting, best interquartile mean first, with what was run and the failures under it."""
-    header = _header(result)
+    names = header(result)
     lines = [
-        f"# {_title(result)}",
+        f"# {title(result)}",
         "",
-        markdown_row(header),
-        markdown_row(["---:"] * len(header)),
-        *(markdown_row(_cells(result, row)) for row in _ranked(result)),
+        markdown_row(names),
+        markdown_row(["---:"] * len(names)),
+        *(markdown_row(row) for row in rows(result)),
         "",
         *(f"- {fact}" for fact in facts(result)),
         "",
-        f"{_MEANING}.",
+        f"{MEANING}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def facts(result: SweepResult) -> list[str]:
     """What is true of the sweep as a whole, one line each: extent, times, failures."""
-    timing = result.timing
-    steps = result.env_steps[:, -1]
+    steps = _steps_per_run(result)
     extent = f"{steps.min():,}" if steps.min() == steps.max() else f"{steps.min():,} to {steps.max():,}"
     return [
         f"{len(result.settings)} settings, {len(result.seeds)} seeds each, {extent} env steps per run",
-        f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s",
+        *times(result),
         *(
             f"setting {failure.setting}, seed {failure.seed} failed: {what_failed(failure)}; it kept its last finite "
             "parameters"
@@ -119,11 +119,39 @@ def facts(result: SweepResult) -> list[str]:
     ]
 
 
-def _title(result: SweepResult) -> str:
+def times(result: SweepResult) -> list[str]:
+    """Where the time went, and env steps per second over all runs; nothing where that is not known."""
+    timing = result.timing
+    if not np.isfinite(timing).all():
+        return []
+    steps = len(result.seeds) * _steps_per_run(result).sum()
+    speed = f"; {steps / timing.train:,.0f} env steps/s" if timing.train else ""
+    return [f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s{speed}"]
+
+
+def _steps_per_run(result: SweepResult) -> np.ndarray:
+    """[setting]."""
+    configs = [result.config.replace(**fields) for fields in result.settings]
+    return np.array([config.num_updates * config.batch_size for config in configs])
+
+
+def title(result: SweepResult) -> str:
+    """What was swept, with what, on what."""
     return f"sweep of {', '.join(result.settings[0])}: {result.algorithm} on {result.spec.name}"
 
 
-def _header(result: SweepResult) -> list[str]:
+def rows(result: SweepResult) -> list[list[str]]:
+    """The cells of the table, a row per setting, best interquartile mean first."""
+    return [_cells(result, row) for row in _ranked(result)]
+
+
+def ranking(result: SweepResult) -> list[int]:
+    """The settings' indices in the order of the table."""
+    return [row.setting for row in _ranked(result)]
+
+
+def header(result: SweepResult) -> list[str]:
+    """The names of the table's columns."""
     return ["setting", *result.settings[0], "untrained", "final: mean ± std", "IQM [95 %]", "failed"]
 
 
@@ -131,7 +159,7 @@ def _cells(result: SweepResult, row: _Row) -> list[str]:
     fields = result.settings[row.setting]
     num_failed = len(result.seeds) - len(row.final)
     return [
-        str(row.setting), *(f"{v:.4g}" if isinstance(v, float) else _value(v) for v in fields.values()),
+        str(row.setting), *(f"{v:.4g}" if isinstance(v, float) else cell(v) for v in fields.values()),
         _mean_text(row.untrained, with_std=False), _mean_text(row.final), _iqm_text(row.final), str(num_failed),
     ]  # fmt: skip
 
@@ -162,6 +190,6 @@ def _iqm_text(scores: np.ndarray) -> str:
     return iqm_and_interval(scores) if len(scores) > 1 else _mean_text(scores)
 
 
-def _value(value) -> str:
+def cell(value) -> str:
     """A field's value in a cell: as Python reads it back, tuples without brackets as the command line has them."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

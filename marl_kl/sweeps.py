@@ -116,17 +116,17 @@ def sweep(
 
 def _completed(sweeper: "_Sweep", out, show: "_Show") -> SweepResult:
     """The result, on disk as well, with a true status beside it."""
-    status, failures = "failed", ()
+    status, failures, timing = "failed", (), None
     try:
         result = sweeper.result(out)
-        failures = result.failures
+        failures, timing = result.failures, result.timing
         sweep_tables.write(result)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        run_folder.set_status(out, status, failures, run_folder.SWEEP)
+        run_folder.set_status(out, status, failures, run_folder.SWEEP, timing)
     show.table(result)
     return result
 
