@@ -85,9 +85,9 @@ def digits(
     """A matrix game whose agents choose several digits each: multi-discrete actions.
 
     It is `matrix_game` with as many players as there are digits, agent i playing `digits_of[i]` consecutive ones of
-    them: the payoff tensor, its default and `Env.params` are that game's. Digits are chosen independently of each other,
-    so that the best return can be reached, but not every distribution over an agent's joint choices. A choice that is
-    not there pays NaN, and so does anything but 0 for a digit that an agent does not have.
+    them: the payoff tensor, its default and `Env.params` are that game's. Digits are chosen independently of each
+    other, so that the best return can be reached, but not every distribution over an agent's joint choices. A choice
+    that is not there pays NaN, and so does anything but 0 for a digit that an agent does not have.
 
     Args:
         digits_of: digits d_i >= 1 of each agent.
@@ -100,7 +100,7 @@ def digits(
     """
     name = "digits"
     if not isinstance(digits_of, (list, tuple)) or not digits_of:
-        raise ValueError(f"env '{name}': digits_of={digits_of!r}; it must be a number of digits per agent, such as (2, 1)")
+        raise ValueError(f"env '{name}': digits_of={digits_of!r}; it must be a number of digits per agent: (2, 1), say")
     digits_of = tuple(_at_least_one(name, "digits_of", count) for count in digits_of)
     total = sum(digits_of)
     metadata = ()

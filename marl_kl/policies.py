@@ -172,7 +172,11 @@ _FAMILIES = {"continuous": Gaussian, "discrete": Categorical, "multi_discrete": 
 
 
 class Range(NamedTuple):
-    """low, high: per agent [N] the ends [A] of its control range, 0 where padded; tuples, so that an actor is hashable."""
+    """A control range; tuples, so that an actor is hashable.
+
+    Attributes:
+        low, high: per agent [N] the ends [A], 0 where padded.
+    """
 
     low: tuple[tuple[float, ...], ...]
     high: tuple[tuple[float, ...], ...]
@@ -252,8 +256,8 @@ def _range(spec: EnvSpec, config: Config) -> Range | None:
         raise ValueError(f"squash=True; env '{spec.name}' has {spec.action_kind} actions: it must be False there")
     if spec.action_range is None:
         raise ValueError(
-            f"squash=True; env '{spec.name}' sets its actions no bounds (action_low and action_high of its EnvSpec): it "
-            "must be False there"
+            f"squash=True; env '{spec.name}' sets its actions no bounds (action_low and action_high of its EnvSpec): "
+            "it must be False there"
         )
     return Range(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
 

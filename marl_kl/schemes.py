@@ -191,8 +191,9 @@ def together(actor: Actor, config: TrustRegionConfig) -> Algorithm:
             "step_fraction": moved.step_fraction,
             "position": jnp.zeros((), jnp.int32),
         }
+        slopes = each(_slopes(actor, params, pooled, proposal.direction))
         metrics = {
-            "utility": proposal.scale(share) * jnp.mean(each(_slopes(actor, params, pooled, proposal.direction)), axis=1),
+            "utility": proposal.scale(share) * jnp.mean(slopes, axis=1),
             "kl": moved.outcome.kl,
             "gain": moved.outcome.gain,
             "entropy": jnp.mean(policies.entropy(), axis=1),

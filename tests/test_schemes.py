@@ -263,7 +263,8 @@ def test_a_shared_step_keeps_the_joint_budget():
         np.testing.assert_allclose(metrics["kl_total"], np.sum(metrics["kl"]), rtol=1e-6)
         assert len(set(metrics["step_fraction"].tolist())) == 1 and metrics["step_fraction"][0] > 0
         assert jax.tree.leaves(new)[0].shape[0] == 1
-    nobody, metrics = update("hatrpo", actor, config, actors, batch._replace(advantage=jnp.zeros_like(batch.advantage)))
+    nothing_to_gain = batch._replace(advantage=jnp.zeros_like(batch.advantage))
+    nobody, metrics = update("hatrpo", actor, config, actors, nothing_to_gain)
     jax.tree.map(np.testing.assert_array_equal, nobody, actors)
     assert metrics["kl_total"] == 0 and metrics["factor_max"] == 1
 
