@@ -272,6 +272,6 @@ def test_a_shared_step_keeps_the_joint_budget():
 @pytest.mark.parametrize("name", ["hatrpo_w", "hatrpo_g", "hatrpo_n"])
 def test_one_network_has_no_budget_to_share_out(name):
     config = small_config(share_parameters=True)
-    with pytest.raises(ValueError, match="share_parameters=True; one network takes one step .* .hatrpo, mappo") as error:
+    with pytest.raises(ValueError, match="share_parameters=True; one network takes one step .* .hatrpo, mappo") as e:
         algorithms.get(name).build(make_actor(make_spec("continuous"), config), config)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(e.value)
