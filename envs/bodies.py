@@ -182,6 +182,8 @@ def body_env(
             ("partition", kinematics.partition_text(agents)),
         ),
         cpu_compiler_options=physics.compiler_options,
+        action_low=_range_ends(physics.tree, agents, 0),
+        action_high=_range_ends(physics.tree, agents, 1),
     )
     return with_time_limit(_bare_env(physics, spec, _wiring(physics.tree, agents, spec, view.source)))
 
@@ -317,6 +319,12 @@ def _wiring(tree: KinematicTree, agents: Partition, spec: EnvSpec, source: np.nd
         return jnp.clip(action.reshape(-1)[flat_place].astype(jnp.float32), low, high)
 
     return Wiring(observe, controls)
+
+
+def _range_ends(tree: KinematicTree, agents: Partition, end: int) -> tuple[tuple[float, ...], ...]:
+    """One end of the control range (0: low, 1: high), per agent and joint."""
+    joints = kinematics.action_indices(tree, agents)
+    return tuple(tuple(tree.control_range[index][end] for index in own) for own in joints)
 
 
 def _bare_env(physics: Physics, spec: EnvSpec, wiring: Wiring) -> Env:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import chex
 import jax
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.time_limit import with_time_limit
-from envs.types import Env, EnvParams, EnvSpec, TimeStep
+from envs.types import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 
 MAX_PAYOFF_ENTRIES = 2**24
 """The largest payoff tensor that `matrix_game` builds by itself or accepts: 64 MiB of float32."""
@@ -74,9 +74,56 @@ def matrix_game(
 
     def reward(action, params):
         chex.assert_shape(params, payoff.shape)
-        looked_up = jnp.asarray(params).at[tuple(action)].get(mode="fill", fill_value=jnp.nan)
-        # Gathers read a negative index from the end, where a mistake would pass for a real choice.
-        return jnp.where(jnp.all(action >= 0), looked_up, jnp.nan)
+        return _looked_up(params, action)
+
+    return _stage_game(spec, reward, jnp.asarray(payoff))
+
+
+def digits(
+    digits_of: Sequence[int] = (2, 1), num_choices: int | None = None, payoff: Any = None, steps: int = 1
+) -> Env:
+    """A matrix game whose agents choose several digits each: multi-discrete actions.
+
+    It is `matrix_game` with as many players as there are digits, agent i playing `digits_of[i]` consecutive ones of
+    them: the payoff tensor, its default and `Env.params` are that game's. Digits are chosen independently of each
+    other, so that the best return can be reached, but not every distribution over an agent's joint choices. A choice
+    that is not there pays NaN, and so does anything but 0 for a digit that an agent does not have.
+
+    Args:
+        digits_of: digits d_i >= 1 of each agent.
+        num_choices: choices of every digit; 3 unless `payoff` says otherwise.
+        payoff: [k_1, ..., k_M] team reward of all M = sum d_i digits; digits may have different numbers of choices.
+        steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+
+    Raises:
+        ValueError: sizes below 1, or a payoff that contradicts them, is empty, too large or not finite in float32.
+    """
+    name = "digits"
+    if not isinstance(digits_of, (list, tuple)) or not digits_of:
+        raise ValueError(f"env '{name}': digits_of={digits_of!r}; it must be a number of digits per agent: (2, 1), say")
+    digits_of = tuple(_at_least_one(name, "digits_of", count) for count in digits_of)
+    total = sum(digits_of)
+    metadata = ()
+    if payoff is None:
+        payoff, rewarded = _sparse_payoff(name, total, num_choices, ("sum of digits_of", "num_choices"))
+        metadata = (("rewarded_digits", " ".join(map(str, rewarded))),)
+    else:
+        payoff, sizes = _checked_payoff(name, payoff, False, None, None)
+        problem = f"env '{name}': payoff of shape {list(sizes)}"
+        if len(sizes) != total:
+            raise ValueError(f"{problem}; for digits_of={digits_of} it must have {total} axes, one per digit")
+        if num_choices is not None and set(sizes) != {num_choices}:
+            raise ValueError(f"{problem} has digits of other sizes than num_choices={num_choices}")
+    ends = np.cumsum(digits_of)
+    sub_actions = tuple(payoff.shape[end - count : end] for count, end in zip(digits_of, ends))
+    sizes = multi_discrete_sizes(sub_actions)
+    spec = _spec(name, sizes, "multi_discrete", steps, metadata=metadata, sub_actions=sub_actions)
+    exists = np.arange(spec.num_sub_actions) < np.asarray(digits_of)[:, None]
+
+    def reward(action, params):
+        chex.assert_shape(params, payoff.shape)
+        absent_are_zero = jnp.all(jnp.where(exists, 0, action) == 0)
+        return jnp.where(absent_are_zero, _looked_up(params, action[np.nonzero(exists)]), jnp.nan)
 
     return _stage_game(spec, reward, jnp.asarray(payoff))
 
@@ -129,19 +176,28 @@ def two_peaks_expectation(mean: jax.Array, std: jax.Array | float) -> jax.Array:
     return total
 
 
-def bilinear(steps: int = 1) -> Env:
-    """r(a1, a2) = a1 a2, two agents with one unbounded action each (after Kuba et al. 2022).
+def bilinear(steps: int = 1, bound: float | None = None) -> Env:
+    """r(a1, a2) = a1 a2, two agents with one action each, unbounded by default (after Kuba et al. 2022).
 
     Under Gaussian policies E[r] = mu1 mu2: agents that step at the same time, each uphill by its own gradient, can
     lower the reward; one after the other they cannot.
 
     Args:
         steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
+        bound: actions are clipped to [-bound, bound], so that the most there is to earn is bound^2; None: they are not.
 
     Raises:
-        ValueError: `steps` below 1.
+        ValueError: `steps` below 1, or a bound that is no finite number > 0.
     """
-    return _stage_game(_spec("bilinear", (1, 1), "continuous", steps), lambda action, params: jnp.prod(action))
+    name = "bilinear"
+    if bound is None:
+        return _stage_game(_spec(name, (1, 1), "continuous", steps), lambda action, params: jnp.prod(action))
+    if not isinstance(bound, (int, float)) or isinstance(bound, bool) or not 0 < bound < math.inf:
+        raise ValueError(f"env '{name}': bound={bound!r}; it must be a finite number > 0, or None")
+    bound = float(bound)
+    low, high = ((-bound,),) * 2, ((bound,),) * 2
+    spec = _spec(name, (1, 1), "continuous", steps, action_low=low, action_high=high)
+    return _stage_game(spec, lambda action, params: jnp.prod(jnp.clip(action, -bound, bound)))
 
 
 def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
@@ -170,6 +226,13 @@ def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
     return _stage_game(_spec(name, (2,) * num_agents, "discrete", steps), reward)
 
 
+def _looked_up(payoff: jax.Array, choices: jax.Array) -> jax.Array:
+    """The entry of `payoff` [k_1, ..., k_M, ...] at `choices` [M]; NaN where one of them is out of range."""
+    entry = jnp.asarray(payoff).at[tuple(choices)].get(mode="fill", fill_value=jnp.nan)
+    # Gathers read a negative index from the end, where a mistake would pass for a real choice.
+    return jnp.where(jnp.all(choices >= 0), entry, jnp.nan)
+
+
 def _at_least_one(name: str, field: str, value: Any) -> int:
     try:
         number = operator.index(value)
@@ -180,14 +243,16 @@ def _at_least_one(name: str, field: str, value: Any) -> int:
     return number
 
 
-def _sparse_payoff(name: str, num_agents: int | None, num_actions: int | None) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The default payoff [k, ..., k] and its rewarded joint action."""
-    n = _at_least_one(name, "num_agents", 4 if num_agents is None else num_agents)
-    k = _at_least_one(name, "num_actions", 3 if num_actions is None else num_actions)
+def _sparse_payoff(
+    name: str, players: int | None, choices: int | None, fields: tuple[str, str] = ("num_agents", "num_actions")
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The default payoff [k, ..., k] and its rewarded joint action; `fields` is what the two numbers are called."""
+    n = _at_least_one(name, fields[0], 4 if players is None else players)
+    k = _at_least_one(name, fields[1], 3 if choices is None else choices)
     # Logarithms, because k**n of a typing mistake takes for ever.
     if n * math.log(max(k, 2)) > math.log(MAX_PAYOFF_ENTRIES):
         raise ValueError(
-            f"env '{name}': num_agents={n} with num_actions={k} is a payoff of {k}^{n} entries; "
+            f"env '{name}': {fields[0]}={n} with {fields[1]}={k} is a payoff of {k}^{n} entries; "
             f"at most {MAX_PAYOFF_ENTRIES} are accepted"
         )
     rewarded = tuple((agent + 1) % k for agent in range(n))
@@ -246,7 +311,6 @@ def _stage_game(
 ) -> Env:
     """The environment around a stage reward: `reward(action, params)` is [] (team) or [N]."""
     n = spec.num_agents
-    action_shape = (n,) if spec.action_kind == "discrete" else (n, spec.action_size)
 
     def timestep(reward_n, terminated):
         return TimeStep(
@@ -262,7 +326,7 @@ def _stage_game(
         return (), timestep(0.0, False)
 
     def step(key, env_state, action, params):
-        chex.assert_shape(action, action_shape)
+        chex.assert_shape(action, spec.action_shape)
         return (), timestep(reward(action, params), spec.episode_length == 1)
 
     return with_time_limit(Env(spec, reset, step, params))
@@ -270,6 +334,7 @@ def _stage_game(
 
 FACTORIES: dict[str, Callable[..., Env]] = {
     "matrix_game": matrix_game,
+    "digits": digits,
     "two_peaks": two_peaks,
     "bilinear": bilinear,
     "parameter_sharing": parameter_sharing,

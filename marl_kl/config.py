@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable, ClassVar, Collection, Iterable
+from typing import Any, Callable, Collection, Iterable
 
 import jax
 
@@ -49,11 +49,6 @@ class Config:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
     """
 
-    share_parameters: ClassVar[bool] = False
-    """Whether one actor network serves all agents; a field where an algorithm leaves the choice."""
-    agent_ids: ClassVar[bool] = False
-    """Whether a shared network is told whom it acts for; likewise."""
-
     total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)")
     num_envs: int = _static(32, "parallel environments per seed")
     rollout_length: int = _static(128, "env steps per environment between two updates")
@@ -68,6 +63,15 @@ class Config:
     )
     activation: str = _static("tanh", "activation of the hidden layers", _one_of(*networks.ACTIVATIONS))
     init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
+    squash: bool = _static(
+        False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY
+    )
+    share_parameters: bool = _static(
+        False, "one actor network for all agents (not for happo, hatrpo_w, hatrpo_g, hatrpo_n)", _ANY
+    )
+    agent_ids: bool = _static(
+        True, "append a one-hot agent id to what a shared network sees; without share_parameters no effect", _ANY
+    )
 
     critic_lr: float = _number(1e-3, "Adam step size of the critic")
     critic_epochs: int = _static(5, "passes of the critic over each batch")
@@ -177,10 +181,6 @@ class FirstOrderConfig(Config):
     target_kl: float = _number(
         math.inf, "an actor makes no further step on a batch once a minibatch's mean KL(old || new) is above this",
         _POSITIVE_OR_INF,
-    )
-    share_parameters: bool = _static(False, "one actor network for all agents (not for happo)", _ANY)
-    agent_ids: bool = _static(
-        True, "append a one-hot agent id to what a shared network sees; without share_parameters no effect", _ANY
     )
 
     def __post_init__(self):

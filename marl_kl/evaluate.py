@@ -74,7 +74,7 @@ def make_evaluate(env: Env, config: Config) -> Callable[[jax.Array, Learner], Ep
         def env_step(carry):
             t, env_state, timestep, alive, totals = carry
             policy = distributions(actor, learner.actors, learner.obs_moments, timestep.obs, timestep.action_mask)
-            action = jnp.swapaxes(policy.mode(), 0, 1)
+            action = actor.env_action(jnp.swapaxes(policy.mode(), 0, 1))
             keys = jax.random.split(jax.random.fold_in(key_steps, t), num_episodes)
             env_state, timestep = jax.vmap(env.step, (0, 0, 0, None))(keys, env_state, action, env.params)
             reward = jnp.where(alive, jnp.mean(timestep.reward, axis=-1), 0.0)

@@ -52,9 +52,10 @@ class Run(NamedTuple):
         """The team that `seed` trained (the run's first seed by default).
 
         Returns:
-            `policy(obs[N, O], key=None, action_mask=None) -> actions`, [N, A] float for continuous actions, [N]
-            int32 for discrete ones: deterministic without a typed key, sampled with one. `obs` is padded with zeros
-            as the environment pads it; `action_mask` [N, A] is all real entries by default.
+            `policy(obs[N, O], key=None, action_mask=None) -> actions`, as the environment takes them: [N, A] float for
+            continuous actions (squashed where the run says so), int32 [N] for discrete and [N, D] for multi-discrete
+            ones; deterministic without a typed key, sampled with one. `obs` is padded with zeros as the environment
+            pads it; `action_mask` [N, A] is all real entries by default.
 
         Raises:
             ValueError: the run has no such seed.
@@ -68,12 +69,17 @@ class Run(NamedTuple):
         def act(obs, key, mask):
             outputs = actor.team_outputs(learner.actors, actor.inputs(learner.obs_moments, obs))
             distribution = actor.distribution(outputs, mask)
-            return distribution.mode() if key is None else distribution.sample(key)
+            return actor.env_action(distribution.mode() if key is None else distribution.sample(key))
 
         def policy(obs, key=None, action_mask=None):
             if np.shape(obs) != shape:
                 raise ValueError(f"obs has shape {np.shape(obs)}; env '{self.spec.name}' has [N, O] = {shape}")
-            return act(jnp.asarray(obs, jnp.float32), key, real if action_mask is None else jnp.asarray(action_mask))
+            mask = real if action_mask is None else jnp.asarray(action_mask, bool)
+            if mask.shape != real.shape:
+                raise ValueError(
+                    f"action_mask has shape {mask.shape}; env '{self.spec.name}' has [N, A] = {real.shape}"
+                )
+            return act(jnp.asarray(obs, jnp.float32), key, mask)
 
         return policy
 

@@ -159,7 +159,7 @@ def _team(
     def controls_of(full):
         obs = jax.vmap(env.wiring.observe)(full)
         mode = distributions(actor, learner.actors, learner.obs_moments, obs, action_mask).mode()
-        return jax.vmap(env.wiring.controls)(jnp.swapaxes(mode, 0, 1))
+        return jax.vmap(env.wiring.controls)(actor.env_action(jnp.swapaxes(mode, 0, 1)))
 
     def act(observed):
         full = np.concatenate([observed[:, : there.matched].astype(np.float32), unmatched], axis=1)

@@ -83,6 +83,20 @@ class CategoricalNetwork(nn.Module):
         return MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
 
 
+class MultiCategoricalNetwork(nn.Module):
+    """Logits of several choices among as many: [..., O] -> [..., output_size / num_choices, num_choices]."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str
+    num_choices: int
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        logits = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
+        return logits.reshape(*logits.shape[:-1], -1, self.num_choices)
+
+
 def init_stacked(
     key: jax.Array,
     make_network: Callable[[int], nn.Module],

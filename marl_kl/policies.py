@@ -123,20 +123,86 @@ class Categorical(NamedTuple):
         return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
 
 
+class MultiCategorical(NamedTuple):
+    """One choice among K in each of D sub-actions, drawn independently; the network's output is the logits.
+
+    A sub-action without an available choice is 0 and adds exactly nothing.
+
+    Attributes:
+        logits: [..., D, K]. mask: [..., D * K] bool, the available choices.
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+
+    def sample(self, key):
+        return jnp.where(self._exists, self._parts.sample(key), 0)
+
+    def mode(self):
+        return jnp.where(self._exists, self._parts.mode(), 0)
+
+    def log_prob(self, action):
+        return self._sum(self._parts.log_prob(action))
+
+    def entropy(self):
+        return self._sum(self._parts.entropy())
+
+    def kl(self, other):
+        return self._sum(self._parts.kl(other._parts))
+
+    def fisher_product(self, tangent):
+        return jnp.where(self._exists[..., None], self._parts.fisher_product(tangent), 0.0)
+
+    @property
+    def _parts(self) -> Categorical:
+        """The sub-actions, as one more batch axis."""
+        return Categorical(self.logits, self.mask.reshape(self.logits.shape))
+
+    @property
+    def _exists(self) -> jax.Array:
+        """[..., D] bool: whether there is anything to choose from."""
+        return jnp.any(self._parts.mask, axis=-1)
+
+    def _sum(self, values):
+        return jnp.sum(jnp.where(self._exists, values, 0.0), axis=-1)
+
+
+_FAMILIES = {"continuous": Gaussian, "discrete": Categorical, "multi_discrete": MultiCategorical}
+"""By `EnvSpec.action_kind`."""
+
+
+class Range(NamedTuple):
+    """A control range; tuples, so that an actor is hashable.
+
+    Attributes:
+        low, high: per agent [N] the ends [A], 0 where padded.
+    """
+
+    low: tuple[tuple[float, ...], ...]
+    high: tuple[tuple[float, ...], ...]
+
+    def squashed(self, u: jax.Array) -> jax.Array:
+        """low + (tanh(u) + 1) / 2 (high - low), with u [..., N, A]."""
+        low, high = jnp.asarray(self.low, u.dtype), jnp.asarray(self.high, u.dtype)
+        return low + 0.5 * (jnp.tanh(u) + 1) * (high - low)
+
+
 class Actor(NamedTuple):
     """One network shape for all agents, and how to read its outputs.
 
     Attributes:
         network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`.
-        family: `Gaussian` or `Categorical`.
+        family: `Gaussian`, `Categorical` or `MultiCategorical`.
         shared: whether one network serves all agents: parameters then have leaves [1, ...] instead of [N, ...].
         agent_ids: whether one-hot agent ids stand behind the observation: I = O + N instead of O.
+        action_range: what actions are squashed into before an environment sees them; None: they are as they are.
     """
 
     network: nn.Module
     family: type
     shared: bool = False
     agent_ids: bool = False
+    action_range: Range | None = None
 
     def inputs(self, obs_moments: Moments, obs: jax.Array) -> jax.Array:
         """What the networks see: raw observations [..., N, O] standardised, with ids if wanted -> [..., N, I]."""
@@ -148,11 +214,11 @@ class Actor(NamedTuple):
         return jnp.concatenate([standardized, ids], axis=-1)
 
     def outputs(self, params: Params, inputs: jax.Array) -> Any:
-        """Distribution parameters from one network: inputs [..., I] -> pytree of [..., A]."""
+        """Distribution parameters from one network: inputs [..., I] -> pytree of [..., A] or [..., D, K]."""
         return self.network.apply(params, inputs)
 
     def team_outputs(self, actors: Params, inputs: jax.Array) -> Any:
-        """Distribution parameters of all agents: inputs [N, ..., I] -> pytree of [N, ..., A]."""
+        """Distribution parameters of all agents: inputs [N, ..., I] -> pytree of [N, ..., A] or [N, ..., D, K]."""
         if self.shared:
             return self.outputs(jax.tree.map(lambda leaf: leaf[0], actors), inputs)
         return jax.vmap(self.outputs)(actors, inputs)
@@ -162,12 +228,38 @@ class Actor(NamedTuple):
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         return self.family(*parts, action_mask)
 
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """What the environment gets for the policies' action [..., N, A], [..., N] or [..., N, D].
+
+        A squashed policy is the Gaussian of u, and the environment gets `Range.squashed(u)`. Everything else (samples
+        stored, densities, ratios, KL, Fisher matrix, entropy) is of u. For ratios and KL that is no difference: the
+        squashing is one-to-one and the same for all policies, so its Jacobian cancels. The entropy is that before it.
+        """
+        return action if self.action_range is None else self.action_range.squashed(action)
+
 
 def make_actor(spec: EnvSpec, config: Config) -> Actor:
-    """The actor for an environment's action kind."""
-    family = Gaussian if spec.action_kind == "continuous" else Categorical
+    """The actor for an environment's action kind.
+
+    Raises:
+        ValueError: actions are to be squashed that are not continuous, or whose range nobody knows.
+    """
     shared = config.share_parameters
-    return Actor(_network(spec, config, spec.action_size), family, shared, shared and config.agent_ids)
+    network = _network(spec, config, spec.action_size)
+    return Actor(network, _FAMILIES[spec.action_kind], shared, shared and config.agent_ids, _range(spec, config))
+
+
+def _range(spec: EnvSpec, config: Config) -> Range | None:
+    if not config.squash:
+        return None
+    if spec.action_kind != "continuous":
+        raise ValueError(f"squash=True; env '{spec.name}' has {spec.action_kind} actions: it must be False there")
+    if spec.action_range is None:
+        raise ValueError(
+            f"squash=True; env '{spec.name}' sets its actions no bounds (action_low and action_high of its EnvSpec): "
+            "it must be False there"
+        )
+    return Range(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
 
 
 def num_networks(spec: EnvSpec, config: Config) -> int:
@@ -201,4 +293,6 @@ def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
 def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:
     if spec.action_kind == "continuous":
         return networks.GaussianNetwork(config.hidden_sizes, action_size, config.activation, config.init_std)
+    if spec.action_kind == "multi_discrete":
+        return networks.MultiCategoricalNetwork(config.hidden_sizes, action_size, config.activation, spec.num_choices)
     return networks.CategoricalNetwork(config.hidden_sizes, action_size, config.activation)

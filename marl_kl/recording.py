@@ -53,7 +53,7 @@ def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: in
         env_state, timestep = carry
         obs, action_mask = timestep.obs[None], timestep.action_mask[None]
         action = distributions(actor, learner.actors, learner.obs_moments, obs, action_mask).mode()[:, 0]
-        env_state, timestep = env.step(key, env_state, action, env.params)
+        env_state, timestep = env.step(key, env_state, actor.env_action(action), env.params)
         seen = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
         return (env_state, timestep), seen
 

@@ -28,8 +28,8 @@ TEAM_METRICS = {
 
 AGENT_METRICS = {
     "utility": "expected gain of the agent's trial step at an equal share of the budget, before anyone has moved "
-    "(hatrpo, which does not need it: when its turn comes)",
-    "kl_threshold": "the agent's share of the KL budget",
+    "(hatrpo, which does not need it: when its turn comes; sharing parameters: of the one step of all)",
+    "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
     "kl": "mean KL(old || new) that the agent really spent",
     "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "
     "that moved before",

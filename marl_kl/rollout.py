@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.types import Env, EnvState, TimeStep
+from envs.types import Env, EnvState, TimeStep, check_timestep
 from marl_kl.normalizers import Moments
 from marl_kl.policies import Actor
 from marl_kl.types import Params
@@ -41,7 +41,8 @@ class Trajectory(NamedTuple):
     """What a rollout leaves behind.
 
     Attributes:
-        obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A] or [T, E, N]. action_mask: [T, E, N, A].
+        obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A], [T, E, N] or [T, E, N, D], the policies' own
+            (`Actor.env_action` makes the environments' of it). action_mask: [T, E, N, A].
         reward: [T, E, N]. terminated, done: [T, E] bool.
         next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
     """
@@ -58,8 +59,9 @@ class Trajectory(NamedTuple):
 
 
 def start(key: jax.Array, env: Env, num_envs: int) -> Worlds:
-    """`num_envs` fresh environments."""
+    """`num_envs` fresh environments; ValueError if they do not show what their spec says."""
     env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
+    check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
     zeros = jnp.zeros(num_envs)
     unknown = jnp.full(num_envs, jnp.nan)
     return Worlds(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros))
@@ -91,7 +93,8 @@ def rollout(
         policy = distributions(actor, actors, obs_moments, before.obs, before.action_mask)
         action = jnp.swapaxes(policy.sample(key_action), 0, 1)
         env_keys = jax.random.split(key_env, num_envs)
-        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, worlds.env_state, action, env.params)
+        sent = actor.env_action(action)
+        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, worlds.env_state, sent, env.params)
         done = after.terminated | after.truncated
         transition = Trajectory(
             before.obs, before.state, action, before.action_mask, after.reward, after.terminated, done,

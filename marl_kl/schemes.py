@@ -6,6 +6,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from marl_kl import trust_region
 from marl_kl.allocators import Allocator, Round
@@ -94,14 +95,17 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     that uses scores, waiting agents are re-scored after every move against the new factor, with their trial steps
     kept as they are. (The paper leaves open whether the trial step is solved anew; that costs N^2 / 2 solves
     instead of N.) With a team reward the joint surrogate never falls; without one each agent climbs its own.
+
+    Raises:
+        ValueError: the agents share a network.
     """
+    _refuse_sharing(actor, "one network takes one step for all agents, so there is no KL budget to share out")
 
     def update(key, actors, state, batch):
         num_agents, batch_size = batch.advantage.shape
         key_order, key_subset = jax.random.split(key)
         subset = _subset(key_subset, batch_size, config.cg_subsample)
-        # a few units of rounding less, so that shares that add up to it cannot add up to more
-        budget = jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
+        budget = _budget(config, batch)
         share = budget / num_agents
         nobody_moved = jnp.zeros(batch_size, batch.advantage.dtype)
         alone = lambda agent: _of_agent(batch, agent, nobody_moved, subset)  # noqa: E731
@@ -152,6 +156,71 @@ class _Scores(NamedTuple):
     trial: Outcome | None
 
 
+def together(actor: Actor, config: TrustRegionConfig) -> Algorithm:
+    """One trust-region step of the network that all agents share, inside the whole joint KL budget (ours).
+
+    One network cannot be new for one agent and old for the next, so all agents move at once. The step climbs the sum
+    of their surrogates E[(r_i - 1) A_i] under sum_i E[KL(old_i || new_i)] <= kl_budget, which is TRPO on the samples of
+    all agents: divided by N, both sums are means over the pooled batch, whose Fisher matrix is that of the KL. The line
+    search sees these very sums. Damping is added to the pooled mean's Fisher matrix, as it is to an agent's. Advantages
+    are not multiplied by the ratios of others: nobody has moved before. So nothing promises that the team's return
+    does not fall by agents' stepping at the same time; what it holds back is the budget alone.
+    """
+
+    def update(key, actors, state, batch):
+        num_agents, batch_size = batch.advantage.shape
+        _, key_subset = jax.random.split(key)  # as in sequential, to which this is equal for one agent
+        chosen = _subset(key_subset, batch_size, config.cg_subsample)
+        first_sample = batch_size * jnp.arange(num_agents)[:, None]
+        subset = None if chosen is None else (first_sample + chosen).ravel()
+        everyone = AgentBatch(*batch, subset=None)
+        pooled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), everyone)._replace(subset=subset)
+        each = lambda flat: jax.tree.map(lambda leaf: leaf.reshape(num_agents, -1, *leaf.shape[1:]), flat)  # noqa: E731
+
+        def assess(actor, _, old_outputs, new_outputs):
+            of_agent = lambda *data: trust_region.outcome(actor, *data)  # noqa: E731
+            return jax.vmap(of_agent)(everyone, each(old_outputs), each(new_outputs))
+
+        share = _budget(config, batch) / num_agents
+        params = _take(actors, 0)
+        proposal = trust_region.propose(actor, config, params, pooled)
+        moved = trust_region.move(actor, config, params, pooled, proposal, share, assess)
+        policies = actor.distribution(actor.team_outputs(_put(actors, 0, moved.params), batch.obs), batch.action_mask)
+        of_network = {
+            "kl_threshold": share,
+            "step_fraction": moved.step_fraction,
+            "position": jnp.zeros((), jnp.int32),
+        }
+        slopes = each(_slopes(actor, params, pooled, proposal.direction))
+        metrics = {
+            "utility": proposal.scale(share) * jnp.mean(slopes, axis=1),
+            "kl": moved.outcome.kl,
+            "gain": moved.outcome.gain,
+            "entropy": jnp.mean(policies.entropy(), axis=1),
+            **{name: jnp.broadcast_to(value, num_agents) for name, value in of_network.items()},
+        }
+        team = _of_team(moved.outcome.kl, jnp.sum(moved.outcome.log_ratio, axis=0))
+        return _put(actors, 0, moved.params), state, metrics | team
+
+    return Algorithm(init=lambda actors: (), update=update)
+
+
+def _slopes(actor: Actor, params: Params, batch: AgentBatch, direction: jax.Array) -> jax.Array:
+    """[B] what each sample adds to the surrogate's derivative along `direction` [P] at the old parameters."""
+    theta, unravel = ravel_pytree(params)
+
+    def log_prob(theta):
+        outputs = actor.outputs(unravel(theta), batch.obs)
+        return actor.distribution(outputs, batch.action_mask).log_prob(batch.action)
+
+    return batch.weight * jax.jvp(log_prob, (theta,), (direction,))[1]
+
+
+def _budget(config: TrustRegionConfig, batch: Batch) -> jax.Array:
+    """[] the joint KL budget, a few units of rounding less: shares that add up to it cannot add up to more."""
+    return jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
+
+
 def _subset(key: jax.Array, batch_size: int, share: float) -> jax.Array | None:
     """[M] distinct sample indices, at least one; None where all are wanted."""
     if share == 1.0:
@@ -185,6 +254,13 @@ def _current_scores(config, scores: _Scores, weight: jax.Array, allocator: Alloc
     return gain / (scores.trial.kl + config.allocation_epsilon)
 
 
+def _refuse_sharing(actor: Actor, reason: str) -> None:
+    if actor.shared:
+        raise ValueError(
+            f"share_parameters=True; {reason}: it must be False here (hatrpo, mappo, ippo, maspo and mars can share)"
+        )
+
+
 # First-order steps
 
 
@@ -194,11 +270,7 @@ def in_random_order(actor: Actor, step: AgentStep) -> Algorithm:
     Raises:
         ValueError: the agents share a network, which cannot be new for one of them and old for the next.
     """
-    if actor.shared:
-        raise ValueError(
-            "share_parameters=True; agents that update one after another need a network each: it must be False here "
-            "(mappo, ippo, maspo and mars can share)"
-        )
+    _refuse_sharing(actor, "agents that update one after another need a network each")
 
     def update(key, actors, states, batch):
         num_agents = batch.advantage.shape[0]

@@ -60,7 +60,7 @@ class Proposal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a (trial or accepted) step does to the batch.
+    """What a (trial or accepted) step does to the batch; with one more leading axis [N] where agents share a network.
 
     Attributes:
         log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
@@ -219,12 +219,15 @@ def move(
     batch: AgentBatch,
     proposal: Proposal,
     threshold: jax.Array,
+    assess: Callable[..., Outcome] = outcome,
 ) -> Move:
     """The longest step along the proposal that keeps its promises; none if none does.
 
     Tries fractions backtrack_coef^j, j = 0 ... line_search_steps - 1, of the full step at radius `threshold`; the
     first with KL <= threshold, gain > 0 and gain >= accept_ratio * fraction * predicted gain is taken
     (HATRPO's appendix; a non-finite KL or gain fails every comparison).
+
+    `assess` takes the arguments of `outcome`. It may return an outcome per agent, of which the means then count.
     """
     theta, unravel = ravel_pytree(params)
     full_step = proposal.scale(threshold) * proposal.direction
@@ -232,9 +235,10 @@ def move(
 
     def attempt(fraction):
         outputs = actor.outputs(unravel(theta + fraction * full_step), batch.obs)
-        result = outcome(actor, batch, proposal.outputs, outputs)
-        kept = (result.kl <= threshold) & (result.gain > 0)
-        return result, outputs, kept & (result.gain >= config.accept_ratio * fraction * predicted)
+        result = assess(actor, batch, proposal.outputs, outputs)
+        kl, gain = jnp.mean(result.kl), jnp.mean(result.gain)
+        kept = (kl <= threshold) & (gain > 0)
+        return result, outputs, kept & (gain >= config.accept_ratio * fraction * predicted)
 
     def unfinished(carry):
         tries, accepted, _, _, _ = carry
@@ -246,8 +250,8 @@ def move(
         result, outputs, accepted = attempt(fraction)
         return tries + 1, accepted, fraction, result, outputs
 
-    nothing = Outcome(jnp.zeros_like(batch.weight), jnp.zeros(()), jnp.zeros(()))
-    nothing = jax.tree.map(lambda x: x.astype(theta.dtype), nothing)
+    shapes = jax.eval_shape(lambda: assess(actor, batch, proposal.outputs, proposal.outputs))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, theta.dtype), shapes)
     hopeless = ~(predicted > 0)
     first_try = jnp.where(hopeless, config.line_search_steps, 0).astype(jnp.int32)
     start = (first_try, jnp.zeros((), bool), jnp.zeros((), theta.dtype), nothing, proposal.outputs)

@@ -5,6 +5,7 @@
     B  T * E, one batch          A  action size, padded to the largest agent
     S  global state size         V  values: 1 for a team reward and a centralised critic, N otherwise
     G  actor networks: N, or 1   I  what an actor network sees: O, or O + N with agent ids
+    D  sub-actions, padded       K  choices in each, padded: for multi-discrete actions A = D * K
 
 Parameters of all agents are one pytree whose leaves carry a leading network axis [G, ...]; entries that an
 agent with a smaller observation or action space does not have are zero and stay zero. G is N unless all agents
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         obs: [N, B, I] what the actors saw: standardised observations, agent ids if they get them.
-        action: [N, B, A] float (continuous) or [N, B] int32 (discrete).
+        action: [N, B, A] float (continuous; before squashing), [N, B] int32 (discrete) or [N, B, D] (multi-discrete).
         action_mask: [N, B, A] bool.
         advantage: [N, B] GAE, standardised over the batch.
     """

@@ -22,6 +22,8 @@ GAMES = {
     "general_sum": ("matrix_game", {"payoff": GENERAL_SUM, "per_agent": True}),
     "two_peaks": ("two_peaks", {}),
     "bilinear": ("bilinear", {}),
+    "bounded": ("bilinear", {"bound": 0.5}),
+    "digits": ("digits", {"payoff": RAGGED, "digits_of": (1, 2)}),
     "parameter_sharing": ("parameter_sharing", {}),
 }
 KEY = jax.random.key(0)
@@ -49,6 +51,11 @@ def payoff_by_hand(env, action):
         half = len(action) // 2
         first, second = set(action[:half].tolist()), set(action[half:].tolist())
         return float((first, second) in (({0}, {1}), ({1}, {0})))
+    if env.spec.name == "digits":
+        chosen = [digit for row, own in zip(action, env.spec.sub_actions) for digit in row[: len(own)]]
+        return np.asarray(env.params)[tuple(chosen)]
+    if env.spec.action_low is not None:
+        action = np.clip(action, *(np.array(end) for end in (env.spec.action_low, env.spec.action_high)))
     a1, a2 = map(float, action[:, 0])
     return a1 * a2 if env.spec.name == "bilinear" else two_peaks_reward(a1, a2)
 
@@ -57,6 +64,9 @@ def random_action(env, key):
     spec = env.spec
     if spec.action_kind == "continuous":
         return 3 * jax.random.normal(key, (spec.num_agents, spec.action_size))
+    if spec.action_kind == "multi_discrete":
+        choices = spec.action_mask.reshape(*spec.action_shape, -1).sum(-1)
+        return jax.random.randint(key, spec.action_shape, 0, np.maximum(choices, 1))
     return jax.random.randint(key, (spec.num_agents,), 0, jnp.asarray(spec.action_sizes))
 
 
@@ -148,6 +158,18 @@ def test_unavailable_choice_pays_nan(action):
     assert np.isnan(rewards(env, np.array([action], np.int32))).all()
 
 
+def test_digits_are_the_matrix_game_of_its_players():
+    """Every joint choice pays what it pays there; agents with fewer digits pad with 0 and anything else pays NaN."""
+    env, players = envs.make("digits"), envs.make("matrix_game", num_agents=3)
+    assert env.spec.sub_actions == ((3, 3), (3,)) and dict(env.spec.metadata)["rewarded_digits"] == "1 2 0"
+    np.testing.assert_array_equal(env.params, players.params)
+    of_players = joint_actions(players)
+    padded = np.concatenate([of_players, np.zeros_like(of_players[:, :1])], axis=1).reshape(-1, 2, 2)
+    np.testing.assert_array_equal(rewards(env, padded)[:, 0], rewards(players, of_players)[:, 0])
+    for wrong in ([[1, 2], [0, 1]], [[3, 2], [0, 0]], [[1, -1], [0, 0]]):
+        assert np.isnan(rewards(env, np.array([wrong], np.int32))).all()
+
+
 @pytest.mark.parametrize("num_agents", [2, 4, 6])
 def test_parameter_sharing_pays_opposite_halves(num_agents):
     env = envs.make("parameter_sharing", num_agents=num_agents)
@@ -186,6 +208,13 @@ def test_continuous_payoffs_are_unclipped(name):
         ("matrix_game", {"payoff": np.zeros((2, 3)), "num_actions": 3}, "has \\[2, 3\\] actions, but num_actions=3"),
         ("matrix_game", {"payoff": np.zeros((2, 2, 3)), "per_agent": True}, "one reward for each of 2 agents"),
         ("matrix_game", {"per_agent": True}, "needs a payoff"),
+        ("digits", {"digits_of": ()}, r"digits_of=\(\); it must be a number of digits per agent"),
+        ("digits", {"digits_of": (2, 0)}, "digits_of=0; it must be an integer of at least 1"),
+        ("digits", {"digits_of": (20, 20)}, "sum of digits_of=40 with num_choices=3 is a payoff of 3\\^40 entries"),
+        ("digits", {"payoff": np.zeros((2, 2))}, r"shape \[2, 2\]; for digits_of=\(2, 1\) it must have 3 axes"),
+        ("digits", {"payoff": np.zeros((2, 2, 3)), "num_choices": 2}, "digits of other sizes than num_choices=2"),
+        ("bilinear", {"bound": -1}, "bound=-1; it must be a finite number > 0, or None"),
+        ("bilinear", {"bound": "wide"}, "bound='wide'; it must be"),
         ("parameter_sharing", {"num_agents": 3}, "num_agents=3; it must be even"),
         ("parameter_sharing", {"num_agents": 0}, "num_agents=0; it must be"),
         ("bilinear", {"num_agents": 2}, "unknown option 'num_agents'; accepted: steps"),

@@ -19,14 +19,16 @@ from tests.counting_env import counting_env
 UNEVEN = (("thigh_joint", "foot_joint"), ("leg_joint",))
 
 
-def test_a_team_in_the_c_engine_equals_a_loop_by_hand():
+@pytest.mark.parametrize("squash", [False, True])
+def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     """Agents of two joints and of one, which see the root, their own joints and the nearest ones."""
+    config = random_run.CONFIG.replace(squash=squash)
     env = envs.make("hopper", partition=UNEVEN, obs=1, agent_id=True, episode_length=40)
     spec, learner = env.spec, random_run.learner(env.spec, 0)
     there = mujoco_check.counterpart(env)
-    scores = mujoco_check.evaluate(there, env, random_run.CONFIG, learner, seed=5, num_episodes=3)
+    scores = mujoco_check.evaluate(there, env, config, learner, seed=5, num_episodes=3)
 
-    actor = policies.make_actor(spec, random_run.CONFIG)
+    actor = policies.make_actor(spec, config)
     seen = kinematics.observation_indices(env.drawing.tree, UNEVEN, 1)
     joints = ["thigh_joint", "leg_joint", "foot_joint"]
     world = gymnasium.make("Hopper-v5")
@@ -41,7 +43,8 @@ def test_a_team_in_the_c_engine_equals_a_loop_by_hand():
             means, _ = actor.team_outputs(learner.actors, actor.inputs(learner.obs_moments, obs))
             for agent, own in enumerate(UNEVEN):
                 for slot, joint in enumerate(own):
-                    control[joints.index(joint)] = np.clip(means[agent, slot], -1, 1)
+                    mean = means[agent, slot]
+                    control[joints.index(joint)] = np.tanh(mean) if squash else np.clip(mean, -1, 1)
             observed, reward, terminated, _, _ = world.step(control)
             total += reward
             if terminated:

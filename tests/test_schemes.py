@@ -9,7 +9,7 @@ import pytest
 
 import marl_kl
 from benchmarks.plain_hatrpo import plain_update
-from envs.types import EnvSpec
+from envs.types import EnvSpec, multi_discrete_sizes
 from marl_kl import algorithms
 from marl_kl.policies import init_actors, make_actor
 from marl_kl.types import Batch
@@ -21,7 +21,11 @@ OBS_SIZES, ACTION_SIZES = (3, 5, 4), (2, 1, 3)
 
 def make_spec(kind, obs_sizes=OBS_SIZES, action_sizes=ACTION_SIZES):
     names = tuple(f"agent_{i}" for i in range(len(obs_sizes)))
-    return EnvSpec("synthetic", names, obs_sizes, action_sizes, kind, 4, 100)
+    if kind != "multi_discrete":
+        return EnvSpec("synthetic", names, obs_sizes, action_sizes, kind, 4, 100)
+    sub_actions = tuple((3, 2, 3)[:size] for size in action_sizes)
+    sizes = multi_discrete_sizes(sub_actions)
+    return EnvSpec("synthetic", names, obs_sizes, sizes, kind, 4, 100, sub_actions=sub_actions)
 
 
 def as_default_float(x):
@@ -38,7 +42,7 @@ def make_problem(spec, config, seed=0, influence=(1.0, 1.0, 1.0)):
     obs = jnp.asarray(rng.normal(size=(num_agents, BATCH, spec.observation_size)))
     obs = jnp.where(spec.observation_mask[:, None], obs, 0.0)
     mask = jnp.broadcast_to(spec.action_mask[:, None], (num_agents, BATCH, spec.action_size))
-    action = actor.distribution(jax.vmap(actor.outputs)(actors, obs), mask).sample(jax.random.key(seed + 1))
+    action = actor.distribution(actor.team_outputs(actors, obs), mask).sample(jax.random.key(seed + 1))
     first = action if spec.action_kind == "discrete" else action[..., 0]
     advantage = sum(w * jnp.tanh(a * (0.5 + o[:, 0])) for w, a, o in zip(influence, first, obs))
     advantage = advantage + 0.3 * rng.normal(size=BATCH)
@@ -77,7 +81,7 @@ def test_hatrpo_equals_the_plain_update(kind, float64):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+@pytest.mark.parametrize("kind", ["continuous", "discrete", "multi_discrete"])
 def test_every_update_keeps_the_joint_budget(name, kind):
     """In float32, as in training; positions are a permutation, thresholds are kept one by one."""
     for seed in range(3):
@@ -192,3 +196,82 @@ def test_measured_utility_is_the_trial_steps_gain():
     first, measured = (update("hatrpo_w", actor, config, actors, batch)[1]["utility"] for config in configs)
     assert not np.array_equal(first, measured)
     np.testing.assert_allclose(first, measured, rtol=0.05)
+
+
+# One network for all
+
+
+SHARED = {"share_parameters": True, "agent_ids": False}
+
+
+def test_a_shared_network_takes_the_step_of_a_direct_solve(float64):
+    """Sums over agents in dense linear algebra, and the line search on those very sums."""
+    config = small_config(cg_subsample=1.0, cg_tol=1e-26, cg_iters=300, backtrack_coef=0.9, kl_budget=0.3, **SHARED)
+    actor, actors, batch = make_problem(make_spec("continuous"), config, seed=2)
+    params = jax.tree.map(lambda leaf: leaf[0], actors)
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * np.random.default_rng(1).normal(size=leaf.shape), params)
+    actors = jax.tree.map(lambda leaf: leaf[None], params)
+    theta, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def of_agents(t):
+        """[N] each: mean KL, surrogate gain."""
+        old, new = (actor.distribution(actor.outputs(unravel(x), batch.obs), batch.action_mask) for x in (theta, t))
+        ratio = jnp.exp(new.log_prob(batch.action) - old.log_prob(batch.action))
+        return jnp.mean(old.kl(new), axis=1), jnp.mean((ratio - 1) * batch.advantage, axis=1)
+
+    kl, gain = (lambda t, part=part: jnp.sum(of_agents(t)[part]) for part in (0, 1))
+    fisher, gradient = jax.jit(jax.hessian(kl))(theta), jax.jit(jax.grad(gain))(theta)
+    direction = jnp.linalg.solve(fisher + 3 * config.cg_damping * jnp.eye(len(theta)), gradient)
+    full = jnp.sqrt(2 * config.kl_budget / (direction @ fisher @ direction)) * direction
+    new, metrics = update("hatrpo", actor, config, actors, batch)
+    measured = jax.jit(of_agents)
+    for tries in range(config.line_search_steps):
+        fraction = 0.9**tries
+        kls, gains = measured(theta + fraction * full)
+        if sum(kls) <= config.kl_budget and sum(gains) >= 0.5 * fraction * (gradient @ full):
+            break
+    assert 0 < tries < config.line_search_steps - 1, "choose a budget at which the line search has work to do"
+    np.testing.assert_allclose(metrics["step_fraction"], fraction, rtol=1e-12)
+    moved = jax.flatten_util.ravel_pytree(jax.tree.map(lambda leaf: leaf[0], new))[0]
+    np.testing.assert_allclose(moved, theta + fraction * full, atol=1e-6)
+    np.testing.assert_allclose(metrics["kl"], kls, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gain"], gains, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(metrics["utility"]), gradient @ full, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["position"], 0)
+
+
+def test_sharing_with_nobody_is_no_sharing(float64):
+    """One agent: the same step of the same subsample, the same report."""
+    spec, alone, shared = make_spec("continuous", (3,), (2,)), small_config(), small_config(**SHARED)
+    actor, actors, batch = make_problem(spec, alone, influence=(1.0,))
+    new, metrics = update("hatrpo", actor, alone, actors, batch)
+    other, other_metrics = update("hatrpo", make_actor(spec, shared), shared, actors, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), other, new)
+    assert set(metrics) == set(other_metrics)
+    for name, values in metrics.items():
+        np.testing.assert_allclose(other_metrics[name], values, rtol=1e-9, err_msg=name)
+
+
+def test_a_shared_step_keeps_the_joint_budget():
+    """In float32; agents spend as much as they do, only their sum is bounded."""
+    for seed in range(5):
+        config = small_config(cg_subsample=0.5, kl_budget=0.3, **SHARED)
+        actor, actors, batch = make_problem(make_spec("multi_discrete"), config, seed, influence=(0.1, 0.0, 2.0))
+        batch = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, batch)
+        new, metrics = update("hatrpo", actor, config, actors, batch, key=seed)
+        assert 0.1 * config.kl_budget < metrics["kl_total"] <= config.kl_budget
+        np.testing.assert_allclose(metrics["kl_total"], np.sum(metrics["kl"]), rtol=1e-6)
+        assert len(set(metrics["step_fraction"].tolist())) == 1 and metrics["step_fraction"][0] > 0
+        assert jax.tree.leaves(new)[0].shape[0] == 1
+    nothing_to_gain = batch._replace(advantage=jnp.zeros_like(batch.advantage))
+    nobody, metrics = update("hatrpo", actor, config, actors, nothing_to_gain)
+    jax.tree.map(np.testing.assert_array_equal, nobody, actors)
+    assert metrics["kl_total"] == 0 and metrics["factor_max"] == 1
+
+
+@pytest.mark.parametrize("name", ["hatrpo_w", "hatrpo_g", "hatrpo_n"])
+def test_one_network_has_no_budget_to_share_out(name):
+    config = small_config(share_parameters=True)
+    with pytest.raises(ValueError, match="share_parameters=True; one network takes one step .* .hatrpo, mappo") as e:
+        algorithms.get(name).build(make_actor(make_spec("continuous"), config), config)
+    assert "\n" not in str(e.value)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from marl_kl import allocators
 from marl_kl.config import TrustRegionConfig
 from marl_kl.policies import Actor
-from marl_kl.schemes import sequential
+from marl_kl.schemes import sequential, together
 from marl_kl.types import Algorithm
 
 
 def hatrpo(actor: Actor, config: TrustRegionConfig) -> Algorithm:
-    """HATRPO: equal thresholds, random order (Kuba et al. 2022)."""
+    """HATRPO: equal thresholds, random order (Kuba et al. 2022); sharing a network, one step of it (ours)."""
+    if actor.shared:
+        return together(actor, config)
     return sequential(actor, config, allocators.equal_shares())
 
 
