@@ -1,6 +1,6 @@
 """Trust-region multi-agent RL with one joint KL budget, in pure JAX. See `train`, `sweep`, `make_train` and `load`."""
 
-from marl_kl import advantages, algorithms, allocators, trust_region
+from marl_kl import advantages, algorithms, allocators, presets, run_file, trust_region
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
@@ -27,6 +27,8 @@ __all__ = [
     "load",
     "log_uniform",
     "make_train",
+    "presets",
+    "run_file",
     "sweep",
     "train",
     "trust_region",

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, reporting, run_folder, run_tables
+from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_folder, run_tables
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.programs import Numbers, Programs
@@ -184,6 +184,8 @@ class _Run:
         """Updates, evaluates and saves until the end."""
         if self._is_complete:
             return
+        if self.out is not None:
+            self._write_config()
         self.compile()
         while not self._is_complete:
             if self._evaluation_is_due:
@@ -202,6 +204,11 @@ class _Run:
             checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
         self._write_tables()
         self._saved = self.now.extent
+
+    def _write_config(self):
+        text = run_file.text(self.env.spec, self.algorithm, self.config, self.seeds)
+        if text is not None:
+            files.write_file(self.out / run_file.NAME, text)
 
     def _write_tables(self):
         if self.done:

@@ -1,6 +1,7 @@
 """The run folder: what a run leaves on disk, its record and its lock.
 
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
+    config.toml       the same run again: `marl_kl.run_file`
     metrics.csv       one row per seed and update
     evaluation.csv    one row per evaluation episode
     checkpoints/      where to go on after an interruption, learner included: `marl_kl.checkpoints`
