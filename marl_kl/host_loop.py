@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.types import Env
 from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_folder, run_tables
+from marl_kl.best import better
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.programs import Numbers, Programs
@@ -276,8 +277,9 @@ class _Run:
         begin = time.perf_counter()
         keys = self.programs.evaluation_keys(self.seeds, self.done)
         statistics = self.programs.evaluate(keys, self.state.learner)
+        best = better(self.now.best, self.done, statistics.episode_return, checkpoints.flat(self.state.learner))
         timing = self._timing("evaluate", begin)
-        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing)
+        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing, best=best)
 
     def _with_evaluation(self, statistics: EpisodeStatistics) -> Evaluation:
         before = self.now.evaluation

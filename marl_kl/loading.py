@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ class Run(NamedTuple):
         algorithm: the algorithm's name. config: the resolved config. seeds: in the order of the seed axis.
         learner: numpy arrays, leaves [seed, ...].
         update: updates made when it was stored.
+        best_updates: per seed, the updates after which its team was evaluated best, if it is that team which is here;
+            None: the last one.
     """
 
     path: Path
@@ -37,6 +39,12 @@ class Run(NamedTuple):
     seeds: tuple[int, ...]
     learner: Learner
     update: int
+    best_updates: tuple[int, ...] | None = None
+
+    def update_of(self, seed: int) -> int:
+        """Updates made when the team of `seed` that is here played; ValueError if the run has no such seed."""
+        index = self._index(seed)
+        return self.update if self.best_updates is None else self.best_updates[index]
 
     def learner_of(self, seed: int) -> Learner:
         """What `seed` learned, without the seed axis.
@@ -44,9 +52,8 @@ class Run(NamedTuple):
         Raises:
             ValueError: the run has no such seed.
         """
-        if seed not in self.seeds:
-            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[self.seeds.index(seed)]), self.learner)
+        index = self._index(seed)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.learner)
 
     def policy(self, seed: int | None = None) -> Policy:
         """The team that `seed` trained (the run's first seed by default).
@@ -77,19 +84,36 @@ class Run(NamedTuple):
 
         return policy
 
+    def _index(self, seed: int) -> int:
+        if seed not in self.seeds:
+            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
+        return self.seeds.index(seed)
 
-def load(path: str | PathLike) -> Run:
+
+def load(path: str | PathLike, which: Literal["last", "best"] = "last") -> Run:
     """What `train(..., out=path)` left: config, description of the environment, learned parameters.
 
+    Args:
+        path: the run folder.
+        which: the teams of the newest checkpoint, or, up to it, each seed's team as it was evaluated best.
+
     Raises:
+        ValueError: another `which`.
         RunFolderError: no run there, a damaged one, or one of a newer format; the message says which.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which={which!r}; it must be 'last' or 'best'")
     record = run_folder.read_record(path)
     template = learner_shapes(record.spec, record.algorithm, record.config)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(record.seeds), *leaf.shape), leaf.dtype), template)
     snapshot = checkpoints.load(path, run_folder.identity(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
-    leaves = checkpoints.part(snapshot.state, "learner")
+    if which == "best" and snapshot.best is None:
+        raise run_folder.RunFolderError(f"the run in {str(path)!r} has kept no best teams; load the last ones")
+    leaves = checkpoints.part(snapshot.state, "learner") if which == "last" else snapshot.best.learner
     learner = checkpoints.filled(stacked, leaves, checkpoints.source(path, snapshot.update))
-    return Run(Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update)
+    best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
+    return Run(
+        Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update, best_updates
+    )
