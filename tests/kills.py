@@ -35,8 +35,8 @@ def train(out, **options):
 
 
 def assert_same_run(out, reference):
-    """The same tables, byte for byte, and the same train state and best teams, bit for bit."""
-    for table in ("metrics.csv", "evaluation.csv"):
+    """The same tables and stream, byte for byte, and the same train state and best teams, bit for bit."""
+    for table in ("metrics.csv", "evaluation.csv", "log.jsonl"):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
     found, wanted = checkpoints.load(out), checkpoints.load(reference)
     assert found.update == wanted.update

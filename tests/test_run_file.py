@@ -49,7 +49,7 @@ def test_what_the_file_says_reaches_train(trained, tmp_path):
     ((spec, algorithm, options),) = trained
     assert spec == envs.make("matrix_game", num_agents=3, steps=5).spec and algorithm == "hatrpo_g"
     assert str(options.pop("out")).startswith("runs/matrix_game-hatrpo_g-2")
-    assert options == {"seeds": [3, 5], "progress": "none", "hidden_sizes": [8, 4], "gamma": 0.9}
+    assert options == {"seeds": [3, 5], "progress": "none", "loggers": [], "hidden_sizes": [8, 4], "gamma": 0.9}
 
 
 def test_the_command_line_overrides_the_file(trained, tmp_path):

@@ -13,7 +13,7 @@ from envs import bodies
 from marl_kl import algorithms, presets, run_file, run_folder
 from marl_kl.commands.stored import made_again, use_cores_as_before, warnings_as_sentences
 from marl_kl.commands.words import (
-    add_command, add_field, add_progress, default_out, env_options, make_env, parsed, seed_numbers, use_all_cpu_cores,
+    add_command, add_field, add_log, add_progress, default_out, env_options, make_env, parsed, seed_numbers, use_all_cpu_cores,
 )  # fmt: skip
 from marl_kl.config import Config
 
@@ -32,7 +32,7 @@ def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         usage="marl-kl train [ENV] [--config FILE] [--preset NAME] [--algorithm NAME] [--seeds N] [--out FOLDER] "
-        "[--env KEY=VALUE ...] [config options]",
+        "[--env KEY=VALUE ...] [--log NAME ...] [config options]",
         help="train a team and write metrics, pictures and the learned policies to a folder",
         description=f"Trains one team per seed. Options below are those of --algorithm {algorithm.name}.",
         epilog=EXAMPLE,
@@ -64,6 +64,7 @@ def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
         "--env", action="append", default=[], metavar="KEY=VALUE", dest="env_options",
         help="option of the environment, such as backend=spring or obs=1; may be repeated",
     )
+    add_log(parser)
     add_progress(parser)
     shared = {field.name for field in dataclasses.fields(Config)}
     groups = {
@@ -110,12 +111,14 @@ def _train(arguments: argparse.Namespace) -> int:
     plan.make_config()  # refuses bad values before an environment is built
     env = make_env(plan.env, plan.env_options)
     out = arguments.out or default_out(plan.env, plan.algorithm)
-    return _exit_code(
-        lambda: marl_kl.train(
-            env, plan.algorithm, seeds=plan.seeds, out=out, progress=arguments.progress, **plan.config
-        ),
-        out,
-    )
+    with warnings_as_sentences():
+        return _exit_code(
+            lambda: marl_kl.train(
+                env, plan.algorithm, seeds=plan.seeds, out=out, progress=arguments.progress, loggers=arguments.log,
+                **plan.config,
+            ),
+            out,
+        )
 
 
 def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
@@ -132,12 +135,13 @@ def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
 def add_resume(commands) -> None:
     """Describes `marl-kl resume`."""
     text = "go on with a run from its newest checkpoint, as if it had never stopped"
-    parser = add_command(commands, _resume, "resume RUN [--total-env-steps N] [--progress MODE]", text, ". Environment, algorithm, config and seeds are those of the run.")
+    parser = add_command(commands, _resume, "resume RUN [--total-env-steps N] [--log NAME ...] [--progress MODE]", text, ". Environment, algorithm, config and seeds are those of the run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has stopped")
     parser.add_argument(
         "--total-env-steps", metavar="N",
         help="env steps per seed, those already taken included: makes a run longer (default: as it was)",
     )
+    add_log(parser)
     add_progress(parser)
 
 
@@ -155,7 +159,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         return _exit_code(
             lambda: marl_kl.train(
                 env, record.algorithm, seeds=record.seeds, config=config, out=out, resume=True,
-                progress=arguments.progress,
+                progress=arguments.progress, loggers=arguments.log,
             ),
             out,
         )
