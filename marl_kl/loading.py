@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import checkpoints, run_folder
+from marl_kl import agents, checkpoints, run_folder
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
@@ -83,6 +83,46 @@ class Run(NamedTuple):
             return act(jnp.asarray(obs, jnp.float32), key, real if action_mask is None else jnp.asarray(action_mask))
 
         return policy
+
+    def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy:
+        """One agent of the team that `seed` trained, to be run where only its own observation is known.
+
+        Args:
+            agent: its name or its index.
+            seed: the run's first seed by default.
+
+        Returns:
+            `policy(obs[..., O_i], key=None, action_mask=None) -> action`, as `policy` acts for this agent, but at the
+            agent's true sizes: `[..., A_i]` or, for discrete actions, `[...]`.
+
+        Raises:
+            ValueError: no such agent or seed, or a policy that is no function of one observation.
+        """
+        chosen = agents.index(self.spec, agent)
+        learner = self.learner_of(self.seeds[0] if seed is None else seed)
+        act = jax.jit(agents.function(self.spec, self.config, learner, chosen))
+        size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
+
+        def policy(obs, key=None, action_mask=None):
+            if np.shape(obs)[-1:] != (size,):
+                raise ValueError(f"obs has shape {np.shape(obs)}; agent {agent!r} observes [..., {size}]")
+            mask = np.ones((*np.shape(obs)[:-1], actions), bool) if action_mask is None else action_mask
+            return act(jnp.asarray(obs, jnp.float32), jnp.asarray(mask), key)
+
+        return policy
+
+    def export(self, agent: int | str, seed: int | None = None) -> bytes:
+        """One agent's deterministic policy as a file that needs nothing of this package (`marl_kl.agents.export`).
+
+            files.write_file("leg.jax", run.export("hip_1+ankle_1"))
+            jax.export.deserialize(bytearray(open("leg.jax", "rb").read())).call(obs)   # [B, O_i] -> [B, A_i]
+
+        Args and errors are those of `agent_policy`.
+        """
+        chosen = agents.index(self.spec, agent)
+        return agents.export(
+            self.spec, self.config, self.learner_of(self.seeds[0] if seed is None else seed), chosen
+        )
 
     def _index(self, seed: int) -> int:
         if seed not in self.seeds:
