@@ -140,6 +140,7 @@ class _Run:
         self.now = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
         self._saved: tuple[int, int] | None = None
         self._loggers = loggers
+        self._log: Log | None = None
         self._logged = (0, 0)
         self.state: TrainState | None = None
 

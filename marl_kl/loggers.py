@@ -125,7 +125,7 @@ def rows(
 
 def _short(value: np.generic) -> float:
     """With the fewest digits that read back as the same number of its own precision."""
-    return float(str(value))
+    return float(str(value) if value.dtype.kind == "f" else value)
 
 
 class Log:
@@ -322,7 +322,7 @@ def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str,
         elif callable(logger):
             found[getattr(logger, "__name__", type(logger).__name__)] = logger
         else:
-            raise ValueError(f"loggers: {logger!r} must be one of {', '.join(NAMES)}, or a function open(about) -> Sink")
+            raise ValueError(f"loggers: {logger!r} must be one of {', '.join(NAMES)}, or a function (about) -> Sink")
     return found
 
 

@@ -75,6 +75,8 @@ def text(values: Mapping[str, Any], comments: Mapping[str, str] | None = None) -
 
 
 def _value(value: Any) -> str:
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy and jax
+        value = value.tolist()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

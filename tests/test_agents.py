@@ -22,8 +22,9 @@ def _run(spec, algorithm="hatrpo", config=None):
     generator = np.random.default_rng(0)
     shapes = learner_shapes(spec, algorithm, config)
     learner = jax.tree.map(lambda s: generator.uniform(0.2, 1.0, (2, *s.shape)).astype(s.dtype), shapes)
-    signed = jax.tree.map(lambda leaf: leaf * generator.choice([-1.0, 1.0], leaf.shape).astype(leaf.dtype), learner.actors)
-    return loading.Run(None, spec, algorithm, config, (4, 7), learner._replace(actors=signed), 0)
+    signs = jax.tree.map(lambda leaf: generator.choice([-1.0, 1.0], leaf.shape).astype(leaf.dtype), learner.actors)
+    actors = jax.tree.map(np.multiply, learner.actors, signs)
+    return loading.Run(None, spec, algorithm, config, (4, 7), learner._replace(actors=actors), 0)
 
 
 def _observations(spec, number=5):

@@ -141,7 +141,8 @@ def test_a_checkpoint_of_a_version_that_kept_no_best_teams_is_read(tmp_path):
     assert about.pop("best") is None
     (stored / "snapshot.json").write_text(json.dumps(about))
     manifest = json.loads((stored / "manifest.json").read_text())
-    _edit(stored / "manifest.json", files=manifest["files"] | {"snapshot.json": checkpoints._sha256(stored / "snapshot.json")})
+    checksum = checkpoints._sha256(stored / "snapshot.json")
+    _edit(stored / "manifest.json", files=manifest["files"] | {"snapshot.json": checksum})
     assert checkpoints.load(tmp_path, RUN).best is None
 
 

@@ -43,7 +43,7 @@ def game_run(tmp_path_factory):
 
 
 def test_the_command_s_choices(game_run, monkeypatch, capsys):
-    """`bilinear` pays the product of the two actions: what is asked for is seen in how it is evaluated and said."""
+    """What is asked for is seen in how it is evaluated and in what is said."""
     calls = []
 
     def evaluate_again(env, config, seeds, updates, learner, **options):
@@ -54,7 +54,7 @@ def test_the_command_s_choices(game_run, monkeypatch, capsys):
     last, best = (marl_kl.load(game_run, which).learner.obs_moments.count.tolist() for which in ("last", "best"))
     assert last != best
     asked = {
-        "": (2, [7, 7], False, False, last, "after 7 updates; 2 episodes per seed, mean ± std; deterministic policies"),
+        "": (2, [7, 7], False, False, last, "after 7 updates; 2 episodes per seed, mean ± std; determ"),
         "--best": (2, [3, 4], False, False, best, "each seed's best evaluated team, after 3, 4 updates; 2 episodes"),
         "--best --seed 1": (2, [4], False, False, best[1:], "after 4 updates"),
         "--stochastic": (2, [7, 7], True, False, last, "sampling policies"),

@@ -162,6 +162,8 @@ def test_rows_after_some_are_the_rest():
     assert str(whole[-len(rest) :]) == str(rest) and {row.update for row in rest} == {4, 5, 6}  # they hold NaN
     assert whole[3].values["kl[hip_0+ankle_0]"] == float(str(result.metrics["kl"][0, 0, 0]))
     assert loggers.rows((0,), ("a",), 8, {}, None) == []
+    (row,) = loggers.rows((3,), ("a",), 8, {"odd": np.array([[True]]), "other": np.array([[7]])}, None)
+    assert row == loggers.Row(3, 1, 8, "training", {"odd": 1.0, "other": 7.0})
 
 
 def test_dashboards_get_names_that_they_take_and_no_nan():

@@ -71,14 +71,19 @@ def test_a_scenario_s_fields_come_before_the_preset_s_and_changes_before_both():
 
 def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
     calls = []
-    monkeypatch.setattr(marl_kl, "train", lambda env, algorithm, **options: calls.append(options) or synthetic.result())
+
+    def train(env, algorithm, **options):
+        calls.append(options)
+        return synthetic.result()
+
+    monkeypatch.setattr(marl_kl, "train", train)
     words = ["--preset", "quick", "--env", "backend=spring", "--cg-damping", "0.5"]
     file = tmp_path / "run.toml"
     file.write_text('env = "hopper_3x1"\nalgorithm = "hatrpo"\n[config]\ngamma = 0.9\ncg_damping = 0.3\n')
     assert cli.main(["train", "Ant-v2-4x2", *words, "--config", str(file), "--out", str(tmp_path / "run")]) == 0
     assert calls == [
-        {"seeds": 1, "out": tmp_path / "run", "progress": "auto", "loggers": [], "gamma": 0.9, "gae_lambda": 0.9, "eval_episodes": 16,
-         "cg_damping": 0.5, "total_env_steps": 400_000}
+        {"seeds": 1, "out": tmp_path / "run", "progress": "auto", "loggers": [], "gamma": 0.9, "gae_lambda": 0.9,
+         "eval_episodes": 16, "cg_damping": 0.5, "total_env_steps": 400_000}
     ]  # fmt: skip
     assert cli.main(["presets"]) == 0
     said = capsys.readouterr().out

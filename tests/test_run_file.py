@@ -1,9 +1,10 @@
-"""`marl-kl train --config FILE`: what it passes on, that every run leaves such a file, and that bad ones are a sentence."""
+"""`marl-kl train --config FILE`: what it passes on, that every run leaves such a file, and that bad ones are said."""
 
 import dataclasses
 import textwrap
 import tomllib
 
+import jax.numpy as jnp
 import pytest
 
 import envs
@@ -96,6 +97,15 @@ def test_the_file_that_a_run_leaves_is_the_same_run_again(stopped_at_once, tmp_p
     assert (first / "config.toml").read_bytes() == (second / "config.toml").read_bytes()
 
 
+def test_a_run_made_longer_says_so_in_its_file(stopped_at_once, tmp_path):
+    for steps in (1_000_000, 2_000_000):
+        with pytest.raises(KeyboardInterrupt):
+            marl_kl.train(envs.make("bilinear"), "hatrpo", out=tmp_path / "run", resume=True, total_env_steps=steps)
+        plan = run_file.read(tmp_path / "run" / run_file.NAME)
+        assert plan.make_config() == run_folder.read_record(tmp_path / "run").config
+        assert plan.make_config(gamma=0.5).total_env_steps == steps
+
+
 def test_an_environment_of_one_s_own_leaves_none(stopped_at_once, tmp_path):
     """It has no name that a file could say."""
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +127,7 @@ def test_every_field_is_written_with_what_it_means(algorithm):
 def test_toml_of_odd_values_reads_back():
     values = {
         "text": 'a "b" \\ \n\t\x7f é 🦵 |', "empty": "", "large": 10**18, "small": 5e-324, "whole": 1e22, "no": False,
-        "nested": ((1, 2.5), (), ("x",)), "below": float("-inf"),
+        "nested": ((1, 2.5), (), ("x",)), "below": float("-inf"), "array": jnp.array(0.5),
     }  # fmt: skip
     read = tomllib.loads(toml_file.text(values))
     assert read == values | {"nested": [[1, 2.5], [], ["x"]]} and isinstance(read["whole"], float)
@@ -141,7 +151,7 @@ _BAD = {
     _HEAD + "env_options = 3": "env_options must be a table, written [env_options]",
     _HEAD + "[env_options]\ncolour = 1": "unknown option 'colour'",
     _HEAD + "[grid]\ngamma = [0.9]": "unknown key 'grid'",
-    _HEAD + "[config]\nkl_bugdet = 0.1": "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl_bud",
+    _HEAD + "[config]\nkl_bugdet = 0.1": "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl",
     _HEAD + '[config]\ngamma = "0.9"': "gamma='0.9'; it must be a number",
     _HEAD + "[config]\nnum_envs = 2.5": "num_envs=2.5; it must be an integer",
     _HEAD + '[config]\nnum_envs = "4"': "num_envs='4'; it must be an integer",

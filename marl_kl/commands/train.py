@@ -43,7 +43,7 @@ def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
     parser.add_argument("env_name", metavar="ENV", nargs="?", help="environment (see marl-kl envs)")
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help=f"a TOML file that describes a run, see below, or a run folder's {run_file.NAME}; other options override it",
+        help=f"a TOML file that describes a run, see below, or a run folder's {run_file.NAME}; options override it",
     )
     parser.add_argument(
         "--preset", metavar="NAME",
