@@ -49,7 +49,7 @@ class RunFile(NamedTuple):
         Raises:
             ValueError: a field that the algorithm does not have, or a bad value: one sentence that names it.
         """
-        return algorithms.get(self.algorithm).config_class().replace(**self.config, **changes)
+        return algorithms.get(self.algorithm).config_class().replace(**{**self.config, **changes})
 
 
 def read(path: str | PathLike) -> RunFile:

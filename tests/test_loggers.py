@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -170,6 +171,116 @@ def test_dashboards_get_names_that_they_take_and_no_nan():
     values = {"kl[hip_1+ankle 4|x]": 1.0, "episode_return": float("nan"), "factor_max": float("inf")}
     numbers = loggers._numbers(loggers.Row(0, 1, 8, "training", values))
     assert numbers == {"kl/hip_1_ankle_4_x": 1.0, "factor_max": float("inf")}
+
+
+def _as_module(name, **content):
+    module = types.ModuleType(name)
+    vars(module).update(content)
+    return module
+
+
+class _FakeWandb:
+    """Of wandb, what we use: a run drops what comes for a step before its own, with a warning that nobody wants."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def init(self, *, id, **options):
+        known = self.runs.get(id)
+        logged, step = (known.logged, known.step) if known else ([], 0)
+        run = types.SimpleNamespace(options=options, logged=logged, step=step)
+        run.finish = lambda: setattr(run, "step", run.step + 1)
+
+        def log(values, step):
+            assert step >= run.step
+            run.step = step
+            run.logged.append((step, values))
+
+        run.log = log
+        self.runs[id] = run
+        return run
+
+
+class _FakeMlflow:
+    """Of MLflow's client, what we use; metrics that are logged twice are there twice."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def get_experiment_by_name(self, name):
+        return types.SimpleNamespace(experiment_id=name) if self.runs else None
+
+    def create_experiment(self, name):
+        return name
+
+    def search_runs(self, experiments, filter_string):
+        key = filter_string.split("'")[1]
+        return [types.SimpleNamespace(info=types.SimpleNamespace(run_id=key))] if key in self.runs else []
+
+    def create_run(self, experiment, run_name, tags):
+        self.runs[tags["marl_kl.id"]] = []
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=tags["marl_kl.id"]))
+
+    def log_param(self, *_):
+        pass
+
+    def get_metric_history(self, run, name):
+        return [metric for metric in self.runs[run] if metric.key == name]
+
+    def log_batch(self, run, metrics):
+        self.runs[run] += metrics
+
+    def set_terminated(self, run):
+        pass
+
+
+@pytest.fixture
+def interrupted():
+    """What two processes write, the first of which was killed after update 3: about, and rows per process."""
+    result = synthetic.result(num_seeds=2, num_updates=6, num_evaluations=3)
+    rows = loggers.rows(result.seeds, result.spec.agents, 4096, result.metrics, result.evaluation)
+    about = loggers.About("walk", "id", result.seeds, None, {"gamma": 0.9})
+    return about, [[row for row in rows if row.update <= 3], rows]
+
+
+def _write(logger, about, processes):
+    for rows in processes:
+        sink = logger(about)
+        sink.write(rows)
+        sink.close()
+
+
+def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
+    about, processes = interrupted
+    fake = _FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", _as_module("wandb", init=fake.init))
+    _write(loggers._Wandb, about, processes)
+    assert list(fake.runs) == ["id-0", "id-1"]
+    run = fake.runs["id-1"]
+    assert run.options["group"] == "walk" and run.options["config"] == {"gamma": 0.9, "seed": 1}
+    wanted = [(row.env_steps, row.update) for row in processes[-1] if row.seed == 1]
+    assert [(step, values["update"]) for step, values in run.logged] == wanted
+
+
+def test_mlflow_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
+    about, processes = interrupted
+    fake = _FakeMlflow()
+    metric = lambda key, value, time, step: types.SimpleNamespace(key=key, value=value, step=step)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "mlflow", _as_module("mlflow", MlflowClient=lambda: fake))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", _as_module("mlflow.entities", Metric=metric))
+    _write(loggers._Mlflow, about, processes)
+    for seed in about.seeds:
+        logged = [(metric.key, metric.step, metric.value) for metric in fake.runs[f"id-{seed}"]]
+        wanted = [
+            entry
+            for row in processes[-1]
+            if row.seed == seed
+            for entry in (
+                *((name, row.env_steps, value) for name, value in loggers._numbers(row).items()),
+                (f"{row.kind}_update", row.env_steps, row.update),
+            )
+        ]
+        assert logged == wanted
 
 
 @pytest.mark.parametrize(

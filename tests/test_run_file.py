@@ -126,7 +126,8 @@ def test_every_field_is_written_with_what_it_means(algorithm):
 
 def test_toml_of_odd_values_reads_back():
     values = {
-        "text": 'a "b" \\ \n\t\x7f é 🦵 |', "empty": "", "large": 10**18, "small": 5e-324, "whole": 1e22, "no": False,
+        "text": 'a "b" \\ \n\t\x7f é 🦵 |', "empty": "", "large": 10**18, "small": 5e-324, "whole": 1e22,
+        "no": False,
         "nested": ((1, 2.5), (), ("x",)), "below": float("-inf"), "array": jnp.array(0.5),
     }  # fmt: skip
     read = tomllib.loads(toml_file.text(values))
