@@ -17,7 +17,7 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl import networks
 from marl_kl.config import Config
-from marl_kl.policies import Categorical, Gaussian, make_actor
+from marl_kl.policies import Actor, Categorical, Gaussian, make_actor
 from marl_kl.trainer import Learner
 
 AgentFunction = Callable[..., jax.Array]
@@ -53,9 +53,7 @@ def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> Age
         ValueError: a policy that is more than a function of the observation at hand.
     """
     actor = make_actor(spec, config)
-    if not isinstance(actor.network, _FEED_FORWARD) or actor.family not in (Gaussian, Categorical):
-        kind = f"{type(actor.network).__name__} with {actor.family.__name__} actions"
-        raise ValueError(f"agents on their own must be feed-forward, Gaussian or categorical; this run has {kind}")
+    _refuse_others(actor)
     params = jax.tree.map(lambda leaf: leaf[0 if actor.shared else agent], learner.actors)
     observed, acted = spec.observation_sizes[agent], spec.action_sizes[agent]
 
@@ -70,6 +68,17 @@ def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> Age
         return action[..., :acted] if spec.action_kind == "continuous" else action
 
     return act
+
+
+def _refuse_others(actor: Actor) -> None:
+    # whatever else an actor may have (a memory, a transformation of its actions) would be left out without a word
+    is_known = isinstance(actor.network, _FEED_FORWARD) and actor.family in (Gaussian, Categorical)
+    if not is_known or actor != Actor(actor.network, actor.family, actor.shared, actor.agent_ids):
+        kind = f"{type(actor.network).__name__} with {actor.family.__name__} actions"
+        raise ValueError(
+            "agents on their own must be feed-forward networks whose Gaussian or categorical actions are used as they "
+            f"are; this run has another policy ({kind})"
+        )
 
 
 def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes:

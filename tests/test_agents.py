@@ -107,7 +107,7 @@ def test_what_does_not_exist_is_one_sentence(call, message):
 def test_other_policies_are_refused(monkeypatch):
     real = agents.make_actor
     monkeypatch.setattr(agents, "make_actor", lambda *a: real(*a)._replace(network=networks.MLP((8,), 1, 1.0, "tanh")))
-    with pytest.raises(ValueError, match="must be feed-forward, Gaussian or categorical; this run has MLP with"):
+    with pytest.raises(ValueError, match="must be feed-forward networks .*; this run has another policy .MLP with"):
         _run(UNEVEN).agent_policy("a")
 
 
