@@ -21,7 +21,7 @@ from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_fol
 from marl_kl.best import better
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
-from marl_kl.loggers import About, Log, Logger, chosen_loggers, rows
+from marl_kl.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
 from marl_kl.results import EpisodeStatistics, Evaluation, Failure, Timing, TrainResult, first_nonfinite
@@ -74,6 +74,8 @@ def train(
     make_train(env, algorithm, config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
     loggers = chosen_loggers(loggers, has_folder=out is not None)
+    if out is not None:
+        loggers = {STREAM: JsonLines, **loggers}
     kl_budget = getattr(config, "kl_budget", None)
     display = Progress(
         total_updates=config.num_updates,
@@ -233,7 +235,7 @@ class _Run:
             started = run_folder.read_record(self.out).document["started"]
             name = self.out.absolute().name
             own = hashlib.sha256(json.dumps([name, started, self.identity], default=str).encode()).hexdigest()
-        return About(name, own[:16], self.seeds, self.out, facts)
+        return About(name, name, own[:16], self.seeds, self.out, facts)
 
     def _follow(self):
         """Hands to the loggers what they have not had yet."""

@@ -39,13 +39,15 @@ class About(NamedTuple):
     """A run, as its loggers are told of it.
 
     Attributes:
-        name: the run's, under which its seeds are grouped.
+        group: what its streams are filed under: the run's own name, or that of the sweep that it is part of.
+        name: the run's; the stream of a seed is called `<name>-seed<seed>`.
         id: the same whenever this run goes on, and no other run's.
         seeds: the seeds, each of which is a stream of its own.
         folder: the run folder, or None.
         facts: environment, algorithm and config fields: plain values.
     """
 
+    group: str
     name: str
     id: str
     seeds: tuple[int, ...]
@@ -90,6 +92,7 @@ def rows(
     metrics: Mapping[str, np.ndarray],
     evaluation: Evaluation | None,
     after: tuple[int, int] = (0, 0),
+    start: int = 0,
 ) -> list[Row]:
     """A run's rows in the order in which they come to be.
 
@@ -99,14 +102,18 @@ def rows(
         metrics: name -> [S, U] or [S, U, N].
         evaluation: the evaluations, or None.
         after: how many updates and evaluations to leave out at the beginning.
+        start: updates made before the first one in `metrics`.
     """
     made = len(next(iter(metrics.values()))[0]) if metrics else 0
     columns = run_tables.metric_columns(agents, (len(seeds), made), metrics)
     found = [
-        Row(seed, u + 1, (u + 1) * batch_size, "training", {name: _short(c[s, u]) for name, c in columns.items()})
+        Row(
+            seed, start + u + 1, (start + u + 1) * batch_size, "training",
+            {name: _short(column[s, u]) for name, column in columns.items()},
+        )
         for u in range(after[0], made)
         for s, seed in enumerate(seeds)
-    ]
+    ]  # fmt: skip
     evaluated = () if evaluation is None else range(after[1], len(evaluation.update))
     found += [
         Row(
@@ -171,7 +178,9 @@ class Log:
 # The stream in the run folder
 
 
-class _JsonLines:
+class JsonLines:
+    """RUN/log.jsonl, for all seeds."""
+
     def __init__(self, about: About):
         self._file = (about.folder / STREAM).open("w")
 
@@ -197,9 +206,10 @@ class _TensorBoard:
     def __init__(self, about: About):
         from tensorboardX import SummaryWriter
 
-        folder = about.folder / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writers = {seed: SummaryWriter(str(folder / f"seed{seed}")) for seed in about.seeds}
+        folders = {seed: about.folder / "tensorboard" / f"seed{seed}" for seed in about.seeds}
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._writers = {seed: SummaryWriter(str(folder)) for seed, folder in folders.items()}
 
     def write(self, rows):
         for row in rows:
@@ -214,14 +224,14 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run per seed in project `PROJECT`, grouped by the run's name; the step is the seed's env steps."""
+    """A run per seed in project `PROJECT`, in the group of the run or of the sweep; the step is the seed's env steps."""
 
     def __init__(self, about: About):
         import wandb
 
         self._runs = {
             seed: wandb.init(
-                project=PROJECT, group=about.name, name=f"{about.name}-seed{seed}", id=f"{about.id}-{seed}",
+                project=PROJECT, group=about.group, name=f"{about.name}-seed{seed}", id=f"{about.id}-{seed}",
                 config={**about.facts, "seed": seed}, dir=about.folder, resume="allow", reinit="create_new",
             )
             for seed in about.seeds
@@ -239,7 +249,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run per seed in experiment `PROJECT`, tagged with the run's name; the step is the seed's env steps."""
+    """A run per seed in experiment `PROJECT`, tagged with the group of the run or of the sweep; the step is the seed's env steps."""
 
     def __init__(self, about: About):
         from mlflow import MlflowClient
@@ -261,7 +271,7 @@ class _Mlflow:
         found = self._client.search_runs([self._experiment], f"tags.`marl_kl.id` = '{key}'")
         if found:
             return found[0].info.run_id
-        tags = {"marl_kl.id": key, "group": about.name}
+        tags = {"marl_kl.id": key, "group": about.group}
         run = self._client.create_run(self._experiment, run_name=f"{about.name}-seed{seed}", tags=tags).info.run_id
         for name, value in {**about.facts, "seed": seed}.items():
             self._client.log_param(run, name, str(value)[:500])
@@ -307,7 +317,7 @@ NAMES = tuple(_KNOWN)
 
 
 def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str, Logger]:
-    """The loggers asked for, by name, and the stream of a run folder if there is one.
+    """The loggers asked for, by name.
 
     Raises:
         ValueError: an unknown name, one that needs a run folder where there is none, or no logger.
@@ -315,7 +325,7 @@ def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str,
     """
     if isinstance(given, str):
         raise ValueError(f"loggers={given!r}; it must be a list, such as [{given!r}]")
-    found = {STREAM: _JsonLines} if has_folder else {}
+    found = {}
     for logger in given:
         if isinstance(logger, str):
             found[logger] = _by_name(logger, has_folder)

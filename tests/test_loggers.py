@@ -107,7 +107,7 @@ def test_a_logger_gets_the_run_from_its_first_row_on_in_every_process(logged):
     assert all(row.env_steps == 32 * row.update for row in second)
     assert recorder.opened[0].id == recorder.opened[1].id
     about = recorder.opened[1]
-    assert (about.name, about.seeds, about.folder) == ("walk", (4, 7), out)
+    assert (about.group, about.name, about.seeds, about.folder) == ("walk", "walk", (4, 7), out)
     assert about.facts["algorithm"] == "hatrpo_w" and about.facts["num_envs"] == 4
 
 
@@ -239,7 +239,7 @@ def interrupted():
     """What two processes write, the first of which was killed after update 3: about, and rows per process."""
     result = synthetic.result(num_seeds=2, num_updates=6, num_evaluations=3)
     rows = loggers.rows(result.seeds, result.spec.agents, 4096, result.metrics, result.evaluation)
-    about = loggers.About("walk", "id", result.seeds, None, {"gamma": 0.9})
+    about = loggers.About("walks", "walk", "id", result.seeds, None, {"gamma": 0.9})
     return about, [[row for row in rows if row.update <= 3], rows]
 
 
@@ -257,7 +257,7 @@ def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
     _write(loggers._Wandb, about, processes)
     assert list(fake.runs) == ["id-0", "id-1"]
     run = fake.runs["id-1"]
-    assert run.options["group"] == "walk" and run.options["config"] == {"gamma": 0.9, "seed": 1}
+    assert run.options["group"] == "walks" and run.options["name"] == "walk-seed1" and run.options["config"] == {"gamma": 0.9, "seed": 1}
     wanted = [(row.env_steps, row.update) for row in processes[-1] if row.seed == 1]
     assert [(step, values["update"]) for step, values in run.logged] == wanted
 
