@@ -224,7 +224,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run per seed in project `PROJECT`, in the group of the run or of the sweep; the step is the seed's env steps."""
+    """A run per seed in project `PROJECT`, in the group of the run or sweep; the step is the seed's env steps."""
 
     def __init__(self, about: About):
         import wandb
@@ -249,7 +249,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run per seed in experiment `PROJECT`, tagged with the group of the run or of the sweep; the step is the seed's env steps."""
+    """A run per seed in experiment `PROJECT`, tagged with the group; the step is the seed's env steps."""
 
     def __init__(self, about: About):
         from mlflow import MlflowClient

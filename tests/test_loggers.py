@@ -257,7 +257,8 @@ def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
     _write(loggers._Wandb, about, processes)
     assert list(fake.runs) == ["id-0", "id-1"]
     run = fake.runs["id-1"]
-    assert run.options["group"] == "walks" and run.options["name"] == "walk-seed1" and run.options["config"] == {"gamma": 0.9, "seed": 1}
+    assert (run.options["group"], run.options["name"]) == ("walks", "walk-seed1")
+    assert run.options["config"] == {"gamma": 0.9, "seed": 1}
     wanted = [(row.env_steps, row.update) for row in processes[-1] if row.seed == 1]
     assert [(step, values["update"]) for step, values in run.logged] == wanted
 
