@@ -212,6 +212,12 @@ def find(name: str) -> Callable[..., Env] | None:
     return None
 
 
+def scenario_name(name: str) -> str | None:
+    """ "ant_4x2" for "Ant-v2-4x2" and the like; None if it is no scenario."""
+    body, split = _read(name)
+    return None if find(name) is None else body if split is None else f"{body}_{split}"
+
+
 def explain_unknown(name: str) -> str | None:
     """Why `name` is not one of these environments, if it looks as if it was meant to be; None if it does not.
 

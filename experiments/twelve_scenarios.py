@@ -17,28 +17,13 @@ import numpy as np
 
 import envs
 import marl_kl
+from marl_kl import presets
 from marl_kl.files import write_file
 from marl_kl.statistics import bootstrap_interval
 from marl_kl.summary import markdown_row
 
-SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0, "eval_episodes": 16}
-"""Those of the README's run, for all scenarios; nothing was tuned per scenario."""
-
-ENV_STEPS = {
-    "ant_2x4": 400_000,
-    "ant_4x2": 400_000,
-    "ant_8x1": 400_000,
-    "halfcheetah_2x3": 200_000,
-    "halfcheetah_3x2": 200_000,
-    "halfcheetah_6x1": 200_000,
-    "walker2d_2x3": 200_000,
-    "walker2d_3x2": 200_000,
-    "walker2d_6x1": 200_000,
-    "humanoid_17x1": 200_000,
-    "humanoidstandup_17x1": 60_000,
-    "manyagent_swimmer_10x2": 100_000,
-}
-"""Env steps per seed."""
+PRESET = "quick"
+"""Those of the README's run, for all scenarios; nothing was tuned per scenario but the env steps."""
 
 _HEADER = """| scenario | env steps per seed | deterministic: untrained → trained | difference [95 %] | \
 sampling: first → last tenth | difference [95 %] | env steps/s |
@@ -76,7 +61,8 @@ def row(scenario: str, result: marl_kl.TrainResult) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenarios", nargs="+", default=list(ENV_STEPS), choices=list(ENV_STEPS))
+    scenarios = list(presets.get(PRESET).scenarios)
+    parser.add_argument("--scenarios", nargs="+", default=scenarios, choices=scenarios)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -84,8 +70,8 @@ def main():
     table = _HEADER
     for scenario in options.scenarios:
         result = marl_kl.train(
-            envs.make(scenario), "hatrpo_w", seeds=options.seeds, total_env_steps=ENV_STEPS[scenario],
-            out=options.out / scenario, resume=True, progress="plain", **SETTINGS,
+            envs.make(scenario), "hatrpo_w", seeds=options.seeds, config=presets.config(PRESET, scenario, "hatrpo_w"),
+            out=options.out / scenario, resume=True, progress="plain",
         )  # fmt: skip
         table += row(scenario, result)
         write_file(options.out / "table.md", table)

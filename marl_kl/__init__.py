@@ -3,7 +3,7 @@
 See `train`, `sweep`, `compare`, `make_train` and `load`.
 """
 
-from marl_kl import advantages, algorithms, allocators, trust_region
+from marl_kl import advantages, algorithms, allocators, presets, run_file, trust_region
 from marl_kl.comparison import Comparison, compare
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.devices import use_all_cpu_cores
@@ -33,6 +33,8 @@ __all__ = [
     "load",
     "log_uniform",
     "make_train",
+    "presets",
+    "run_file",
     "sweep",
     "train",
     "trust_region",

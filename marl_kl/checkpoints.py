@@ -1,12 +1,13 @@
 """Checkpoints: a run between two updates, on disk, complete or not there at all.
 
-    checkpoints/<update>/arrays/        train state of all seeds, metrics and evaluations so far (orbax)
+    checkpoints/<update>/arrays/        train state of all seeds, their best teams, metrics and evaluations (orbax)
     checkpoints/<update>/snapshot.json  whose they are, and what is no array
     checkpoints/<update>/manifest.json  format, and checksums of all other files
 
 A checkpoint is made under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
 the path of each leaf, so that it does not matter which containers (NamedTuples, dataclasses, dicts) they come in; typed
-PRNG keys are stored as their data. The learner is part of the train state: `marl_kl.load` reads it from here.
+PRNG keys are stored as their data. The learner is part of the train state: `marl_kl.load` reads it from here. The best
+teams so far are in every checkpoint, so that whichever a run goes on from has those that belong to it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, Mapping, NamedTuple
 import jax
 import numpy as np
 
+from marl_kl.best import Best
 from marl_kl.files import (
     TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, sync_folder, write_synced,
 )  # fmt: skip
@@ -48,6 +50,8 @@ class Snapshot(NamedTuple):
         evaluation: the evaluations so far; None before the first one.
         failures: the seeds that met a non-finite number so far.
         timing: seconds spent so far.
+        best: each seed's best team so far; None before the first evaluation (and where an older version, which did not
+            keep it, wrote the checkpoint).
     """
 
     update: int
@@ -56,6 +60,7 @@ class Snapshot(NamedTuple):
     evaluation: Evaluation | None
     failures: tuple[Failure, ...]
     timing: Timing
+    best: Best | None = None
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -246,17 +251,20 @@ def _remove(checkpoint: Path) -> None:
 
 def _write(folder: Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> None:
     evaluation = {} if snapshot.evaluation is None else snapshot.evaluation._asdict()
+    best = snapshot.best
     about = {
         "run": identity,
         "update": snapshot.update,
         "evaluation": {name: np.asarray(evaluation[name]).tolist() for name in _NO_ARRAYS if evaluation},
         "failures": [failure._asdict() for failure in snapshot.failures],
         "timing": snapshot.timing._asdict(),
+        "best": best and {"update": best.update.tolist(), "episode_return": best.episode_return.tolist()},
     }
     arrays = {
         "state": snapshot.state,
         "metrics": snapshot.metrics,
         "evaluation": {name: value for name, value in evaluation.items() if name not in _NO_ARRAYS},
+        "best": {} if best is None else best.learner,
     }
     folder.mkdir()
     _write_arrays(folder / "arrays", flat(arrays))
@@ -281,6 +289,7 @@ def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:
             raise RunFolderError(f"the checkpoint {checkpoint} has another name than its update, {about['update']}")
         leaves = _read_arrays(checkpoint / "arrays")
     texts = {name: np.asarray(value, np.int64) for name, value in about["evaluation"].items()}
+    best = about.get("best")
     return Snapshot(
         about["update"],
         part(leaves, "state"),
@@ -288,6 +297,7 @@ def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:
         Evaluation(**texts, **part(leaves, "evaluation")) if texts else None,
         tuple(Failure(**failure) for failure in about["failures"]),
         Timing(**about["timing"]),
+        best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), part(leaves, "best")),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from pathlib import Path
 from typing import Sequence
 
 import jax
@@ -66,6 +67,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     report.add_show(commands)
     listing.add_envs(commands)
     listing.add_algorithms(commands)
+    listing.add_presets(commands)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         chosen = next(p for p in commands.choices.values() if p.get_default("command") is arguments.command)
@@ -76,9 +78,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _algorithm_in(argv: list[str]) -> algorithms.Entry:
     """The algorithm asked for: which options exist depends on it, so it is looked up before they are parsed."""
-    first_look = _Parser(prog="marl-kl", add_help=False, allow_abbrev=False)
-    first_look.add_argument("--algorithm", default=train.DEFAULT_ALGORITHM)
-    return algorithms.get(first_look.parse_known_args(argv)[0].algorithm)
+    if argv[:1] != ["train"]:
+        return algorithms.get(train.DEFAULT_ALGORITHM)
+    first_look = _Parser(prog="marl-kl train", add_help=False, allow_abbrev=False)
+    first_look.add_argument("--algorithm")
+    first_look.add_argument("--config", type=Path)
+    given = first_look.parse_known_args(argv)[0]
+    return algorithms.get(given.algorithm or train.described(given.config).algorithm)
 
 
 def _unknown_word(word: str, known: list[str]) -> str:

@@ -219,6 +219,9 @@ def _coerced(kind: type, value):
             raise ValueError
         return int(value)
     if kind is float:
+        # of all texts only those that stand for a number which JSON lacks
+        if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
+            raise TypeError
         return float(value)
     if kind is str:
         if isinstance(value, str):

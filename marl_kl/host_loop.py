@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import json
 import operator
 import time
+import uuid
 import warnings
 from os import PathLike
 from typing import Any, Mapping, Sequence
@@ -13,9 +17,11 @@ import jax
 import numpy as np
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, reporting, run_folder, run_tables
+from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_folder, run_tables
+from marl_kl.best import better
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
+from marl_kl.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
 from marl_kl.results import EpisodeStatistics, Evaluation, Failure, Timing, TrainResult, first_nonfinite
@@ -31,6 +37,7 @@ def train(
     resume: bool = False,
     config: Config | None = None,
     progress: str = "auto",
+    loggers: Sequence[str | Logger] = (),
     **fields,
 ) -> TrainResult:
     """Trains one team per seed, all seeds in one compiled program, spread over as many devices as divide them.
@@ -48,6 +55,8 @@ def train(
             evaluation at its old end.
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
+        loggers: where the numbers go besides, while the run runs: "tensorboard", "wandb", "mlflow", or functions of
+            your own (`marl_kl.loggers`). With `out`, its `log.jsonl` is always written.
         **fields: config fields by name; they override `config`.
 
     Returns:
@@ -56,6 +65,7 @@ def train(
 
     Raises:
         ValueError: bad input, named in one sentence, before anything is compiled.
+        ModuleNotFoundError: the package of a logger is not installed.
         RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written.
     """
     check_env(env)
@@ -63,6 +73,9 @@ def train(
     config = (entry.config_class() if config is None else config).replace(**fields)
     make_train(env, algorithm, config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
+    loggers = chosen_loggers(loggers, has_folder=out is not None)
+    if out is not None:
+        loggers = {STREAM: JsonLines, **loggers}
     kl_budget = getattr(config, "kl_budget", None)
     display = Progress(
         total_updates=config.num_updates,
@@ -74,11 +87,11 @@ def train(
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the run that is to go on")
-        return _completed(_Run(env, algorithm, config, seeds, display))
+        return _completed(_Run(env, algorithm, config, seeds, display, loggers))
     document = run_folder.record(env.spec, algorithm, config, seeds, checkpoints.digest(env.params))
     is_known = resume and run_folder.holds_run(out)
     with run_folder.claim(out, None if is_known else document) as out:
-        run = _Run(env, algorithm, config, seeds, display, out, run_folder.identity(document))
+        run = _Run(env, algorithm, config, seeds, display, loggers, out, run_folder.identity(document))
         if is_known:
             run.restore(document)
         return _completed(run)
@@ -122,12 +135,15 @@ class _Run:
         state: the train state on the devices; while a chunk runs its memory is the chunk's.
     """
 
-    def __init__(self, env, algorithm, config, seeds, display, out=None, identity=None):
+    def __init__(self, env, algorithm, config, seeds, display, loggers, out=None, identity=None):
         self.env, self.algorithm, self.config = env, algorithm, config
         self.seeds, self.display, self.out, self.identity = seeds, display, out, identity
         self.programs = Programs(env, algorithm, config, len(seeds))
         self.now = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
         self._saved: tuple[int, int] | None = None
+        self._loggers = loggers
+        self._log: Log | None = None
+        self._logged = (0, 0)
         self.state: TrainState | None = None
 
     @property
@@ -181,9 +197,16 @@ class _Run:
         self.now = self.now._replace(timing=self._timing("compile", begin))
 
     def loop(self):
-        """Updates, evaluates and saves until the end."""
+        """Updates, evaluates, logs and saves until the end."""
+        with Log(self._loggers, self._about()) as self._log:
+            self._follow()
+            self._loop()
+
+    def _loop(self):
         if self._is_complete:
             return
+        if self.out is not None:
+            self._write_config()
         self.compile()
         while not self._is_complete:
             if self._evaluation_is_due:
@@ -202,6 +225,31 @@ class _Run:
             checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
         self._write_tables()
         self._saved = self.now.extent
+
+    def _about(self) -> About:
+        """The run, for its loggers."""
+        facts = {"env": self.env.spec.name, "algorithm": self.algorithm, **dataclasses.asdict(self.config)}
+        if self.out is None:
+            name, own = f"{self.env.spec.name}-{self.algorithm}", uuid.uuid4().hex
+        else:
+            started = run_folder.read_record(self.out).document["started"]
+            name = self.out.absolute().name
+            own = hashlib.sha256(json.dumps([name, started, self.identity], default=str).encode()).hexdigest()
+        return About(name, name, own[:16], self.seeds, self.out, facts)
+
+    def _follow(self):
+        """Hands to the loggers what they have not had yet."""
+        now = self.now
+        new = rows(
+            self.seeds, self.env.spec.agents, self.config.batch_size, now.metrics, now.evaluation, self._logged
+        )
+        self._log.write(new)
+        self._logged = now.extent
+
+    def _write_config(self):
+        text = run_file.text(self.env.spec, self.algorithm, self.config, self.seeds)
+        if text is not None:
+            files.write_file(self.out / run_file.NAME, text)
 
     def _write_tables(self):
         if self.done:
@@ -263,14 +311,17 @@ class _Run:
             update=self.done + n, state=state, metrics=metrics, failures=failures, timing=timing
         )
         self.display.advance(n, chunk)
+        self._follow()
 
     def _evaluate(self):
         self.display.phase("evaluating")
         begin = time.perf_counter()
         keys = self.programs.evaluation_keys(self.seeds, self.done)
         statistics = self.programs.evaluate(keys, self.state.learner)
+        best = better(self.now.best, self.done, statistics.episode_return, checkpoints.flat(self.state.learner))
         timing = self._timing("evaluate", begin)
-        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing)
+        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing, best=best)
+        self._follow()
 
     def _with_evaluation(self, statistics: EpisodeStatistics) -> Evaluation:
         before = self.now.evaluation

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import checkpoints, run_folder
+from marl_kl import agents, checkpoints, run_folder
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
@@ -28,6 +28,8 @@ class Run(NamedTuple):
         algorithm: the algorithm's name. config: the resolved config. seeds: in the order of the seed axis.
         learner: numpy arrays, leaves [seed, ...].
         update: updates made when it was stored.
+        best_updates: per seed, the updates after which its team was evaluated best, if it is that team which is here;
+            None: the last one.
     """
 
     path: Path
@@ -37,6 +39,12 @@ class Run(NamedTuple):
     seeds: tuple[int, ...]
     learner: Learner
     update: int
+    best_updates: tuple[int, ...] | None = None
+
+    def update_of(self, seed: int) -> int:
+        """Updates made when the team of `seed` that is here played; ValueError if the run has no such seed."""
+        index = self._index(seed)
+        return self.update if self.best_updates is None else self.best_updates[index]
 
     def learner_of(self, seed: int) -> Learner:
         """What `seed` learned, without the seed axis.
@@ -44,9 +52,8 @@ class Run(NamedTuple):
         Raises:
             ValueError: the run has no such seed.
         """
-        if seed not in self.seeds:
-            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[self.seeds.index(seed)]), self.learner)
+        index = self._index(seed)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.learner)
 
     def policy(self, seed: int | None = None) -> Policy:
         """The team that `seed` trained (the run's first seed by default).
@@ -83,19 +90,76 @@ class Run(NamedTuple):
 
         return policy
 
+    def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy:
+        """One agent of the team that `seed` trained, to be run where only its own observation is known.
 
-def load(path: str | PathLike) -> Run:
+        Args:
+            agent: its name or its index.
+            seed: the run's first seed by default.
+
+        Returns:
+            `policy(obs[..., O_i], key=None, action_mask=None) -> action`, as `policy` acts for this agent, but at the
+            agent's true sizes: `[..., A_i]` or, for discrete actions, `[...]`.
+
+        Raises:
+            ValueError: no such agent or seed, or a policy that is no function of one observation.
+        """
+        chosen = agents.index(self.spec, agent)
+        learner = self.learner_of(self.seeds[0] if seed is None else seed)
+        act = jax.jit(agents.function(self.spec, self.config, learner, chosen))
+        size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
+
+        def policy(obs, key=None, action_mask=None):
+            if np.shape(obs)[-1:] != (size,):
+                raise ValueError(f"obs has shape {np.shape(obs)}; agent {agent!r} observes [..., {size}]")
+            mask = np.ones((*np.shape(obs)[:-1], actions), bool) if action_mask is None else action_mask
+            return act(jnp.asarray(obs, jnp.float32), jnp.asarray(mask), key)
+
+        return policy
+
+    def export(self, agent: int | str, seed: int | None = None) -> bytes:
+        """One agent's deterministic policy as a file that needs nothing of this package (`marl_kl.agents.export`).
+
+            files.write_file("leg.jax", run.export("hip_1+ankle_1"))
+            jax.export.deserialize(bytearray(open("leg.jax", "rb").read())).call(obs)   # [B, O_i] -> [B, A_i]
+
+        Args and errors are those of `agent_policy`.
+        """
+        chosen = agents.index(self.spec, agent)
+        return agents.export(
+            self.spec, self.config, self.learner_of(self.seeds[0] if seed is None else seed), chosen
+        )
+
+    def _index(self, seed: int) -> int:
+        if seed not in self.seeds:
+            raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
+        return self.seeds.index(seed)
+
+
+def load(path: str | PathLike, which: Literal["last", "best"] = "last") -> Run:
     """What `train(..., out=path)` left: config, description of the environment, learned parameters.
 
+    Args:
+        path: the run folder.
+        which: the teams of the newest checkpoint, or, up to it, each seed's team as it was evaluated best.
+
     Raises:
+        ValueError: another `which`.
         RunFolderError: no run there, a damaged one, or one of a newer format; the message says which.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which={which!r}; it must be 'last' or 'best'")
     record = run_folder.read_record(path)
     template = learner_shapes(record.spec, record.algorithm, record.config)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(record.seeds), *leaf.shape), leaf.dtype), template)
     snapshot = checkpoints.load(path, run_folder.identity(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
-    leaves = checkpoints.part(snapshot.state, "learner")
+    if which == "best" and snapshot.best is None:
+        raise run_folder.RunFolderError(f"the run in {str(path)!r} has kept no best teams; load the last ones")
+    leaves = checkpoints.part(snapshot.state, "learner") if which == "last" else snapshot.best.learner
     learner = checkpoints.filled(stacked, leaves, checkpoints.source(path, snapshot.update))
-    return Run(Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update)
+    best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
+    return Run(
+        Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update, best_updates
+    )

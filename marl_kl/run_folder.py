@@ -1,8 +1,10 @@
 """The run folder: what a run leaves on disk, its record and its lock.
 
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
+    config.toml       the same run again: `marl_kl.run_file`
     metrics.csv       one row per seed and update
     evaluation.csv    one row per evaluation episode
+    log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.loggers`
     checkpoints/      where to go on after an interruption, learner included: `marl_kl.checkpoints`
     *.png, summary.md what `marl_kl.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked

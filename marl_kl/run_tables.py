@@ -67,20 +67,37 @@ def write_metrics(
         "update": np.tile(np.arange(1, shape[1] + 1), shape[0]),
         "env_steps": np.tile(env_steps, shape[0]),
     }
+    columns |= {name: column.reshape(-1) for name, column in metric_columns(agents, shape, metrics).items()}
+    write_file(Path(out) / "metrics.csv", _as_csv(columns))
+
+
+def metric_columns(
+    agents: Sequence[str], shape: tuple[int, int], metrics: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Metrics as columns [S, U], in one order whatever the order of `metrics`: the team's, then each agent's.
+
+    Args:
+        agents: N names; an agent's column is called `kl[hip_1+ankle_1]`.
+        shape: (S, U).
+        metrics: name -> [S, U] or [S, U, N].
+
+    Raises:
+        ValueError: an array has another shape.
+    """
     known_order = [*TEAM_METRICS, *AGENT_METRICS]
     ranks = {name: rank for rank, name in enumerate(known_order)}
     arrays = {name: np.asarray(value) for name, value in metrics.items()}
-    ordered = sorted(arrays, key=lambda name: (arrays[name].ndim, ranks.get(name, len(ranks)), name))
-    for name in ordered:
+    columns = {}
+    for name in sorted(arrays, key=lambda name: (arrays[name].ndim, ranks.get(name, len(ranks)), name)):
         if arrays[name].shape == shape:
-            columns[name] = arrays[name].reshape(-1)
+            columns[name] = arrays[name]
         elif arrays[name].shape == (*shape, len(agents)):
-            columns.update({f"{name}[{agent}]": arrays[name][..., i].reshape(-1) for i, agent in enumerate(agents)})
+            columns.update({f"{name}[{agent}]": arrays[name][..., i] for i, agent in enumerate(agents)})
         else:
             raise ValueError(
                 f"metric '{name}' has shape {arrays[name].shape}; it must be {shape} or {(*shape, len(agents))}"
             )
-    write_file(Path(out) / "metrics.csv", _as_csv(columns))
+    return columns
 
 
 def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: Evaluation) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_kl import algorithms
+from marl_kl import algorithms, toml_file
 from marl_kl.config import nearest
 from marl_kl.search import DISTRIBUTIONS, Distribution
 
@@ -33,7 +32,6 @@ EXAMPLE = """example:
 
 _OPTIONS = ("seeds", "samples", "search_seed", "runs_at_once")
 _TABLES = ("env_options", "grid", "random", "config")
-_KEYS = ("env", "algorithm", *_OPTIONS, *_TABLES)
 
 
 class SweepFile(NamedTuple):
@@ -60,27 +58,14 @@ def read(path: Path) -> SweepFile:
         ValueError: it is no TOML, lacks `env` or `algorithm`, or has a key that nobody reads; one sentence.
         OSError: it cannot be opened.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except ValueError as error:  # also what is not UTF-8
-        raise ValueError(f"{path} is not a TOML file: {str(error).splitlines()[0]}") from error
-    for key in content:
-        if key not in _KEYS:
-            raise ValueError(f"{path}: unknown key '{key}'; {nearest(key, _KEYS)}")
-    for key in ("env", "algorithm"):
-        if not isinstance(content.get(key), str):
-            raise ValueError(f"{path}: {key} must be there, and be a name in quotes")
-    tables = {name: content.get(name, {}) for name in _TABLES}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{path}: {name} must be a table, written [{name}]")
-    config_class = algorithms.get(content["algorithm"]).config_class
+    content = toml_file.read(path, _OPTIONS, _TABLES)
+    tables = content.tables
+    config_class = algorithms.get(content.algorithm).config_class
     config_class().refuse_unknown(tables["config"])
     random = {name: _distribution(name, written) for name, written in tables["random"].items()}
-    options = {name: content[name] for name in _OPTIONS if name in content}
     return SweepFile(
-        content["env"], tables["env_options"], content["algorithm"],
-        {**options, "grid": tables["grid"], "random": random}, tables["config"],
+        content.env, tables["env_options"], content.algorithm,
+        {**content.options, "grid": tables["grid"], "random": random}, tables["config"],
     )  # fmt: skip
 
 

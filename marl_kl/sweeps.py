@@ -6,9 +6,13 @@ as the seeds of a single run are. Settings that change shapes or branches make p
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
+import uuid
 from os import PathLike
+from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
 import jax
@@ -19,9 +23,10 @@ from envs.types import Env
 from marl_kl import algorithms, checkpoints, devices, run_folder, sweep_tables
 from marl_kl.config import Config
 from marl_kl.host_loop import check_env, seed_numbers
+from marl_kl.loggers import About, Log, Logger, chosen_loggers, rows
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
-from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import EpisodeStatistics, Evaluation, SweepFailure, SweepResult, Timing, first_nonfinite
 from marl_kl.search import Distribution, Setting, make_settings
 from marl_kl.trainer import make_train
 
@@ -58,6 +63,7 @@ def sweep(
     config: Config | None = None,
     runs_at_once: int | None = None,
     progress: str = "auto",
+    loggers: Sequence[str | Logger] = (),
     **fields,
 ) -> SweepResult:
     """Trains every seed at every setting, side by side, as far as memory holds them.
@@ -79,6 +85,8 @@ def sweep(
         config: what is not swept; the defaults of the algorithm's config class if None.
         runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
         progress: "auto", "plain" or "none".
+        loggers: where the numbers go while it runs, as for `train`: every setting and seed is a stream of its own, in
+            the group of the sweep. What they write to a folder goes to `setting<k>` in `out`.
         **fields: config fields by name; they override `config`.
 
     Returns:
@@ -97,7 +105,8 @@ def sweep(
     seeds = seed_numbers(seeds)
     _check_runs_at_once(runs_at_once)
     show = _Show(progress)
-    sweeper = _Sweep(env, algorithm, settings, seeds, runs_at_once, show)
+    logs = _Logs(chosen_loggers(loggers, out is not None), env, algorithm, settings, out)
+    sweeper = _Sweep(env, algorithm, settings, seeds, runs_at_once, show, logs)
     if out is None:
         result = sweeper.result(None)
         show.table(result)
@@ -173,12 +182,56 @@ class _Show:
             sweep_tables.show(result)
 
 
+class _Logs:
+    """What a sweep's loggers get: the runs of a piece while it is trained, each a stream of its own."""
+
+    def __init__(self, loggers, env, algorithm, settings, out):
+        self._loggers, self._env, self._algorithm, self._settings = loggers, env, algorithm, settings
+        self._folder = None if out is None else Path(out)
+        self._name = f"{env.spec.name}-{algorithm}" if out is None else self._folder.absolute().name
+        self._id = uuid.uuid4().hex[:16]  # a sweep is never gone on with
+        self._open: list[tuple[int, _Run, Log]] = []
+
+    @contextlib.contextmanager
+    def of(self, runs: Sequence[_Run]):
+        """Open while these runs are trained, the first ones of a piece."""
+        with contextlib.ExitStack() as stack:
+            if self._loggers:
+                self._open = [
+                    (index, run, stack.enter_context(Log(self._loggers, self._about(run))))
+                    for index, run in enumerate(runs)
+                ]
+            yield
+        self._open = []
+
+    def chunk(self, done: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Metrics [run, n, ...] of the updates after the first `done`."""
+        for index, run, log in self._open:
+            own = {name: values[index : index + 1] for name, values in metrics.items()}
+            log.write(rows((run.seed,), self._env.spec.agents, run.config.batch_size, own, None, start=done))
+
+    def evaluation(self, update: int, statistics: EpisodeStatistics) -> None:
+        """Episodes [run, episode] after `update` updates."""
+        for index, run, log in self._open:
+            returns, lengths = (values[index][None, None] for values in statistics)
+            evaluation = Evaluation(np.array([update]), np.array([update * run.config.batch_size]), returns, lengths)
+            log.write(rows((run.seed,), self._env.spec.agents, run.config.batch_size, {}, evaluation))
+
+    def _about(self, run: _Run) -> About:
+        own = f"setting{run.setting}"
+        facts = {"env": self._env.spec.name, "algorithm": self._algorithm, **dataclasses.asdict(run.config)}
+        return About(
+            self._name, f"{self._name}-{own}", f"{self._id}-{run.setting}", (run.seed,),
+            self._folder and self._folder / own, {**facts, "setting": run.setting},
+        )  # fmt: skip
+
+
 class _Sweep:
     """A sweep while it runs: group by group of settings with the same program, piece by piece of what fits."""
 
-    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show):
+    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show, logs):
         self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
-        self.runs_at_once, self.show = runs_at_once, show
+        self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
         self.timing = Timing(0.0, 0.0, 0.0)
 
     def result(self, out) -> SweepResult:
@@ -263,7 +316,8 @@ class _Sweep:
     def _trained(self, programs: Programs, runs: list[_Run], num_wanted: int) -> _Outcome:
         """Trains runs that fill `programs`; the first `num_wanted` of them count."""
         config, seeds = runs[0].config, [run.seed for run in runs]
-        with self.show.progress([run.config for run in runs[:num_wanted]]) as display:
+        wanted = runs[:num_wanted]
+        with self.logs.of(wanted), self.show.progress([run.config for run in wanted]) as display:
             display.phase("compiling")
             begin = time.perf_counter()
             numbers = programs.numbers([run.config for run in runs])
@@ -271,6 +325,7 @@ class _Sweep:
             begin = self._count("compile", begin)
             display.phase("evaluating")
             untrained = programs.evaluate(programs.evaluation_keys(seeds, 0), state.learner)
+            self.logs.evaluation(0, untrained)
             begin = self._count("evaluate", begin)
             display.phase("training")
             chunks = []
@@ -278,10 +333,13 @@ class _Sweep:
                 n = min(config.chunk_updates, config.num_updates - done)
                 state, metrics = programs.chunk(numbers, state, n)
                 chunks.append({name: values[:num_wanted] for name, values in metrics.items()})
-                display.advance(n, {name: values for name, values in chunks[-1].items() if name != "nonfinite"})
+                reported = {name: values for name, values in chunks[-1].items() if name != "nonfinite"}
+                display.advance(n, reported)
+                self.logs.chunk(done, reported)
             begin = self._count("train", begin)
             display.phase("evaluating")
             final = programs.evaluate(programs.evaluation_keys(seeds, config.num_updates), state.learner)
+            self.logs.evaluation(config.num_updates, final)
             self._count("evaluate", begin)
         metrics = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
         return _Outcome(metrics, untrained, final)

@@ -35,13 +35,17 @@ def train(out, **options):
 
 
 def assert_same_run(out, reference):
-    """The same tables, byte for byte, and the same train state, bit for bit."""
-    for table in ("metrics.csv", "evaluation.csv"):
+    """The same tables and stream, byte for byte, and the same train state and best teams, bit for bit."""
+    for table in ("metrics.csv", "evaluation.csv", "log.jsonl"):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
     found, wanted = checkpoints.load(out), checkpoints.load(reference)
-    assert found.update == wanted.update and found.state.keys() == wanted.state.keys()
-    for name, leaf in wanted.state.items():
-        np.testing.assert_array_equal(found.state[name], leaf, err_msg=name)
+    assert found.update == wanted.update
+    np.testing.assert_array_equal(found.best.update, wanted.best.update)
+    np.testing.assert_array_equal(found.best.episode_return, wanted.best.episode_return)
+    for tree, other in ((found.state, wanted.state), (found.best.learner, wanted.best.learner)):
+        assert tree.keys() == other.keys()
+        for name, leaf in other.items():
+            np.testing.assert_array_equal(tree[name], leaf, err_msg=name)
 
 
 def train_and_be_killed(out, kill, seed, updates=UPDATES, environment=None):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from marl_kl import checkpoints, run_folder
+from marl_kl.best import Best
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Timing
 from marl_kl.trainer import TrainState, learner_shapes
@@ -20,12 +21,18 @@ def learner(spec, seed, config=CONFIG):
     return drawn._replace(actors=jax.tree.map(np.multiply, drawn.actors, signs))
 
 
-def store(out, env, seeds=(0, 1), config=CONFIG, update=7):
-    """Writes the run folder and returns its path."""
+def store(out, env, seeds=(0, 1), config=CONFIG, update=7, best_updates=None):
+    """Writes the run folder and returns its path; with `best_updates` it has best teams, with other parameters."""
     document = run_folder.record(env.spec, "hatrpo_w", config, seeds, checkpoints.digest(env.params))
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(learner(env.spec, seed, config) for seed in seeds))
+    stacked, others = (
+        jax.tree.map(lambda *leaves: np.stack(leaves), *(learner(env.spec, seed + more, config) for seed in seeds))
+        for more in (0, 100)
+    )
+    best = None if best_updates is None else Best(
+        np.array(best_updates), np.ones(len(seeds)), checkpoints.flat(others)
+    )  # fmt: skip
     state = checkpoints.flat(TrainState(key=None, learner=stacked, worlds=None, healthy=None))
     with run_folder.claim(out, document):
-        snapshot = checkpoints.Snapshot(update, state, {}, None, (), Timing(0.0, 0.0, 0.0))
+        snapshot = checkpoints.Snapshot(update, state, {}, None, (), Timing(0.0, 0.0, 0.0), best)
         checkpoints.save(out, snapshot, run_folder.identity(document), keep=1)
     return out

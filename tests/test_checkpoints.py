@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from marl_kl import checkpoints
+from marl_kl.best import Best
 from marl_kl.checkpoints import Snapshot
 from marl_kl.results import Evaluation, Failure, Timing
 from marl_kl.run_folder import RunFolderError, RunWarning
@@ -50,6 +51,7 @@ def _snapshot(update, **state):
         evaluation,
         (Failure(5, 1, "value"),),
         Timing(0.1 + 0.2, 3.0, 4.0),
+        Best(np.array([0, update, 3]), np.array([0.1 + 0.2, -np.inf, np.nan]), checkpoints.flat(_state(value=2.0))),
     )
 
 
@@ -68,9 +70,11 @@ def _one_sentence(error) -> str:
 
 
 def _assert_same(found: Snapshot, wanted: Snapshot):
-    assert found[0] == wanted[0] and found[4:] == wanted[4:]
+    assert (found.update, found.failures, found.timing) == (wanted.update, wanted.failures, wanted.timing)
     evaluations = (snapshot.evaluation._asdict() for snapshot in (found, wanted))
-    for a, b in ((found.state, wanted.state), (found.metrics, wanted.metrics), evaluations):
+    best = (snapshot.best.learner for snapshot in (found, wanted))
+    when = ({"update": s.best.update, "episode_return": s.best.episode_return} for s in (found, wanted))
+    for a, b in ((found.state, wanted.state), (found.metrics, wanted.metrics), evaluations, best, when):
         b = {name: leaf for name, leaf in b.items() if leaf.size}
         assert a.keys() == b.keys()
         for name in b:
@@ -128,6 +132,18 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path):
     assert checkpoints.load(tmp_path) is None
     _save(tmp_path, 12)
     _assert_same(checkpoints.load(tmp_path, RUN), _snapshot(12))
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_best_teams_is_read(tmp_path):
+    checkpoints.save(tmp_path, _snapshot(3)._replace(best=None), RUN, keep=1)
+    stored = tmp_path / "checkpoints" / "3"
+    about = json.loads((stored / "snapshot.json").read_text())
+    assert about.pop("best") is None
+    (stored / "snapshot.json").write_text(json.dumps(about))
+    manifest = json.loads((stored / "manifest.json").read_text())
+    checksum = checkpoints._sha256(stored / "snapshot.json")
+    _edit(stored / "manifest.json", files=manifest["files"] | {"snapshot.json": checksum})
+    assert checkpoints.load(tmp_path, RUN).best is None
 
 
 def test_the_last_ones_are_kept_and_a_newer_save_of_one_replaces_it(tmp_path):

@@ -40,7 +40,7 @@ def test_only_what_was_given_reaches_train(trained, tmp_path):
     ((env, algorithm, options),) = trained
     assert algorithm == "hatrpo_g" and env.spec == envs.make("matrix_game", num_agents=3, steps=5).spec
     assert options == {
-        "seeds": 4, "out": tmp_path, "progress": "none", "total_env_steps": 2_000_000.0, "kl_budget": 0.1,
+        "seeds": 4, "out": tmp_path, "progress": "none", "loggers": [], "total_env_steps": 2e6, "kl_budget": 0.1,
         "hidden_sizes": (64, 32), "normalize_observations": False, "activation": "relu", "value_clip": float("inf"),
     }
 
@@ -50,7 +50,7 @@ def test_defaults(trained):
     ((_, algorithm, options),) = trained
     assert algorithm == "hatrpo_w" and options["seeds"] == [3, 5, 8] and options["progress"] == "auto"
     assert str(options["out"]).startswith("runs/matrix_game-hatrpo_w-2")
-    assert set(options) == {"seeds", "out", "progress"}
+    assert set(options) == {"seeds", "out", "progress", "loggers"}
 
 
 @pytest.mark.parametrize(

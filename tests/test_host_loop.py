@@ -10,7 +10,7 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import host_loop, loading
+from marl_kl import evaluate, host_loop, loading
 from marl_kl.policies import make_actor
 from marl_kl.results import TEAM_METRICS
 from marl_kl.rollout import distributions
@@ -107,6 +107,23 @@ def test_a_nan_is_named(tmp_path, capsys):
     assert record["failures"][0] == failure._asdict()
     policy = marl_kl.load(tmp_path / "run").policy(seed=failure.seed)
     assert np.all(np.isfinite(policy(np.zeros((2, 2)))))
+
+
+def test_the_best_teams_are_those_that_were_evaluated_best(finished):
+    """Each seed's own best, with the parameters of that evaluation: in its episodes they earn the same again."""
+    out, result = finished
+    run, last = marl_kl.load(out, which="best"), marl_kl.load(out)
+    means = result.evaluation.episode_return.mean(axis=-1)
+    index = means.argmax(axis=1)
+    assert run.best_updates == tuple(result.evaluation.update[index]) and run.update == 10
+    assert [run.update_of(seed) for seed in (4, 7)] == list(run.best_updates) and last.update_of(7) == 10
+    env = counting_env()
+    for which, updates, k in ((run, run.best_updates, index), (last, 10, [3, 3])):
+        again = evaluate.evaluate_again(env, result.config, run.seeds, updates, which.learner)
+        wanted = result.evaluation.episode_return[[0, 1], k]
+        np.testing.assert_allclose(again.episode_return, wanted, rtol=1e-6)
+    with pytest.raises(ValueError, match="which='worst'; it must be 'last' or 'best'"):
+        marl_kl.load(out, which="worst")
 
 
 class StopHere(KeyboardInterrupt):

@@ -56,7 +56,7 @@ def test_what_the_file_says_reaches_sweep(calls, tmp_path, capsys):
     random = {name: distribution.text for name, distribution in options.pop("random").items()}
     assert random == {"kl_budget": "log_uniform(0.01, 0.3)", "activation": "choice(['tanh', 'relu'])"}
     assert options == {
-        "seeds": [3, 5], "samples": 4, "grid": {"hidden_sizes": [[8], [4, 4]]}, "progress": "none",
+        "seeds": [3, 5], "samples": 4, "grid": {"hidden_sizes": [[8], [4, 4]]}, "progress": "none", "loggers": [],
         "total_env_steps": 1e6,
     }
 

@@ -1,6 +1,7 @@
 """A sweep is its single runs, side by side: same numbers, one program, tables of all; and what it refuses."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -54,9 +55,43 @@ def test_a_run_of_a_sweep_is_the_single_run(swept, index):
         assert_same_up_to_rounding(episodes.episode_return[index], single.evaluation.episode_return[:, k])
 
 
+def _collecting(streams):
+    """A logger that adds what it is told, the rows it gets and whether it was closed to `streams`."""
+
+    def collect(about):
+        stream = {"about": about, "rows": [], "closed": 0}
+        streams.append(stream)
+        close = lambda: stream.update(closed=stream["closed"] + 1)  # noqa: E731
+        return types.SimpleNamespace(write=stream["rows"].extend, close=close)
+
+    return collect
+
+
+def _assert_logged(streams, result):
+    """A stream per setting and seed, in one group; the run that fills up the last piece is none."""
+    abouts = [stream["about"] for stream in streams]
+    assert [(about.group, about.name, about.seeds) for about in abouts] == [
+        ("counting-hatrpo_w", f"counting-hatrpo_w-setting{k}", (4,)) for k in range(3)
+    ]
+    assert [about.facts["kl_budget"] for about in abouts] == list(BUDGETS) and len({a.id for a in abouts}) == 3
+    for k, stream in enumerate(streams):
+        kinds = [(row.update, row.env_steps // 32, row.kind, row.seed) for row in stream["rows"]]
+        training = [(update, update, "training", 4) for update in range(1, 8)]
+        assert kinds == [(0, 0, "evaluation", 4), *training, (7, 7, "evaluation", 4)] and stream["closed"] == 1
+        kl = [row.values["kl[b]"] for row in stream["rows"] if row.kind == "training"]
+        np.testing.assert_allclose(kl, result.metrics["kl"][k, 0, :, 1], rtol=1e-6)
+        np.testing.assert_allclose(
+            stream["rows"][-1].values["evaluation_return"], result.final.episode_return[k].mean(), rtol=1e-6
+        )
+
+
 def test_pieces_are_the_whole(swept, capsys):
     """Pieces of two runs, as the single runs have two seeds; the last one is filled up."""
-    pieces = sweep(grid={"kl_budget": BUDGETS}, seeds=[4], runs_at_once=2, progress="plain")
+    streams = []
+    pieces = sweep(
+        grid={"kl_budget": BUDGETS}, seeds=[4], runs_at_once=2, progress="plain", loggers=[_collecting(streams)]
+    )
+    _assert_logged(streams, pieces)
     for name, values in pieces.metrics.items():
         assert_same_up_to_rounding(values, swept.metrics[name][:, :1], name)
     assert_same_up_to_rounding(pieces.untrained.episode_return, swept.untrained.episode_return[:, :1])

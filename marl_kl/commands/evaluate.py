@@ -16,11 +16,18 @@ from marl_kl.commands.words import add_command
 def add_evaluate(commands) -> None:
     """Describes `marl-kl evaluate`."""
     text = "evaluate the teams of a run again, in their training physics and, if wanted, in MuJoCo's C engine"
-    parser = add_command(commands, _evaluate, "evaluate RUN [--episodes N] [--seed S] [--in mujoco]", text, ". All policies are deterministic.")
+    usage = "evaluate RUN [--best | --absolute] [--stochastic] [--episodes N] [--seed S] [--in mujoco]"
+    parser = add_command(commands, _evaluate, usage, text, ". Policies are deterministic unless asked otherwise.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)"
     )
+    parser.add_argument("--best", action="store_true", help="each seed's team as it was evaluated best, not the last")
+    parser.add_argument(
+        "--absolute", action="store_true",
+        help="the absolute metric: the best teams in ten times the episodes, others than those they were chosen by",
+    )
+    parser.add_argument("--stochastic", action="store_true", help="sample the actions, as in training")
     parser.add_argument("--seed", type=int, metavar="S", help="only the team that this seed trained (default: all)")
     parser.add_argument(
         "--in", choices=("mujoco",), dest="physics",
@@ -31,8 +38,13 @@ def add_evaluate(commands) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from marl_kl import evaluate, reporting, summary
 
-    run, env = run_and_env(arguments.run, "evaluate it from Python: marl_kl.evaluate.evaluate_again(env, ...)")
+    if arguments.stochastic and arguments.physics is not None:
+        raise ValueError("--stochastic: in the C engine the policies are always deterministic; leave out --in mujoco")
+    which = "best" if arguments.best or arguments.absolute else "last"
+    run, env = run_and_env(arguments.run, "evaluate it from Python: marl_kl.evaluate.evaluate_again(env, ...)", which)
     config = run.config
+    if arguments.absolute:
+        config = config.replace(eval_episodes=evaluate.ABSOLUTE_FACTOR * config.eval_episodes)
     if arguments.episodes is not None:
         if arguments.episodes < 1:
             raise ValueError(f"episodes={arguments.episodes}; it must be at least 1")
@@ -45,9 +57,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
         there = mujoco_check.counterpart(env)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *learners)
-    scores = [summary.Scores(_physics(run.spec), evaluate.evaluate_again(env, config, seeds, run.update, stacked))]
-    episodes = f"{config.eval_episodes} episodes per seed, mean ± std"
-    notes = [f"after {run.update:,} updates; {episodes}; deterministic policies"]
+    updates = [run.update_of(seed) for seed in seeds]
+    again = evaluate.evaluate_again(
+        env, config, seeds, updates, stacked, stochastic=arguments.stochastic, fresh=arguments.absolute
+    )
+    scores = [summary.Scores(_physics(run.spec), again)]
+    when = ", ".join(f"{update:,}" for update in dict.fromkeys(updates))
+    teams = f"after {when} updates" if which == "last" else f"each seed's best evaluated team, after {when} updates"
+    policies = "sampling policies" if arguments.stochastic else "deterministic policies"
+    notes = [f"{teams}; {config.eval_episodes} episodes per seed, mean ± std; {policies}"]
+    if arguments.absolute:
+        notes.append("absolute metric: in other episodes than those by which the teams were chosen")
     if there is not None:
         per_seed = (
             mujoco_check.evaluate(there, env, config, learner, seed, config.eval_episodes)

@@ -31,8 +31,8 @@ def made_again(record: run_folder.RunRecord, out: Path, from_python: str) -> Env
     return env
 
 
-def run_and_env(path: Path, from_python: str) -> tuple[loading.Run, Env]:
-    """A stored run and the environment it was trained in, made again."""
+def run_and_env(path: Path, from_python: str, which: str = "last") -> tuple[loading.Run, Env]:
+    """A stored run, with its last or its best teams, and the environment it was trained in, made again."""
     record = run_folder.read_record(path)
     use_cores_as_before(record)
     env = made_again(record, path, from_python)
@@ -43,7 +43,7 @@ def run_and_env(path: Path, from_python: str) -> tuple[loading.Run, Env]:
     for failure in record.failures:
         what = results.what_failed(failure)
         print(f"marl-kl: seed {failure.seed} failed ({what}); its team is the last finite one", file=sys.stderr)
-    return loading.load(path), env
+    return loading.load(path, which), env
 
 
 @contextlib.contextmanager

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import marl_kl
 from marl_kl import sweep_file
-from marl_kl.commands.words import add_command, add_progress, default_out, make_env, use_all_cpu_cores
+from marl_kl.commands.stored import warnings_as_sentences
+from marl_kl.commands.words import add_command, add_log, add_progress, default_out, make_env, use_all_cpu_cores
 
 
 def add_sweep(commands) -> None:
     """Describes `marl-kl sweep`."""
     text = "train many settings side by side, as a TOML file says"
     parser = add_command(
-        commands, _sweep, "sweep FILE.toml [--out FOLDER] [--progress MODE]", text, ".",
+        commands, _sweep, "sweep FILE.toml [--out FOLDER] [--log NAME ...] [--progress MODE]", text, ".",
         epilog=sweep_file.EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("file", type=Path, metavar="FILE", help="the sweep's description, see below")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="new folder for the tables (default: sweeps/ENV-ALGORITHM-TIME)"
     )
+    add_log(parser)
     add_progress(parser)
 
 
@@ -31,7 +33,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     env = make_env(plan.env, plan.env_options)
     out = arguments.out or default_out(plan.env, plan.algorithm, "sweeps")
     try:
-        result = marl_kl.sweep(env, plan.algorithm, out=out, progress=arguments.progress, **plan.options, **plan.config)
+        with warnings_as_sentences():
+            result = marl_kl.sweep(
+                env, plan.algorithm, out=out, progress=arguments.progress, loggers=arguments.log, **plan.options,
+                **plan.config,
+            )
     except KeyboardInterrupt:
         print("marl-kl: interrupted; a sweep keeps nothing before its end", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import envs
 import marl_kl
 from envs.types import Env
+from marl_kl import loggers
 from marl_kl.progress import MODES
 
 
@@ -37,6 +38,14 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress", default="auto", choices=MODES,
         help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: silence (default: auto)",
+    )
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """`--log`."""
+    parser.add_argument(
+        "--log", nargs="+", default=[], choices=loggers.NAMES, metavar="NAME",
+        help=f"where the numbers go besides, while it runs: {', '.join(loggers.NAMES)} (each an extra of that name)",
     )
 
 
