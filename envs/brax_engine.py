@@ -35,7 +35,7 @@ docs/scenarios.md has the table of all bodies on all backends (`benchmarks/bodie
 factorisations run at once as there are CPU threads: each holds a thread and waits for work queued behind it
 (`ParallelBatchMap` in jaxlib's lapack_kernels.cc). The cheetah on mjx has two that are independent: with two threads
 it ran with 1,024 environments (seeds included) and hung with 1,200 and more. Compiled with
-`xla_cpu_enable_concurrency_optimized_scheduler=False` (an entry of `compiler_options`, or of XLA_FLAGS) it ran with
+`xla_cpu_enable_concurrency_optimized_scheduler=False` (`marl_kl.devices` adds it, and threads to spare) it ran with
 1,536, 2,048 and 4,096, at the same speed; `xla_cpu_multi_thread_eigen=False` did not help. The ant ran with 2,048
 either way.
 """

@@ -26,9 +26,11 @@ EVERYWHERE = PartitionSpec()
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # The size of XLA's CPU thread pool, which all CPU devices share; XLA reads it when jax first looks for devices. A
-# batched LAPACK call of jaxlib 0.10 (MJX makes them) holds one of these threads while it waits for parts of itself: on
-# two cores, two calls side by side are a deadlock unless there are threads to spare.
-os.environ.setdefault("NPROC", str(max(4, 2 * _CORES)))
+# batched LAPACK call of jaxlib 0.10 (MJX makes them) holds one of these threads while it waits for parts of itself, so
+# as many calls at once as there are threads are a deadlock: with 4 threads on 2 cores (2 devices), 12 runs of 32
+# ten-agent swimmers hung in their first update, all 4 threads waiting inside the Cholesky factorisation; with 16 they
+# ran. A program has a handful of independent calls per device at most.
+os.environ.setdefault("NPROC", str(max(16, 8 * _CORES)))
 
 
 def use_all_cpu_cores() -> None:
