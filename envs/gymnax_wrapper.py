@@ -35,8 +35,8 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
     limit = getattr(params, "max_steps_in_episode", None) if episode_length is None else episode_length
     if limit is None:
         raise ValueError(f"env '{name}': its params have no max_steps_in_episode; give episode_length=...")
-    reset_env = getattr(env, "reset_env", env.reset)
-    step_env = getattr(env, "step_env", env.step)
+    reset_env = getattr(env, "reset_env", None) or env.reset
+    step_env = getattr(env, "step_env", None) or env.step
     actions = foreign.read(name, [env.action_space(params)])
 
     def raw_step(key, inner, action, params):

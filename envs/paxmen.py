@@ -40,8 +40,8 @@ VIEW = 2
 """How far an agent sees."""
 MARGIN = L + 5 + VIEW
 """Cells between the hub and the edge of the grid: the longest arm, and what its last cell's agent sees behind it."""
-PER_IDLE = 40
-"""1 / 40 = 0.025 is what an agent that ate nothing costs."""
+IDLE_COST = 0.025
+"""What an agent costs that ate nothing."""
 WALL, EMPTY, DOT, AGENT = -1.0, 0.0, 1.0, 0.1
 UP, DOWN, RIGHT, LEFT, EAT = range(5)
 _MOVES = np.array([(-1, 0), (1, 0), (0, 1), (0, -1), (0, 0)], np.int32)
@@ -146,6 +146,9 @@ def paxmen(num_agents: int) -> Env:
     )
     is_wall, rooms, hub, cells = map(jnp.asarray, maps)
     grid = maps.is_wall.shape[1:]
+    # the sum over agents, by dots eaten (shares of 1/m add up to 1 per dot) and agents without; a table is exact
+    counts = np.arange(num_agents + 1)
+    pay = jnp.asarray(counts[:, None] - IDLE_COST * counts, jnp.float32)
 
     def timestep(state, reward):
         row, column = state.position.T
@@ -187,8 +190,7 @@ def paxmen(num_agents: int) -> Env:
         eats = is_here & state.is_left & (action == EAT)[:, None, None]
         is_eaten, ate = jnp.any(eats, axis=0), jnp.any(eats, axis=(1, 2))
         is_left = state.is_left & ~is_eaten
-        # shares of 1/m add up to the dots eaten; one division of whole numbers is exact whatever compiles it
-        reward = (PER_IDLE * jnp.sum(is_eaten) - jnp.sum(~ate)) / PER_IDLE
+        reward = pay[jnp.sum(is_eaten), jnp.sum(~ate)]
         is_over = ~jnp.any(is_left)
         dots = jnp.where(is_over, fresh_dots(key, state.layout), state.dots)
         state = PaxMenState(state.layout, position, dots, is_left | is_over)
