@@ -148,23 +148,11 @@ def _check_values(spec: EnvSpec, trace: Trace) -> None:
     first, steps, age = trace
     name = f"env '{spec.name}'"
     for after, found in (("reset", first), ("a step", steps)):
+        _check_mask(spec, found, after)
         for field in ("obs", "state", "reward"):
             _require(np.isfinite(getattr(found, field)).all(), f"{name}: {field} after {after} is not finite")
         padded = np.where(spec.observation_mask, 0, found.obs)
         _require(not padded.any(), f"{name}: obs after {after} is not 0 beyond observation_sizes")
-        _require(
-            not (found.action_mask & ~spec.action_mask).any(),
-            f"{name}: action_mask after {after} allows more than action_sizes",
-        )
-        if spec.action_kind == "discrete":
-            available = found.action_mask.any(-1)
-            # a last mask chooses nothing
-            going_on = ~(found.terminated | found.truncated)[..., None]
-            _require((available | ~going_on).all(), f"{name}: an agent has no available choice after {after}")
-        else:
-            _require(
-                (found.action_mask == spec.action_mask).all(), f"{name}: action_mask after {after} is not action_sizes"
-            )
     _require(not first.reward.any(), f"{name}: reward after reset is not 0")
     _require(not (first.terminated | first.truncated).any(), f"{name}: an episode has ended at its reset")
     both = steps.terminated & steps.truncated
@@ -179,3 +167,16 @@ def _check_values(spec: EnvSpec, trace: Trace) -> None:
     if spec.team_reward:
         same = (steps.reward == steps.reward[..., :1]).all()
         _require(same, f"{name}: agents are paid differently, but team_reward is True")
+
+
+def _check_mask(spec: EnvSpec, found: TimeStep, after: str) -> None:
+    name = f"env '{spec.name}'"
+    beyond = (found.action_mask & ~spec.action_mask).any()
+    _require(not beyond, f"{name}: action_mask after {after} allows more than action_sizes")
+    if spec.action_kind == "continuous":
+        real = (found.action_mask == spec.action_mask).all()
+        _require(real, f"{name}: action_mask after {after} is not that of action_sizes")
+        return
+    # nothing is chosen after an episode's end
+    has_choice = found.action_mask.any(-1) | (found.terminated | found.truncated)[..., None]
+    _require(has_choice.all(), f"{name}: an agent has no available choice after {after}")
