@@ -1,6 +1,7 @@
 """JaxMARL behind our protocol: the same play as JaxMARL's own `step`, and what is said of names, options and ends."""
 
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import jaxmarl_wrapper
+from envs import foreign, jaxmarl_wrapper
 
 with jaxmarl_wrapper._silence():
     jaxmarl = pytest.importorskip("jaxmarl")
@@ -18,9 +19,7 @@ CASES = {
     "spread": ("MPE_simple_spread_v3", "MPE_simple_spread_v3", {"max_steps": 5}, 6, 2),
     "overcooked": ("overcooked", "overcooked", {"max_steps": 6}, 6, 2),
     "hanabi": ("hanabi", "hanabi", {"num_colors": 2, "num_ranks": 2, "num_cards_of_rank": np.array([3, 2])}, 20, 3),
-    "continuous": ("MPE_simple_speaker_listener_v4", "MPE_simple_speaker_listener_v4",
-                   {"action_type": "Continuous", "max_steps": 3}, 4, 2),
-}  # fmt: skip
+}
 """Ours, theirs, options of both, env steps, games."""
 
 
@@ -33,14 +32,17 @@ def theirs(case):
     return jaxmarl.make(name, **options)
 
 
-def chosen(env, key, timestep):
-    """Shoots if it can (SMAX's choices from 5 on) in half of the games' steps; otherwise anything available."""
-    if env.spec.action_kind == "continuous":
-        return jax.random.uniform(key, timestep.action_mask.shape, minval=-1.2, maxval=1.2)
-    eager = env.spec.name == "jaxmarl/3m"
-    preferred = timestep.action_mask & (jnp.arange(env.spec.action_size) >= 5) & eager
-    mask = jnp.where(jnp.any(preferred, axis=-1, keepdims=True), preferred, timestep.action_mask)
-    return jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf), axis=-1).astype(jnp.int32)
+def chosen(key, timestep, focused):
+    """Anything available; if `focused` (SMAX), all wait and shoot at the first enemy in reach (choices from 5 on)."""
+    choices = jax.random.categorical(key, jnp.where(timestep.action_mask, 0.0, -jnp.inf), axis=-1)
+    targets = timestep.action_mask[:, 5:]
+    shooting = jnp.where(jnp.any(targets, axis=-1), 5 + jnp.argmax(targets, axis=-1), 4)
+    return jnp.where(focused, shooting, choices).astype(jnp.int32)
+
+
+def close(ours, other):
+    """Two compilations of the same formulas differ in the last bit."""
+    np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
 
 
 def play_both(case):
@@ -51,12 +53,9 @@ def play_both(case):
     has_legal = case in ("3m", "hanabi")
 
     def native(action):
-        if env.spec.action_kind == "discrete":
-            return {agent: action[i] for i, agent in enumerate(other.agents)}
-        clipped = (jnp.clip(action, -1, 1) + 1) / 2
-        return {agent: clipped[i, : env.spec.action_sizes[i]] for i, agent in enumerate(other.agents)}
+        return {agent: action[i] for i, agent in enumerate(other.agents)}
 
-    def game(key):
+    def game(key, focused):
         key_reset, key_steps = jax.random.split(key)
         ours, timestep = env.reset(key_reset, ())
         _, state = other.reset(key_reset)
@@ -64,7 +63,7 @@ def play_both(case):
         def env_step(carry, key):
             ours, timestep, state = carry
             key_action, key_step = jax.random.split(key)
-            action = chosen(env, key_action, timestep)
+            action = chosen(key_action, timestep, focused)
             observed, state, rewards, dones, _ = other.step(key_step, state, native(action))
             ours, timestep = env.step(jax.random.split(key_step)[0], ours, action, ())  # `step` splits first
             seen = {
@@ -82,7 +81,8 @@ def play_both(case):
         return first, trace
 
     keys = jax.random.split(jax.random.key(3), games)
-    return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys))
+    focused = (jnp.arange(games) % 2 == 0) & (case == "3m")
+    return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys, focused))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,9 +95,9 @@ def test_plays_as_jaxmarls_own_step(case):
     before = playing & ~ended
     np.testing.assert_array_equal(ended[playing], other["done"][playing])
     assert not (ours.terminated & ours.truncated).any()
-    np.testing.assert_array_equal(ours.reward[playing], other["reward"][playing])
+    close(ours.reward[playing], other["reward"][playing])
     for agent, size in enumerate(spec.observation_sizes):
-        np.testing.assert_array_equal(ours.obs[before][:, agent, :size], other["obs"][agent][before])
+        close(ours.obs[before][:, agent, :size], other["obs"][agent][before])
         assert not ours.obs[..., agent, size:].any()
         if len(other["legal"]):
             want = other["legal"][agent][before] != 0
@@ -108,13 +108,11 @@ def test_plays_as_jaxmarls_own_step(case):
         assert not ours.action_mask[before].all()
     if spec.team_reward:
         np.testing.assert_array_equal(ours.reward, np.broadcast_to(ours.reward[..., :1], ours.reward.shape))
-    else:
-        assert (ours.reward[..., :1] != ours.reward).any()
     if case in ("3m", "hanabi"):
         assert ended.any(axis=1).all()
     if case == "hanabi":
         assert ours.terminated.any(axis=1).all() and spec.episode_length >= playing.sum(1).max()
-    if case in ("spread", "overcooked", "continuous"):
+    if case in ("spread", "overcooked"):
         last = np.arange(ended.shape[1]) == spec.episode_length - 1
         np.testing.assert_array_equal(ours.truncated, np.broadcast_to(last, ended.shape))
         assert not ours.terminated.any() and ended.shape[1] == spec.episode_length
@@ -124,8 +122,8 @@ def test_plays_as_jaxmarls_own_step(case):
 
 def check_smax(spec, ours, other, alive, playing, before):
     """The world state, ends told apart, and won episodes told by their return."""
-    assert (spec.observation_sizes, spec.action_sizes, spec.state_size) == ((75,) * 3, (8,) * 3, 6 * 12 + 6 * 2)
-    np.testing.assert_array_equal(ours.state[before], other["world_state"][before])
+    assert (spec.observation_sizes, spec.action_sizes, spec.state_size) == ((75,) * 3, (8,) * 3, 6 * 10 + 6 * 2)
+    close(ours.state[before], other["world_state"][before])
     allies, enemies = alive[..., :3].any(-1), alive[..., 3:].any(-1)
     np.testing.assert_array_equal(ours.terminated, ~(allies & enemies))
     end = playing.sum(1) - 1
@@ -148,8 +146,8 @@ def test_shaped_rewards_are_added_per_agent():
         ("3s5z", {"use_self_play_reward": False, "max_steps": 7}, 8, True),
         ("smax", {"scenario": "3m"}, 101, False),
         ("mpe_simple_spread_v3", {"local_ratio": 0.0}, 26, True),
-        ("storm_2p", {"num_inner_steps": 9}, 9, False),
-        ("storm", {}, 152, False),
+        ("storm", {"num_inner_steps": 9}, 9, False),
+        ("MPE_simple_tag_v3", {"action_type": "Continuous"}, 26, False),
         ("coin_game", {"num_inner_steps": 3, "num_outer_steps": 4}, 12, False),
         ("switch_riddle", {"num_agents": 4}, 10, True),
         ("overcooked_v2", {"max_steps": 11}, 11, True),
@@ -163,15 +161,10 @@ def test_specs(name, options, longest, team_reward):
     key, params = jax.random.key(0), env.params
     state, first = jax.eval_shape(env.reset, key, params)
     shape = (env.spec.num_agents,) + (() if env.spec.action_kind == "discrete" else (env.spec.action_size,))
-    after, timestep = jax.eval_shape(env.step, key, state, jnp.zeros(shape, jnp.int32), params)
+    dtype = jnp.int32 if env.spec.action_kind == "discrete" else jnp.float32
+    after, timestep = jax.eval_shape(env.step, key, state, jnp.zeros(shape, dtype), params)
     assert (state, first) == (after, timestep)  # shapes, types, structure: ready for `jax.lax.scan`
     assert first.state.shape == (env.spec.state_size,)
-
-
-def test_storms_end_is_truncated_without_its_own_reset():
-    """STORM begins anew within the step that ends its game; the last observation here is the game's own."""
-    env = envs.make("jaxmarl/storm_2p", num_inner_steps=2)
-    assert "held at 0" in dict(env.spec.metadata)["time_limit"]
 
 
 def test_the_names_are_those_of_the_installed_package():
@@ -207,6 +200,17 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
         envs.make("jaxmarl/3m")
     with pytest.raises(ValueError, match="did you mean"):
         envs.make("jaxmarl/3mm")
+
+
+def test_continuous_actions_are_stretched_where_there_are_bounds():
+    boxes = [SimpleNamespace(low=0.0, high=1.0, shape=(2,)), SimpleNamespace(low=-np.inf, high=np.inf, shape=(1, 1))]
+    spaces = foreign.read("boxes", boxes)
+    assert (spaces.kind, spaces.sizes) == ("continuous", (2, 1))
+    bounded, free = spaces.native(jnp.array([[-3.0, 0.5], [7.0, 0.0]]))
+    np.testing.assert_array_equal(bounded, [0.0, 0.75])
+    np.testing.assert_array_equal(free, [[7.0]])
+    with pytest.raises(ValueError, match="some agents have discrete and others continuous actions"):
+        foreign.read("mixed", [boxes[0], SimpleNamespace(n=3)])
 
 
 class Discrete:
@@ -272,8 +276,8 @@ def test_gymnax_cartpole_plays_as_its_own_step():
     timestep, observed, reward, terminated, truncated = jax.tree.map(np.asarray, games)
     ended = timestep.terminated | timestep.truncated
     playing = np.cumsum(ended, axis=1) - ended == 0
-    np.testing.assert_array_equal(timestep.obs[playing][:, 0], observed[playing])
-    np.testing.assert_array_equal(timestep.reward[playing][:, 0], reward[playing])
+    close(timestep.obs[playing][:, 0], observed[playing])
+    close(timestep.reward[playing][:, 0], reward[playing])
     np.testing.assert_array_equal(timestep.terminated[playing], terminated[playing])
     np.testing.assert_array_equal(timestep.truncated[playing], (truncated & ~terminated)[playing])
     assert timestep.terminated[playing].any() and timestep.truncated[playing].any()

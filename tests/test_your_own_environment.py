@@ -36,15 +36,14 @@ def test_the_training_call_is_one_that_train_takes(monkeypatch, page):
     marl_kl.TrustRegionConfig(total_env_steps=taken["total_env_steps"])
 
 
-@pytest.mark.parametrize("name, algorithm", [("orchard", "hatrpo_w"), ("pendulum", "mappo")])
-def test_two_updates(page, name, algorithm):
-    config = marl_kl.algorithms.get(algorithm).config_class(
+def test_two_updates(page):
+    config = marl_kl.TrustRegionConfig(
         num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=1
     )
-    train = marl_kl.make_train(page[name], algorithm, config)
+    train = marl_kl.make_train(page["orchard"], "hatrpo_w", config)
     run = jax.jit(lambda key: jax.lax.scan(lambda state, _: train.update(state), train.init(key), None, 2)[1])
     metrics = run(jax.random.key(0))
-    for value in ("critic_loss", "kl"):
+    for value in ("value_loss", "kl"):
         assert len(metrics[value]) == 2 and np.isfinite(metrics[value]).all(), value
     assert np.max(metrics["kl"]) > 0
 
