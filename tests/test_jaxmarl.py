@@ -15,7 +15,7 @@ with jaxmarl_wrapper._silence():
     jaxmarl = pytest.importorskip("jaxmarl")
 
 CASES = {
-    "3m": ("3m", "HeuristicEnemySMAX", {}, 101, 6),
+    "3m": ("3m", "HeuristicEnemySMAX", {"max_steps": 14}, 15, 12),
     "spread": ("MPE_simple_spread_v3", "MPE_simple_spread_v3", {"max_steps": 5}, 6, 2),
     "overcooked": ("overcooked", "overcooked", {"max_steps": 6}, 6, 2),
     "hanabi": ("hanabi", "hanabi", {"num_colors": 2, "num_ranks": 2, "num_cards_of_rank": np.array([3, 2])}, 20, 3),
@@ -28,16 +28,19 @@ def theirs(case):
     if case == "3m":
         from jaxmarl.environments.smax import map_name_to_scenario
 
-        options = {"scenario": map_name_to_scenario("3m")}
+        options = {"scenario": map_name_to_scenario("3m"), **options}
     return jaxmarl.make(name, **options)
 
 
-def chosen(key, timestep, focused):
-    """Anything available; if `focused` (SMAX), all wait and shoot at the first enemy in reach (choices from 5 on)."""
-    choices = jax.random.categorical(key, jnp.where(timestep.action_mask, 0.0, -jnp.inf), axis=-1)
-    targets = timestep.action_mask[:, 5:]
-    shooting = jnp.where(jnp.any(targets, axis=-1), 5 + jnp.argmax(targets, axis=-1), 4)
-    return jnp.where(focused, shooting, choices).astype(jnp.int32)
+def chosen(key, timestep, health):
+    """Anything available. With the enemies' `health` (SMAX): go to meet them, then all shoot at the weakest in reach."""
+    mask = timestep.action_mask
+    if health is None:
+        return jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf), axis=-1).astype(jnp.int32)
+    in_reach = mask[:, 5:]
+    weakest = 5 + jnp.argmin(jnp.where(in_reach, health, jnp.inf), axis=-1)
+    going = jnp.where(mask[:, 1], 1, 4)  # the dead can only stop
+    return jnp.where(jnp.any(in_reach, axis=-1), weakest, going).astype(jnp.int32)
 
 
 def close(ours, other):
@@ -55,7 +58,7 @@ def play_both(case):
     def native(action):
         return {agent: action[i] for i, agent in enumerate(other.agents)}
 
-    def game(key, focused):
+    def game(key):
         key_reset, key_steps = jax.random.split(key)
         ours, timestep = env.reset(key_reset, ())
         _, state = other.reset(key_reset)
@@ -63,7 +66,7 @@ def play_both(case):
         def env_step(carry, key):
             ours, timestep, state = carry
             key_action, key_step = jax.random.split(key)
-            action = chosen(key_action, timestep, focused)
+            action = chosen(key_action, timestep, ours.inner.state.unit_health[3:] if case == "3m" else None)
             observed, state, rewards, dones, _ = other.step(key_step, state, native(action))
             ours, timestep = env.step(jax.random.split(key_step)[0], ours, action, ())  # `step` splits first
             seen = {
@@ -81,8 +84,7 @@ def play_both(case):
         return first, trace
 
     keys = jax.random.split(jax.random.key(3), games)
-    focused = (jnp.arange(games) % 2 == 0) & (case == "3m")
-    return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys, focused))
+    return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,6 +128,7 @@ def check_smax(spec, ours, other, alive, playing, before):
     close(ours.state[before], other["world_state"][before])
     allies, enemies = alive[..., :3].any(-1), alive[..., 3:].any(-1)
     np.testing.assert_array_equal(ours.terminated, ~(allies & enemies))
+    assert ours.terminated.any() and ours.truncated[:, -1].any() and spec.episode_length == 15
     end = playing.sum(1) - 1
     games = np.arange(len(end))
     won = allies[games, end] & ~enemies[games, end]
