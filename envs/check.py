@@ -32,9 +32,9 @@ class Trace(NamedTuple):
 def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 0) -> None:
     """Plays `env` with random available actions and checks what every environment promises.
 
-    Shapes and types (equal after reset and step, as `jax.lax.scan` needs them), under jit and vmap; finite numbers; zeros
-    where padded; at least one available choice per agent and none beyond its own; `terminated` and `truncated` never
-    together, neither after a reset; no episode longer than `episode_length`, nor ended earlier as truncated; equal rewards where
+    Shapes and types (equal after reset and step, as `jax.lax.scan` needs them), under jit and vmap; finite numbers;
+    zeros where padded; at least one available choice per agent and none beyond its own; `terminated` and `truncated` never
+    together, neither after a reset; no episode longer than `episode_length`, nor truncated earlier; equal rewards where
     `team_reward` says so; the same key gives the same play, traced anew (nothing is remembered outside of `env_state`).
 
     Args:
@@ -58,7 +58,7 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
     again = _played(env, keys, steps)
     for name, before, after in zip(TimeStep._fields, trace.steps, again.steps):
         same = np.array_equal(before, after, equal_nan=True)
-        _require(same, f"env '{spec.name}': the same keys give another {name}; something outside of env_state remembers")
+        _require(same, f"env '{spec.name}': the same keys give another {name}; memory outside of env_state")
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, action_mask: jax.Array) -> jax.Array:
@@ -102,7 +102,8 @@ def _check_hashable(spec: EnvSpec) -> None:
     try:
         hash(spec)
     except TypeError as error:
-        raise Broken(f"env '{spec.name}': its spec is not hashable ({error}); use tuples, not lists or arrays") from None
+        text = f"env '{spec.name}': its spec is not hashable ({error}); use tuples, not lists or arrays"
+        raise Broken(text) from None
 
 
 def _check_shapes(env: Env) -> None:

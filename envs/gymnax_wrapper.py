@@ -15,9 +15,9 @@ from envs.types import Env, EnvSpec, TimeStep
 def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episode_length: int | None = None) -> Env:
     """A gymnax environment, or your own with its interface, as an `Env` of one agent. gymnax need not be installed.
 
-    Actions and observations as in `envs.foreign`. The state is the observation. `params` are `Env.params`, so a vmap over
-    them trains in many variants. The time limit is ours; where `env` has `is_truncated` (gymnax 1.0) its `done` is the
-    task's end alone, elsewhere a `done` on exactly the limit's step is taken for the limit.
+    Actions and observations as in `envs.foreign`. The state is the observation. `params` are `Env.params`, so a vmap
+    over them trains in many variants. The time limit is ours; where `env` has `is_truncated` (gymnax 1.0) its `done`
+    is the task's end alone, elsewhere a `done` on exactly the limit's step is taken for the limit.
 
     Args:
         env: has `reset_env(key, params) -> (obs, state)`, `step_env(key, state, action, params) -> (obs, state, reward,

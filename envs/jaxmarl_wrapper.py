@@ -2,8 +2,8 @@
 
 The package is imported only where one of them is made: `pip install 'marl_kl[jaxmarl]'`. What changes on the way:
 
-- `step_env` is called, not `step`: nothing resets itself (JaxMARL resets at every step), and the last observation of an
-  episode is the real one.
+- `step_env` is called, not `step`: nothing resets itself (JaxMARL resets at every step), and the last observation of
+  an episode is the real one.
 - Observations are flattened to float32 and padded; the state is `world_state` where there is one (SMAX), else the
   observations of all agents one after another.
 - Bounded continuous actions are [-1, 1] stretched to the range (see `envs.foreign`).
@@ -53,8 +53,8 @@ NAMES = tuple(PREFIX + name for name in (*SMAX_MAPS, *REGISTERED))
 def find(name: str) -> Callable[..., Env] | None:
     """The factory for "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", ... (capitals do not matter); None if it is none.
 
-    The factory takes the options of JaxMARL's own constructor; for Overcooked also `reward_shaping`, see `from_jaxmarl`.
-    `layout` (Overcooked) and `scenario` (SMAX) may be names.
+    The factory takes the options of JaxMARL's own constructor; for Overcooked also `reward_shaping`, see
+    `from_jaxmarl`. `layout` (Overcooked) and `scenario` (SMAX) may be names.
     """
     own = _own_name(name)
     return None if own is None else functools.partial(_make, own)
@@ -244,7 +244,7 @@ def from_jaxmarl(
         paid = [_entry(rewards, agent, index) for index, agent in enumerate(agents)]
         if reward_shaping:
             shaped = info["shaped_reward"]
-            paid = [r + reward_shaping * _entry(shaped, agent, index) for index, (r, agent) in enumerate(zip(paid, agents))]
+            paid = [paid[i] + reward_shaping * _entry(shaped, agent, i) for i, agent in enumerate(agents)]
         reward = jnp.stack([jnp.asarray(r, jnp.float32) for r in paid])
         return observed, ending.stop(inner), reward, ending.over(dones["__all__"], info)
 
@@ -309,12 +309,13 @@ def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
         return _Ending(2 * turns + env.max_info_tokens, "none: the game ends")
     if "MABraxEnv" in families:
         if env.auto_reset:
-            raise ValueError(f"env '{name}': auto_reset=True; it must be False: our environments never reset themselves")
+            raise ValueError(f"env '{name}': auto_reset=True; it must be False: nothing here resets itself")
         longest = -(-env.episode_length // env.action_repeat)
-        return _Ending(longest, "Brax's, which it reports apart", over=lambda done, info: done & (info["truncation"] == 0))
+        note = "Brax's own, which it reports apart"
+        return _Ending(longest, note, over=lambda done, info: done & (info["truncation"] == 0))
     limit = getattr(env, "max_steps", None) if episode_length is None else episode_length
     if limit is None:
-        raise ValueError(f"env '{name}': it has no max_steps, so its longest episode is unknown; give episode_length=...")
+        raise ValueError(f"env '{name}': it has no max_steps to be its time limit; give episode_length=...")
     return _Ending(int(limit), f"a done at step {int(limit)} is taken for the limit's", limited_inside=True)
 
 
@@ -356,7 +357,7 @@ def _observations(env: Any, agents: Sequence[Any]) -> Callable[[Any], list[jax.A
 
 
 def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
-    """STORM's own layout: views [N, ...] and an inventory of (coins, coins, ready, shown, shown) by [5, N].
+    """STORM's own layout: views [N, ...], and [5, N] of two sorts of coins, readiness, and the coins shown to all.
 
     An agent sees its own view and inventory, and what frozen agents show to all.
     """
@@ -367,7 +368,7 @@ def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
 
 
 def _legal_choices(env: Any, agents: Sequence[Any]) -> Callable[[Any, int], jax.Array] | None:
-    """`legal(state, A) -> [N, A] bool`; None where nothing is ever forbidden. An agent without a choice has them all."""
+    """`legal(state, A) -> [N, A] bool`; None where nothing is ever forbidden. Who has no choice has them all."""
     choices = getattr(env, "get_legal_moves", None) or getattr(env, "get_avail_actions", None)
     if choices is None:
         return None

@@ -1,23 +1,25 @@
 """PaxMen: a hub with one corridor per agent, each to a room with three dots to eat.
 
-The task of Shek, Shi & Tokekar (2025) that asks for different agents: the rooms lie at different distances, and one agent
-per room is best. The rules are those of the author's public environment:
+The task of Shek, Shi & Tokekar (2025) that asks for different agents: the rooms lie at different distances, and one
+agent per room is best. The rules are those of the author's public environment:
 
-- 4, 5 or 6 agents in a hub of 3 x 3, 5 x 5 or 7 x 7 cells. One straight corridor per agent, one cell wide, of length
-  S = 4, M = 8 or L = 12; at its end a room, 5 high x 3 wide to the north and south, 3 high x 5 wide to the east and west.
-  At every reset one of four layouts is drawn (`_sides`); the agents start on distinct cells of the hub.
-- Choices: up, down, right, left, eat. All move at once; a move into a wall is none; agents may share a cell. Eating takes
-  a dot on the agent's own cell. m agents who eat one dot at once get 1/m each; who ate nothing gets -0.025. Everybody is
-  paid the sum over agents.
-- When all dots are eaten, new ones appear on new cells of the same rooms. Nothing terminates: after 100, 115 or 130 steps
-  (4, 5, 6 agents) the time limit truncates.
-- An agent sees the 5 x 5 cells around it: wall -1, empty 0, dot 1, another agent 0.1, also where there is a dot. The state
-  has all cells of hub, corridors and rooms: hub^2 + 23 N numbers.
+- 4, 5 or 6 agents in a hub of 3 x 3, 5 x 5 or 7 x 7 cells. One straight corridor per agent, one cell wide,
+  S = 4, M = 8 or L = 12 cells long; at its end a room, 5 high x 3 wide to the north and south, 3 high x 5 wide
+  to the east and west. At every reset one of four layouts is drawn (`_sides`); the agents start on distinct cells of
+  the hub.
+- Choices: up, down, right, left, eat. All move at once; a move into a wall is none; agents may share a cell. Eating
+  takes a dot on the agent's own cell. m agents who eat one dot at once get 1/m each; who ate nothing gets -0.025.
+  Everybody is paid the sum over agents.
+- When all dots are eaten, new ones appear on new cells of the same rooms. Nothing terminates: after 100, 115 or 130
+  steps (4, 5, 6 agents) the time limit truncates.
+- An agent sees the 5 x 5 cells around it: wall -1, empty 0, dot 1, another agent 0.1, also where there is a dot. The
+  state has all cells of hub, corridors and rooms: hub^2 + 23 N numbers.
 
-What the rules leave open, and is chosen here: an offset of -2 is west of the middle (corridors to the north and south) or
-north of it (east and west), a room is centred on its corridor, an agent does not see itself (so a dot on its own cell is
-1, unless another agent is there too), the state codes cells as the observations do, row by row, arm by arm in the order
-north, south, east, west, from the hub outwards, and the new dots are seen in the very step that ate the last one.
+What the rules leave open, and is chosen here: an offset of -2 is west of the middle (corridors to the north and south)
+or north of it (east and west), a room is centred on its corridor, an agent does not see itself (so a dot on its own
+cell is 1, unless another agent is there too), the state codes cells as the observations do, row by row, arm by arm in
+the order north, south, east, west, from the hub outwards, and the new dots are seen in the very step that ate the last
+one.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from envs.time_limit import with_time_limit
 from envs.types import Env, EnvSpec, TimeStep
 
 S, M, L = 4, 8, 12
-DOTS, ROOM = 3, 15
-"""Dots per room, and its cells."""
+DOTS = 3
+"""Per room."""
 VIEW = 2
 """How far an agent sees."""
 MARGIN = L + 5 + VIEW

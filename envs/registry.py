@@ -67,5 +67,6 @@ def _plain(value: Any) -> Any:
 
 def _near_misses(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl_wrapper.PREFIX}..."
+    known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl_wrapper.PREFIX}..."
+    hint = f"did you mean {' or '.join(near)}?" if near else known
     return f"unknown env '{name}'; {hint}"

@@ -33,7 +33,7 @@ def theirs(case):
 
 
 def chosen(key, timestep, health):
-    """Anything available. With the enemies' `health` (SMAX): go to meet them, then all shoot at the weakest in reach."""
+    """Anything available. With the enemies' `health` (SMAX): meet them, then shoot at the weakest in reach."""
     mask = timestep.action_mask
     if health is None:
         return jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf), axis=-1).astype(jnp.int32)
@@ -242,7 +242,7 @@ class Whistle:
 
 
 def test_an_environment_of_ones_own_with_this_interface():
-    with pytest.raises(ValueError, match="env 'Whistle': it has no max_steps.*give episode_length="):
+    with pytest.raises(ValueError, match="env 'Whistle': it has no max_steps .*give episode_length="):
         envs.from_jaxmarl(Whistle())
     env = envs.from_jaxmarl(Whistle(), episode_length=4)
     assert (env.spec.observation_sizes, env.spec.state_size, env.spec.team_reward) == ((2, 1), 3, False)

@@ -38,7 +38,7 @@ GAMES = 6
 
 
 class Map:
-    """The cells of one layout: `hub`, `corridors` and `rooms`, lists of (row, column) as they are listed in the state."""
+    """The cells of one layout: `hub`, `corridors` and `rooms`, lists of (row, column) in the order of the state."""
 
     def __init__(self, num_agents, layout):
         hub = HUB[num_agents]
@@ -154,11 +154,13 @@ def test_play_equals_plain_loops(num_agents):
                 dots = set(fresh)
             want = [expected_view(places, dots, free, agent) for agent in range(num_agents)]
             np.testing.assert_array_equal(trace.obs[game, t], want)
-            np.testing.assert_array_equal(trace.state[game, t], [seen(places, dots, free, None, c) for c in board.cells])
+            whole = [seen(places, dots, free, None, cell) for cell in board.cells]
+            np.testing.assert_array_equal(trace.state[game, t], whole)
             np.testing.assert_array_equal(trace.reward[game, t], np.float32(float(sum(pay))))
     assert all(happened[what] for what in ("bumps", "eaten by 1", "eaten by 2", "respawns")), happened
     assert not trace.terminated.any() and trace.action_mask.all()
-    np.testing.assert_array_equal(trace.truncated, np.broadcast_to(np.arange(limit) == limit - 1, trace.truncated.shape))
+    last = np.arange(limit) == limit - 1
+    np.testing.assert_array_equal(trace.truncated, np.broadcast_to(last, trace.truncated.shape))
 
 
 def test_resets_draw_every_layout_start_and_dots():
