@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py [--env ant_4x2] [--backends mjx spring] [--algorithms hatrpo hatrpo_w]
                                     [--seeds 1 4 16] [--num-envs 64] [--rollout-length 64] [--json FILE]
+    python benchmarks/throughput.py --env jaxmarl/3m --backends none    # an environment without backends
 
 Bare: as many parallel environments, on the same devices, uniformly random actions, no policy, no resets, no
 learning. Training: whole updates (rollout with resets, advantages, actors, critic) with the default config
@@ -32,11 +33,16 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
     options = env.spec.cpu_compiler_options
     reset = jax.vmap(jax.vmap(env.reset, (0, None)), (0, None))
     step = jax.vmap(env.step, (0, 0, 0, None))
-    shape = (num_envs, env.spec.num_agents, env.spec.action_size)
+    spec = env.spec
+
+    def random_action(key):
+        if spec.action_kind == "discrete":
+            return jax.random.randint(key, (num_envs, spec.num_agents), 0, np.asarray(spec.action_sizes))
+        return jax.random.uniform(key, (num_envs, spec.num_agents, spec.action_size), minval=-1.0, maxval=1.0)
 
     def one_seed(key, env_state):
         def env_step(env_state, key):
-            action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+            action = random_action(key)
             return step(jax.random.split(key, num_envs), env_state, action, env.params)[0], None
 
         return jax.lax.scan(env_step, env_state, jax.random.split(key, length))[0]
@@ -122,7 +128,7 @@ def main():
           f"{'compile s':>9} {'peak GiB':>8}")  # fmt: skip
     rows = []
     for backend in options.backends:
-        env = envs.make(options.env, backend=backend)
+        env = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
         for num_seeds in options.seeds:
             for row in measure(env, options.algorithms, config, num_seeds, options.repeats):
                 rows.append({"env": options.env, "backend": backend, **row})

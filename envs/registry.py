@@ -8,38 +8,42 @@ import inspect
 import math
 from typing import Any, Callable
 
-from envs import bodies, games
+from envs import bodies, games, jaxmarl_wrapper, paxmen
 from envs.types import Env
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
+    **paxmen.FACTORIES,
     **bodies.FACTORIES,
 }
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make` knows, sorted."""
-    return tuple(sorted(_FACTORIES))
+    """The names that `make` knows, sorted; those of JaxMARL whether or not it is installed."""
+    return tuple(sorted((*_FACTORIES, *jaxmarl_wrapper.NAMES)))
 
 
 def make(name: str, **options) -> Env:
     """Builds the environment called `name`; its spec notes the options, so that it can be built again.
 
     Args:
-        name: one of `names()`; for bodies also as others write it ("Ant-v2-4x2"), any `manyagent_swimmer_<n>x<m>`,
+        name: one of `names()`; also as others write it ("Ant-v2-4x2", "PaxMen 5"), any `manyagent_swimmer_<n>x<m>`,
             and a body alone ("humanoid") with `partition=`.
         **options: keyword arguments of that environment's factory, described where it is defined
-            (`help(envs.games.matrix_game)`, `help(envs.bodies.body_env)`).
+            (`help(envs.games.matrix_game)`, `help(envs.bodies.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
-    factory = _FACTORIES.get(name) or bodies.find(name)
+    factory = _FACTORIES.get(name) or jaxmarl_wrapper.find(name) or paxmen.find(name) or bodies.find(name)
     if factory is None:
-        raise ValueError(bodies.explain_unknown(name) or _near_misses(name))
+        raise ValueError(
+            jaxmarl_wrapper.explain_unknown(name) or bodies.explain_unknown(name) or _near_misses(name)
+        )
     accepted = inspect.signature(factory).parameters
+    checks_itself = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(options) - set(accepted))
-    if unknown:
+    if unknown and not checks_itself:
         raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
     env = factory(**options)
     return env._replace(spec=dataclasses.replace(env.spec, options=_noted(options)))
@@ -63,5 +67,6 @@ def _plain(value: Any) -> Any:
 
 def _near_misses(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
+    known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl_wrapper.PREFIX}..."
+    hint = f"did you mean {' or '.join(near)}?" if near else known
     return f"unknown env '{name}'; {hint}"

@@ -17,10 +17,15 @@ class TimedState(NamedTuple):
     t: jax.Array
 
 
-def with_time_limit(bare: Env) -> Env:
+def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
     """Truncates episodes of `bare` after `bare.spec.episode_length` steps, unless they terminate there.
 
     `bare` never sets `truncated` itself; what it reports there is ignored.
+
+    Args:
+        bare: the environment without a time limit.
+        limited_inside: `bare` has this very limit built in and calls it a termination. What it reports as terminated
+            on the last step is then taken for the limit, which is wrong only if the task ended on that step too.
     """
     limit = bare.spec.episode_length
     if limit < 1:
@@ -33,8 +38,9 @@ def with_time_limit(bare: Env) -> Env:
     def step(key, env_state, action, params):
         inner, timestep = bare.step(key, env_state.inner, action, params)
         t = env_state.t + 1
-        truncated = (t >= limit) & ~timestep.terminated
-        return TimedState(inner, t), timestep._replace(truncated=truncated)
+        over = t >= limit
+        terminated = timestep.terminated & ~over if limited_inside else timestep.terminated
+        return TimedState(inner, t), timestep._replace(terminated=terminated, truncated=over & ~terminated)
 
     drawing = bare.drawing and bare.drawing._replace(pose=lambda env_state: bare.drawing.pose(env_state.inner))
     return bare._replace(reset=reset, step=step, drawing=drawing)

@@ -1,0 +1,99 @@
+"""What the action spaces of other libraries (gymnax, JaxMARL, Gymnasium) say, read by their attributes alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class ActionSpaces(NamedTuple):
+    """The action spaces of all agents of one environment.
+
+    Attributes:
+        kind: as in `EnvSpec.action_kind`.
+        sizes: per agent, choices or dimensions.
+        shapes: per agent, the shape of an action there.
+        low, high: per agent, numpy arrays of that shape; None for choices.
+    """
+
+    kind: Literal["continuous", "discrete"]
+    sizes: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    low: tuple[np.ndarray, ...] | None = None
+    high: tuple[np.ndarray, ...] | None = None
+
+    def native(self, action: jax.Array) -> list[jax.Array]:
+        """Per agent, what its own library's environment expects of `action`, [N] int32 or [N, A].
+
+        Continuous actions are clipped to [-1, 1] and stretched to a bounded space, so that a policy that begins around
+        0 begins in the middle; where a space has no bounds they go through as they are.
+        """
+        if self.kind == "discrete":
+            return [action[agent] for agent in range(len(self.sizes))]
+        return [self._stretched(action[agent, :size], agent) for agent, size in enumerate(self.sizes)]
+
+    def _stretched(self, action: jax.Array, agent: int) -> jax.Array:
+        action = jnp.reshape(action, self.shapes[agent])
+        low, high = self.low[agent], self.high[agent]
+        bounded = np.isfinite(low) & np.isfinite(high)
+        middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
+        within = jnp.where(bounded, jnp.clip(action, -1.0, 1.0), action)
+        return (middle + half * within).astype(jnp.float32)
+
+
+def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
+    """The action spaces of all agents of the environment `name`.
+
+    Args:
+        name: for error messages.
+        spaces: per agent: one with `n` is a number of choices, one with `low`, `high` and `shape` a box.
+
+    Raises:
+        ValueError: a space of another kind (multi-discrete, nested), or agents of different kinds.
+    """
+    kinds = {_kind(name, space) for space in spaces}
+    if len(kinds) > 1:
+        raise ValueError(f"env '{name}': some agents have discrete and others continuous actions; one kind is accepted")
+    if kinds == {"discrete"}:
+        sizes = tuple(int(space.n) for space in spaces)
+        return ActionSpaces("discrete", sizes, ((),) * len(sizes))
+    shapes = tuple(tuple(space.shape) for space in spaces)
+    low, high = (
+        tuple(np.broadcast_to(np.asarray(getattr(space, side), np.float32), space.shape) for space in spaces)
+        for side in ("low", "high")
+    )
+    return ActionSpaces("continuous", tuple(math.prod(shape) for shape in shapes), shapes, low, high)
+
+
+def _kind(name: str, space: Any) -> str:
+    if np.ndim(getattr(space, "n", None)) == 0 and getattr(space, "n", None) is not None:
+        return "discrete"
+    if all(hasattr(space, attribute) for attribute in ("low", "high", "shape")):
+        return "continuous"
+    raise ValueError(f"env '{name}': an action space {type(space).__name__}; accepted: Discrete, Box")
+
+
+def flat_observation(observation: Any) -> jax.Array:
+    """[size] float32: the arrays of one agent's observation, whatever their nesting and types, one after another."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(observation)])
+
+
+def padded_rows(rows: Sequence[jax.Array], size: int) -> jax.Array:
+    """[N, size]: vectors of different lengths, with zeros behind them."""
+    return jnp.stack([jnp.pad(row, (0, size - row.shape[0])) for row in rows])
+
+
+def steady(tree: Any, like: Any) -> Any:
+    """`tree` as arrays of exactly the dtypes of `like`, so that it can be carried through `jax.lax.scan`."""
+    return jax.tree.map(lambda leaf, model: jax.lax.convert_element_type(jnp.asarray(leaf), model.dtype), tree, like)
+
+
+def common_dtypes(first: Any, second: Any) -> Any:
+    """Shapes with dtypes that hold the leaves of both trees of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda a, b: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, b.dtype)), first, second
+    )

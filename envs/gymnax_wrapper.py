@@ -1,0 +1,76 @@
+"""Single-agent environments with gymnax's interface, as environments of one agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs import foreign
+from envs.time_limit import with_time_limit
+from envs.types import Env, EnvSpec, TimeStep
+
+
+def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episode_length: int | None = None) -> Env:
+    """A gymnax environment, or your own with its interface, as an `Env` of one agent. gymnax need not be installed.
+
+    Actions and observations as in `envs.foreign`. The state is the observation. `params` are `Env.params`, so a vmap
+    over them trains in many variants. The time limit is ours; where `env` has `is_truncated` (gymnax 1.0) its `done`
+    is the task's end alone, elsewhere a `done` on exactly the limit's step is taken for the limit.
+
+    Args:
+        env: has `reset_env(key, params) -> (obs, state)`, `step_env(key, state, action, params) -> (obs, state, reward,
+            done, info)` and `action_space(params)` (with `n`, or with `low`, `high` and `shape`). Without `reset_env`
+            and `step_env`, `reset` and `step` are called, which then must not reset by themselves.
+        params: of its dynamics; `env.default_params` if there are any, else `()`.
+        name: what the spec calls it; `env.name` or the class's name by default.
+        episode_length: the time limit; `params.max_steps_in_episode` by default.
+
+    Raises:
+        ValueError: no time limit is known, or an action space of another kind.
+    """
+    name = name or getattr(env, "name", None) or type(env).__name__
+    params = getattr(env, "default_params", ()) if params is None else params
+    limit = getattr(params, "max_steps_in_episode", None) if episode_length is None else episode_length
+    if limit is None:
+        raise ValueError(f"env '{name}': its params have no max_steps_in_episode; give episode_length=...")
+    reset_env = getattr(env, "reset_env", None) or env.reset
+    step_env = getattr(env, "step_env", None) or env.step
+    actions = foreign.read(name, [env.action_space(params)])
+
+    def raw_step(key, inner, action, params):
+        (native,) = actions.native(action)
+        observed, inner, reward, done, _ = step_env(key, inner, native, params)
+        return observed, inner, jnp.asarray(reward, jnp.float32), jnp.asarray(done, bool)
+
+    key = jax.random.key(0)
+    observed, fresh = jax.eval_shape(reset_env, key, params)
+    size = jax.eval_shape(foreign.flat_observation, observed).shape[0]
+    spec = EnvSpec(
+        name=name,
+        agents=("agent",),
+        observation_sizes=(size,),
+        action_sizes=actions.sizes,
+        action_kind=actions.kind,
+        state_size=size,
+        episode_length=int(limit),
+        metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"),),
+    )
+    example = jnp.zeros((1,), jnp.int32) if actions.kind == "discrete" else jnp.zeros((1, spec.action_size))
+    carried = foreign.common_dtypes(fresh, jax.eval_shape(raw_step, key, fresh, example, params)[1])
+
+    def timestep(observed, reward, terminated):
+        flat = foreign.flat_observation(observed)
+        mask = jnp.asarray(spec.action_mask)
+        return TimeStep(flat[None], flat, jnp.reshape(reward, (1,)), terminated, jnp.asarray(False), mask)
+
+    def reset(key, params):
+        observed, inner = reset_env(key, params)
+        return foreign.steady(inner, carried), timestep(observed, jnp.zeros(1), jnp.asarray(False))
+
+    def step(key, env_state, action, params):
+        observed, inner, reward, done = raw_step(key, env_state, action, params)
+        return foreign.steady(inner, carried), timestep(observed, reward, done)
+
+    return with_time_limit(Env(spec, reset, step, params), limited_inside=not hasattr(env, "is_truncated"))

@@ -1,0 +1,286 @@
+"""JaxMARL behind our protocol: the same play as JaxMARL's own `step`, and what is said of names, options and ends."""
+
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from envs import foreign, jaxmarl_wrapper
+
+with jaxmarl_wrapper._silence():
+    jaxmarl = pytest.importorskip("jaxmarl")
+
+CASES = {
+    "3m": ("3m", "HeuristicEnemySMAX", {"max_steps": 14}, 15, 12),
+    "spread": ("MPE_simple_spread_v3", "MPE_simple_spread_v3", {"max_steps": 5}, 6, 2),
+    "overcooked": ("overcooked", "overcooked", {"max_steps": 6}, 6, 2),
+    "hanabi": ("hanabi", "hanabi", {"num_colors": 2, "num_ranks": 2, "num_cards_of_rank": np.array([3, 2])}, 20, 3),
+}
+"""Ours, theirs, options of both, env steps, games."""
+
+
+def theirs(case):
+    _, name, options, _, _ = CASES[case]
+    if case == "3m":
+        from jaxmarl.environments.smax import map_name_to_scenario
+
+        options = {"scenario": map_name_to_scenario("3m"), **options}
+    return jaxmarl.make(name, **options)
+
+
+def chosen(key, timestep, health):
+    """Anything available. With the enemies' `health` (SMAX): meet them, then shoot at the weakest in reach."""
+    mask = timestep.action_mask
+    if health is None:
+        return jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf), axis=-1).astype(jnp.int32)
+    in_reach = mask[:, 5:]
+    weakest = 5 + jnp.argmin(jnp.where(in_reach, health, jnp.inf), axis=-1)
+    going = jnp.where(mask[:, 1], 1, 4)  # the dead can only stop
+    return jnp.where(jnp.any(in_reach, axis=-1), weakest, going).astype(jnp.int32)
+
+
+def close(ours, other):
+    """Two compilations of the same formulas differ in the last bit."""
+    np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
+def play_both(case):
+    """Ours and theirs under the same keys and actions: (ours, theirs, alive) over time, leaves [game, T, ...]."""
+    own, _, options, steps, games = CASES[case]
+    env, other = envs.make(f"jaxmarl/{own}", **options), theirs(case)
+    legal = getattr(other, "get_legal_moves", other.get_avail_actions)
+    has_legal = case in ("3m", "hanabi")
+
+    def native(action):
+        return {agent: action[i] for i, agent in enumerate(other.agents)}
+
+    def game(key):
+        key_reset, key_steps = jax.random.split(key)
+        ours, timestep = env.reset(key_reset, ())
+        _, state = other.reset(key_reset)
+
+        def env_step(carry, key):
+            ours, timestep, state = carry
+            key_action, key_step = jax.random.split(key)
+            action = chosen(key_action, timestep, ours.inner.state.unit_health[3:] if case == "3m" else None)
+            observed, state, rewards, dones, _ = other.step(key_step, state, native(action))
+            ours, timestep = env.step(jax.random.split(key_step)[0], ours, action, ())  # `step` splits first
+            seen = {
+                "obs": [jnp.ravel(observed[agent]).astype(jnp.float32) for agent in other.agents],
+                "reward": jnp.stack([jnp.asarray(rewards[agent], jnp.float32) for agent in other.agents]),
+                "done": dones["__all__"],
+                "legal": [legal(state)[agent] for agent in other.agents] if has_legal else (),
+                "world_state": observed.get("world_state", ()),
+            }
+            alive = ours.inner.state.unit_alive if case == "3m" else ()
+            return (ours, timestep, state), (timestep, seen, alive)
+
+        first = timestep
+        trace = jax.lax.scan(env_step, (ours, timestep, state), jax.random.split(key_steps, steps))[1]
+        return first, trace
+
+    keys = jax.random.split(jax.random.key(3), games)
+    return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plays_as_jaxmarls_own_step(case):
+    env, first, (ours, other, alive) = play_both(case)
+    spec = env.spec
+    ended = ours.terminated | ours.truncated
+    # up to the first end: there, theirs begins anew and ours does not
+    playing = np.cumsum(ended, axis=1) - ended == 0
+    before = playing & ~ended
+    np.testing.assert_array_equal(ended[playing], other["done"][playing])
+    assert not (ours.terminated & ours.truncated).any()
+    close(ours.reward[playing], other["reward"][playing])
+    for agent, size in enumerate(spec.observation_sizes):
+        close(ours.obs[before][:, agent, :size], other["obs"][agent][before])
+        assert not ours.obs[..., agent, size:].any()
+        if len(other["legal"]):
+            want = other["legal"][agent][before] != 0
+            np.testing.assert_array_equal(ours.action_mask[before][:, agent, : want.shape[-1]], want)
+    assert np.isfinite(ours.obs).all() and np.isfinite(ours.state).all() and np.isfinite(ours.reward).all()
+    assert not (ours.action_mask & ~spec.action_mask).any() and not (first.action_mask & ~spec.action_mask).any()
+    if len(other["legal"]):
+        assert not ours.action_mask[before].all()
+    if spec.team_reward:
+        np.testing.assert_array_equal(ours.reward, np.broadcast_to(ours.reward[..., :1], ours.reward.shape))
+    if case in ("3m", "hanabi"):
+        assert ended.any(axis=1).all()
+    if case == "hanabi":
+        assert ours.terminated.any(axis=1).all() and spec.episode_length >= playing.sum(1).max()
+    if case in ("spread", "overcooked"):
+        last = np.arange(ended.shape[1]) == spec.episode_length - 1
+        np.testing.assert_array_equal(ours.truncated, np.broadcast_to(last, ended.shape))
+        assert not ours.terminated.any() and ended.shape[1] == spec.episode_length
+    if case == "3m":
+        check_smax(spec, ours, other, alive, playing, before)
+
+
+def check_smax(spec, ours, other, alive, playing, before):
+    """The world state, ends told apart, and won episodes told by their return."""
+    assert (spec.observation_sizes, spec.action_sizes, spec.state_size) == ((75,) * 3, (8,) * 3, 6 * 10 + 6 * 2)
+    close(ours.state[before], other["world_state"][before])
+    allies, enemies = alive[..., :3].any(-1), alive[..., 3:].any(-1)
+    np.testing.assert_array_equal(ours.terminated, ~(allies & enemies))
+    assert ours.terminated.any() and ours.truncated[:, -1].any() and spec.episode_length == 15
+    end = playing.sum(1) - 1
+    games = np.arange(len(end))
+    won = allies[games, end] & ~enemies[games, end]
+    returns = (ours.reward[..., 0] * playing).sum(1)
+    assert won.any() and not won.all()
+    np.testing.assert_array_equal(returns > float(dict(spec.metadata)["won_above"]), won)
+
+
+def test_shaped_rewards_are_added_per_agent():
+    env = envs.make("jaxmarl/overcooked", layout="coord_ring", reward_shaping=0.5)
+    assert not env.spec.team_reward and dict(env.spec.metadata)["reward_shaping"] == "0.5"
+    assert dict(env.spec.options) == {"layout": "coord_ring", "reward_shaping": 0.5}
+
+
+@pytest.mark.parametrize(
+    "name, options, longest, team_reward",
+    [
+        ("3s5z", {"use_self_play_reward": False, "max_steps": 7}, 8, True),
+        ("smax", {"scenario": "3m"}, 101, False),
+        ("mpe_simple_spread_v3", {"local_ratio": 0.0}, 26, True),
+        ("storm", {"num_inner_steps": 9}, 9, False),
+        ("MPE_simple_tag_v3", {"action_type": "Continuous"}, 26, False),
+        ("coin_game", {"num_inner_steps": 3, "num_outer_steps": 4}, 12, False),
+        ("switch_riddle", {"num_agents": 4}, 10, True),
+        ("overcooked_v2", {"max_steps": 11}, 11, True),
+        ("jaxnav", {"act_type": "Discrete", "max_steps": 12}, 12, False),
+    ],
+)
+def test_specs(name, options, longest, team_reward):
+    env = envs.make(f"jaxmarl/{name}", **options)
+    assert (env.spec.episode_length, env.spec.team_reward) == (longest, team_reward)
+    assert dict(env.spec.options) == options and hash(env.spec) == hash(envs.make(env.spec.name, **options).spec)
+    key, params = jax.random.key(0), env.params
+    state, first = jax.eval_shape(env.reset, key, params)
+    shape = (env.spec.num_agents,) + (() if env.spec.action_kind == "discrete" else (env.spec.action_size,))
+    dtype = jnp.int32 if env.spec.action_kind == "discrete" else jnp.float32
+    after, timestep = jax.eval_shape(env.step, key, state, jnp.zeros(shape, dtype), params)
+    assert (state, first) == (after, timestep)  # shapes, types, structure: ready for `jax.lax.scan`
+    assert first.state.shape == (env.spec.state_size,)
+
+
+def test_the_names_are_those_of_the_installed_package():
+    from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+
+    needs_more = {"LearnedPolicyEnemySMAX"}
+    makeable = [n for n in jaxmarl.registered_envs if not n.startswith("JaxRobotarium") and n not in needs_more]
+    assert jaxmarl_wrapper.SMAX_MAPS == tuple(MAP_NAME_TO_SCENARIO)
+    assert jaxmarl_wrapper.REGISTERED == tuple(makeable)
+    assert set(jaxmarl_wrapper.NAMES) <= set(envs.names())
+
+
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("jaxmarl/3n", {}, "unknown env 'jaxmarl/3n'; did you mean jaxmarl/3m or"),
+        ("JaxMARL/simple_spread", {}, "did you mean jaxmarl/MPE_simple_spread_v3"),
+        ("jaxmarl/3m", {"max_step": 3}, "max_step"),
+        ("jaxmarl/MPE_simple_spread_v3", {"num_agent": 3}, "unknown option 'num_agent'; accepted: num_agents"),
+        ("jaxmarl/overcooked", {"layout": "kitchen"}, "does not make it with"),
+        ("jaxmarl/hopper_3x1", {"auto_reset": True}, "auto_reset=True; it must be False"),
+    ],
+)
+def test_bad_input_is_one_sentence(name, options, sentence):
+    with pytest.raises(ValueError, match=sentence) as raised:
+        envs.make(name, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxmarl", None)
+    with pytest.raises(ValueError, match="env 'jaxmarl/3m' needs JaxMARL, .* pip install 'marl_kl\\[jaxmarl\\]'"):
+        envs.make("jaxmarl/3m")
+    with pytest.raises(ValueError, match="did you mean"):
+        envs.make("jaxmarl/3mm")
+
+
+def test_continuous_actions_are_stretched_where_there_are_bounds():
+    boxes = [SimpleNamespace(low=0.0, high=1.0, shape=(2,)), SimpleNamespace(low=-np.inf, high=np.inf, shape=(1, 1))]
+    spaces = foreign.read("boxes", boxes)
+    assert (spaces.kind, spaces.sizes) == ("continuous", (2, 1))
+    bounded, free = spaces.native(jnp.array([[-3.0, 0.5], [7.0, 0.0]]))
+    np.testing.assert_array_equal(bounded, [0.0, 0.75])
+    np.testing.assert_array_equal(free, [[7.0]])
+    with pytest.raises(ValueError, match="some agents have discrete and others continuous actions"):
+        foreign.read("mixed", [boxes[0], SimpleNamespace(n=3)])
+
+
+class Discrete:
+    n = 2
+
+
+class Whistle:
+    """A user's own: two agents, no max_steps, who end the game by whistling together."""
+
+    agents = ("a", "b")
+
+    def action_space(self, agent):
+        return Discrete()
+
+    def reset(self, key):
+        return self.observed(jnp.zeros((), jnp.int32)), {"t": 0}
+
+    def step_env(self, key, state, actions):
+        both = (actions["a"] == 1) & (actions["b"] == 1)
+        t = state["t"] + 1
+        done = both | (t >= 4)
+        return self.observed(t), {"t": t}, {"a": 1.0, "b": jnp.where(both, 5, 0)}, {"__all__": done}, {}
+
+    def observed(self, t):
+        return {"a": jnp.stack([t, t]), "b": (t,)}
+
+
+def test_an_environment_of_ones_own_with_this_interface():
+    with pytest.raises(ValueError, match="env 'Whistle': it has no max_steps .*give episode_length="):
+        envs.from_jaxmarl(Whistle())
+    env = envs.from_jaxmarl(Whistle(), episode_length=4)
+    assert (env.spec.observation_sizes, env.spec.state_size, env.spec.team_reward) == ((2, 1), 3, False)
+    envs.check(env)
+    Discrete.n = np.array([2, 3])
+    with pytest.raises(ValueError, match="an action space Discrete; accepted: Discrete, Box"):
+        envs.from_jaxmarl(Whistle(), episode_length=4)
+    Discrete.n = 2
+
+
+def test_gymnax_cartpole_plays_as_its_own_step():
+    gymnax = pytest.importorskip("gymnax")
+    other, params = gymnax.make("CartPole-v1")
+    params = params.replace(max_steps_in_episode=12)
+    env = envs.from_gymnax(other, params)
+    assert (env.spec.name, env.spec.episode_length, env.spec.action_sizes) == ("CartPole-v1", 12, (2,))
+
+    def game(key):
+        ours, _ = env.reset(key, params)
+        _, state = other.reset(key, params)
+
+        def env_step(carry, key):
+            ours, state = carry
+            action = jax.random.bernoulli(key, 0.5 + 0.5 * (key_bias > 0), (1,)).astype(jnp.int32)
+            key_step = jax.random.split(key)[0]
+            _, state, reward, terminated, truncated, info = other.step(key, state, action[0], params)
+            ours, timestep = env.step(key_step, ours, action, params)
+            return (ours, state), (timestep, info["final_observation"], reward, terminated, truncated)
+
+        key_bias = jax.random.randint(key, (), 0, 2)
+        return jax.lax.scan(env_step, (ours, state), jax.random.split(key, 12))[1]
+
+    games = jax.jit(jax.vmap(game))(jax.random.split(jax.random.key(0), 16))
+    timestep, observed, reward, terminated, truncated = jax.tree.map(np.asarray, games)
+    ended = timestep.terminated | timestep.truncated
+    playing = np.cumsum(ended, axis=1) - ended == 0
+    close(timestep.obs[playing][:, 0], observed[playing])
+    close(timestep.reward[playing][:, 0], reward[playing])
+    np.testing.assert_array_equal(timestep.terminated[playing], terminated[playing])
+    np.testing.assert_array_equal(timestep.truncated[playing], (truncated & ~terminated)[playing])
+    assert timestep.terminated[playing].any() and timestep.truncated[playing].any()
