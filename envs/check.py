@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.types import Env, EnvSpec, TimeStep
+from envs.types import Env, EnvSpec, TimeStep, promised
 
 
 class Broken(ValueError):
@@ -62,9 +62,11 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, action_mask: jax.Array) -> jax.Array:
-    """One random joint action: [N] int32 among the available choices, or [N, A] standard normal where real."""
-    if spec.action_kind == "discrete":
-        return jax.random.categorical(key, jnp.where(action_mask, 0.0, -jnp.inf), axis=-1).astype(jnp.int32)
+    """One random joint action: [N] or [N, D] int32 among the available choices (0 where there is none), or [N, A]
+    standard normal where real."""
+    if spec.action_kind != "continuous":
+        choices = action_mask.reshape(*spec.action_shape, -1)
+        return jax.random.categorical(key, jnp.where(choices, 0.0, -1e9), axis=-1).astype(jnp.int32) * choices.any(-1)
     return jnp.where(action_mask, jax.random.normal(key, action_mask.shape), 0.0)
 
 
@@ -108,24 +110,14 @@ def _check_hashable(spec: EnvSpec) -> None:
 
 def _check_shapes(env: Env) -> None:
     spec = env.spec
-    n, choices = spec.num_agents, spec.action_size
-    action = jnp.zeros((n,), jnp.int32) if spec.action_kind == "discrete" else jnp.zeros((n, choices), jnp.float32)
     key = jax.random.key(0)
     fresh = _outcome(spec, "reset", jax.eval_shape(env.reset, key, env.params))
-    stepped = _outcome(spec, "step", jax.eval_shape(env.step, key, fresh[0], action, env.params))
-    wanted = TimeStep(
-        obs=((n, spec.observation_size), "float32"),
-        state=((spec.state_size,), "float32"),
-        reward=((n,), "float32"),
-        terminated=((), "bool"),
-        truncated=((), "bool"),
-        action_mask=((n, choices), "bool"),
-    )
+    stepped = _outcome(spec, "step", jax.eval_shape(env.step, key, fresh[0], spec.example_action, env.params))
     for after, (_, timestep) in (("reset", fresh), ("step", stepped)):
-        for field, (shape, dtype) in wanted._asdict().items():
-            found = getattr(timestep, field)
-            text = f"env '{spec.name}': {field} after {after} is {found.dtype.name}{list(found.shape)}"
-            _require((found.shape, found.dtype.name) == (shape, dtype), f"{text}; it must be {dtype}{list(shape)}")
+        for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
+            text = f"env '{spec.name}': {field} after {after} is {_described(found)}"
+            same = (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+            _require(same, f"{text}; it must be {_described(wanted)}")
     before, after = (jax.tree.structure(outcome[0]) for outcome in (fresh, stepped))
     _require(before == after, f"env '{spec.name}': env_state is {before} after reset and {after} after step")
     leaves = zip(jax.tree.leaves_with_path(fresh[0]), jax.tree.leaves(stepped[0]))
@@ -178,6 +170,8 @@ def _check_mask(spec: EnvSpec, found: TimeStep, after: str) -> None:
         real = (found.action_mask == spec.action_mask).all()
         _require(real, f"{name}: action_mask after {after} is not that of action_sizes")
         return
+    if spec.action_kind == "multi_discrete":
+        return  # a sub-action without a choice is 0
     # nothing is chosen after an episode's end
     has_choice = found.action_mask.any(-1) | (found.terminated | found.truncated)[..., None]
     _require(has_choice.all(), f"{name}: an agent has no available choice after {after}")

@@ -9,31 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.types import multi_discrete_sizes
+
 
 class ActionSpaces(NamedTuple):
     """The action spaces of all agents of one environment.
 
     Attributes:
         kind: as in `EnvSpec.action_kind`.
-        sizes: per agent, choices or dimensions.
+        sizes: as in `EnvSpec.action_sizes`.
         shapes: per agent, the shape of an action there.
         low, high: per agent, numpy arrays of that shape; None for choices.
+        sub_actions: as in `EnvSpec.sub_actions`.
     """
 
-    kind: Literal["continuous", "discrete"]
+    kind: Literal["continuous", "discrete", "multi_discrete"]
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     low: tuple[np.ndarray, ...] | None = None
     high: tuple[np.ndarray, ...] | None = None
+    sub_actions: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def spec_fields(self) -> dict[str, Any]:
+        """The fields of an `EnvSpec` that say this."""
+        fields = {"action_kind": self.kind, "action_sizes": self.sizes, "sub_actions": self.sub_actions}
+        if self.kind == "continuous" and all(np.isfinite(ends).all() for ends in (*self.low, *self.high)):
+            ones = tuple((1.0,) * size for size in self.sizes)
+            return fields | {"action_low": jax.tree.map(lambda one: -one, ones), "action_high": ones}
+        return fields
 
     def native(self, action: jax.Array) -> list[jax.Array]:
-        """Per agent, what its own library's environment expects of `action`, [N] int32 or [N, A].
+        """Per agent, what its own library's environment expects of `action`, [N] or [N, D] int32, or [N, A].
 
         Continuous actions are clipped to [-1, 1] and stretched to a bounded space, so that a policy that begins around
         0 begins in the middle; where a space has no bounds they go through as they are.
         """
         if self.kind == "discrete":
             return [action[agent] for agent in range(len(self.sizes))]
+        if self.kind == "multi_discrete":
+            return [action[agent, : len(own)] for agent, own in enumerate(self.sub_actions)]
         return [self._stretched(action[agent, :size], agent) for agent, size in enumerate(self.sizes)]
 
     def _stretched(self, action: jax.Array, agent: int) -> jax.Array:
@@ -50,17 +65,23 @@ def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
 
     Args:
         name: for error messages.
-        spaces: per agent: one with `n` is a number of choices, one with `low`, `high` and `shape` a box.
+        spaces: per agent: one with `n` is a number of choices, one with `nvec` or `num_categories` several of them, one
+            with `low`, `high` and `shape` a box.
 
     Raises:
-        ValueError: a space of another kind (multi-discrete, nested), or agents of different kinds.
+        ValueError: a space of another kind (nested, say), or agents of different kinds.
     """
     kinds = {_kind(name, space) for space in spaces}
     if len(kinds) > 1:
-        raise ValueError(f"env '{name}': some agents have discrete and others continuous actions; one kind is accepted")
+        found = " and ".join(sorted(kinds))
+        raise ValueError(f"env '{name}': agents have {found} actions; one kind for all is accepted")
     if kinds == {"discrete"}:
         sizes = tuple(int(space.n) for space in spaces)
         return ActionSpaces("discrete", sizes, ((),) * len(sizes))
+    if kinds == {"multi_discrete"}:
+        sub_actions = tuple(tuple(map(int, _categories(space))) for space in spaces)
+        shapes = tuple((len(own),) for own in sub_actions)
+        return ActionSpaces("multi_discrete", multi_discrete_sizes(sub_actions), shapes, sub_actions=sub_actions)
     shapes = tuple(tuple(space.shape) for space in spaces)
     low, high = (
         tuple(np.broadcast_to(np.asarray(getattr(space, side), np.float32), space.shape) for space in spaces)
@@ -72,9 +93,16 @@ def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
 def _kind(name: str, space: Any) -> str:
     if np.ndim(getattr(space, "n", None)) == 0 and getattr(space, "n", None) is not None:
         return "discrete"
+    if np.ndim(_categories(space)) == 1:
+        return "multi_discrete"
     if all(hasattr(space, attribute) for attribute in ("low", "high", "shape")):
         return "continuous"
-    raise ValueError(f"env '{name}': an action space {type(space).__name__}; accepted: Discrete, Box")
+    raise ValueError(f"env '{name}': an action space {type(space).__name__}; accepted: Discrete, MultiDiscrete, Box")
+
+
+def _categories(space: Any) -> np.ndarray:
+    """Choices per sub-action, as Gymnasium or JaxMARL call them; an array without axes where there are none."""
+    return np.asarray(getattr(space, "nvec", getattr(space, "num_categories", None)))
 
 
 def flat_observation(observation: Any) -> jax.Array:

@@ -51,13 +51,12 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
         name=name,
         agents=("agent",),
         observation_sizes=(size,),
-        action_sizes=actions.sizes,
-        action_kind=actions.kind,
+        **actions.spec_fields,
         state_size=size,
         episode_length=int(limit),
         metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"),),
     )
-    example = jnp.zeros((1,), jnp.int32) if actions.kind == "discrete" else jnp.zeros((1, spec.action_size))
+    example = spec.example_action
     carried = foreign.common_dtypes(fresh, jax.eval_shape(raw_step, key, fresh, example, params)[1])
 
     def timestep(observed, reward, terminated):

@@ -26,6 +26,7 @@ import math
 from typing import Any, Callable, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from envs.kinematics import KinematicTree
@@ -102,6 +103,11 @@ class EnvSpec:
         if self.action_kind == "discrete":
             return (self.num_agents,)
         return self.num_agents, self.action_size if self.action_kind == "continuous" else self.num_sub_actions
+
+    @property
+    def example_action(self) -> jax.Array:
+        """A joint action of zeros."""
+        return jnp.zeros(self.action_shape, jnp.float32 if self.action_kind == "continuous" else jnp.int32)
 
     @property
     def observation_mask(self) -> np.ndarray:
@@ -207,19 +213,24 @@ class TimeStep(NamedTuple):
     action_mask: jax.Array
 
 
+def promised(spec: EnvSpec) -> TimeStep:
+    """The shapes and dtypes of every timestep, as `jax.ShapeDtypeStruct`s."""
+    n = spec.num_agents
+    return TimeStep(
+        obs=jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
+        state=jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
+        reward=jax.ShapeDtypeStruct((n,), jnp.float32),
+        terminated=jax.ShapeDtypeStruct((), jnp.bool_),
+        truncated=jax.ShapeDtypeStruct((), jnp.bool_),
+        action_mask=jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
+    )
+
+
 def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
     """Raises ValueError where `timestep` (arrays, tracers or shapes) has not the shapes that `spec` promises."""
-    n = spec.num_agents
-    promised = {
-        "obs": (n, spec.observation_size),
-        "state": (spec.state_size,),
-        "reward": (n,),
-        "action_mask": (n, spec.action_size),
-    }
-    for field, shape in promised.items():
-        found = tuple(getattr(timestep, field).shape)
-        if found != shape:
-            raise ValueError(f"env '{spec.name}': {field} has shape {found}; its spec says {shape}")
+    for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
+        if tuple(found.shape) != wanted.shape:
+            raise ValueError(f"env '{spec.name}': {field} has shape {tuple(found.shape)}; its spec says {wanted.shape}")
     if timestep.action_mask.dtype != bool:
         raise ValueError(f"env '{spec.name}': action_mask is {timestep.action_mask.dtype}; it must be bool")
 

@@ -83,7 +83,11 @@ def test_every_broken_promise_is_one_sentence(case):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("env", [GOOD, counting_env(5, terminate_at=3, team_reward=False)], ids=["limit", "end"])
+@pytest.mark.parametrize(
+    "env",
+    [GOOD, counting_env(5, terminate_at=3, team_reward=False), envs.make("digits", digits_of=(2, 1), steps=3)],
+    ids=["limit", "end", "digits"],
+)
 def test_what_keeps_the_contract_passes(env):
     envs.check(env)
 

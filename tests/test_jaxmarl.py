@@ -212,8 +212,20 @@ def test_continuous_actions_are_stretched_where_there_are_bounds():
     bounded, free = spaces.native(jnp.array([[-3.0, 0.5], [7.0, 0.0]]))
     np.testing.assert_array_equal(bounded, [0.0, 0.75])
     np.testing.assert_array_equal(free, [[7.0]])
-    with pytest.raises(ValueError, match="some agents have discrete and others continuous actions"):
+    assert "action_low" not in spaces.spec_fields
+    assert foreign.read("box", boxes[:1]).spec_fields["action_low"] == ((-1.0, -1.0),)
+    with pytest.raises(ValueError, match="agents have continuous and discrete actions; one kind for all is accepted"):
         foreign.read("mixed", [boxes[0], SimpleNamespace(n=3)])
+
+
+def test_several_choices_at_once_are_multi_discrete():
+    """As Gymnasium calls them, and as JaxMARL does."""
+    spaces = foreign.read("several", [SimpleNamespace(nvec=[2, 3]), SimpleNamespace(num_categories=jnp.array([2]))])
+    fields = {"action_kind": "multi_discrete", "action_sizes": (6, 3), "sub_actions": ((2, 3), (2,))}
+    assert spaces.spec_fields == fields
+    first, second = spaces.native(jnp.array([[1, 2], [1, 0]]))
+    np.testing.assert_array_equal(first, [1, 2])
+    np.testing.assert_array_equal(second, [1])
 
 
 class Discrete:
@@ -248,7 +260,7 @@ def test_an_environment_of_ones_own_with_this_interface():
     assert (env.spec.observation_sizes, env.spec.state_size, env.spec.team_reward) == ((2, 1), 3, False)
     envs.check(env)
     Discrete.n = np.array([2, 3])
-    with pytest.raises(ValueError, match="an action space Discrete; accepted: Discrete, Box"):
+    with pytest.raises(ValueError, match="an action space Discrete; accepted: Discrete, MultiDiscrete, Box"):
         envs.from_jaxmarl(Whistle(), episode_length=4)
     Discrete.n = 2
 

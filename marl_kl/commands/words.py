@@ -124,7 +124,7 @@ def _literal(text: str):
 
 def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
     """The folder of a run that was given none."""
-    return Path(parent) / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return Path(parent) / f"{env_name.replace('/', '-')}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def use_all_cpu_cores() -> None:
