@@ -53,11 +53,10 @@ class ActionSpaces(NamedTuple):
 
     def _stretched(self, action: jax.Array, agent: int) -> jax.Array:
         action = jnp.reshape(action, self.shapes[agent])
-        low, high = self.low[agent], self.high[agent]
-        bounded = np.isfinite(low) & np.isfinite(high)
-        middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
+        bounded = np.isfinite(self.low[agent]) & np.isfinite(self.high[agent])
+        low, high = np.where(bounded, self.low[agent], -1.0), np.where(bounded, self.high[agent], 1.0)
         within = jnp.where(bounded, jnp.clip(action, -1.0, 1.0), action)
-        return (middle + half * within).astype(jnp.float32)
+        return ((low + high) / 2 + (high - low) / 2 * within).astype(jnp.float32)
 
 
 def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:

@@ -1,7 +1,7 @@
 """PaxMen: a hub with one corridor per agent, each to a room with three dots to eat.
 
-The task of Shek, Shi & Tokekar (2025) that asks for different agents: the rooms lie at different distances, and one
-agent per room is best. The rules are those of the author's public environment:
+The rooms lie at different distances, so that agents do best who do not all go the same way. The rules are those of the
+task's public environment:
 
 - 4, 5 or 6 agents in a hub of 3 x 3, 5 x 5 or 7 x 7 cells. One straight corridor per agent, one cell wide,
   S = 4, M = 8 or L = 12 cells long; at its end a room, 5 high x 3 wide to the north and south, 3 high x 5 wide
