@@ -17,6 +17,7 @@ import json
 import platform
 import resource
 import time
+from typing import Any, Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +64,10 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     keys = devices.place(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
     state = devices.over_seeds(jax.vmap(train.init), mesh, (devices.SEEDS,), devices.SEEDS, options)(keys)
     jax.block_until_ready(state)
-    begin = time.perf_counter()
     update = devices.over_seeds(
         jax.vmap(train.update), mesh, (devices.SEEDS,), devices.SEEDS, options, donate_argnums=0
     )
-    program = update.lower(state).compile()
-    compile_seconds = time.perf_counter() - begin
+    program, compile_seconds = compiled(update, state)
     box = [state]
 
     def step():
@@ -78,10 +77,37 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     return step, compile_seconds
 
 
+def compiled(jitted, *arguments):
+    """The program of a jitted function for such arguments, and the seconds that tracing and compiling took."""
+    begin = time.perf_counter()
+    return jitted.lower(*arguments).compile(), time.perf_counter() - begin
+
+
 def seconds(call) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - begin
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call: all once, unmeasured, then all in turn, `repeats` times."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def machine() -> str:
+    """The devices, as many as jax sees."""
+    return f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
+
+
+def versions() -> str:
+    """Of jax and Python."""
+    return f"jax {jax.__version__}, python {platform.python_version()}"
 
 
 def measure(env, algorithms, config, num_seeds: int, repeats: int) -> list[dict]:
@@ -91,14 +117,8 @@ def measure(env, algorithms, config, num_seeds: int, repeats: int) -> list[dict]
     compile_seconds = {}
     for algorithm in algorithms:
         calls[algorithm], compile_seconds[algorithm] = training(env, algorithm, config, mesh, num_seeds)
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
     steps = num_seeds * config.batch_size
-    rates = {name: steps / float(np.median(values)) for name, values in times.items()}
+    rates = {name: steps / median for name, median in in_turn(calls, repeats).items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [
         {
@@ -122,8 +142,7 @@ def main():
     options = parser.parse_args()
     marl_kl.use_all_cpu_cores()
     config = marl_kl.TrustRegionConfig(num_envs=options.num_envs, rollout_length=options.rollout_length)
-    versions = f"jax {jax.__version__}, python {platform.python_version()}"
-    print(f"{jax.devices()[0].device_kind} x {len(jax.devices())}, {versions}; {options.num_envs} envs per seed")
+    print(f"{machine()}, {versions()}; {options.num_envs} envs per seed")
     print(f"{'env':>18} {'algorithm':>10} {'seeds':>5} {'devices':>7} {'bare/s':>9} {'training/s':>10} {'fraction':>8} "
           f"{'compile s':>9} {'peak GiB':>8}")  # fmt: skip
     rows = []
@@ -137,7 +156,7 @@ def main():
                       f"{row['peak_gib']:8.2f}", flush=True)  # fmt: skip
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"versions": versions, "num_envs": options.num_envs, "rows": rows}, file, indent=1)
+            json.dump({"versions": versions(), "num_envs": options.num_envs, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":
