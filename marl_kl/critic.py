@@ -53,7 +53,12 @@ class Estimate(NamedTuple):
 
 
 class Critic(NamedTuple):
-    """network: states [..., S], or `Sequences` of them -> normalised values [..., V]. optimizer: with its numbers bound."""
+    """One network, and how it is fitted.
+
+    Attributes:
+        network: states [..., S], or `Sequences` of them -> normalised values [..., V].
+        optimizer: with its numbers bound.
+    """
 
     network: MLP | Recurrent
     optimizer: optax.GradientTransformation

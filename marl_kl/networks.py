@@ -95,8 +95,8 @@ class CategoricalNetwork(nn.Module):
 class GRU(nn.Module):
     """A gated recurrent unit over time: Sequences [..., T, K] -> its states [..., T, size] after each step.
 
-    With the input's parts i_r, i_z, i_n and the state's parts h_r, h_z, h_n (Cho et al. 2014, as cuDNN and flax have it):
-    r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. All time steps' input
+    With the input's parts i_r, i_z, i_n and the state's parts h_r, h_z, h_n (Cho et al. 2014, as cuDNN and flax have
+    it): r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. All time steps' input
     parts are one matrix product; only the state's are left to the scan.
     """
 
@@ -203,7 +203,8 @@ def init_stacked(
     Returns:
         A pytree like one network's parameters, with leaves [N, ...] of the padded sizes.
     """
-    padded = jax.eval_shape(lambda: init_params(jax.random.key(0), make_network(max(output_sizes)), max(observation_sizes)))
+    largest = functools.partial(init_params, network=make_network(max(output_sizes)), input_size=max(observation_sizes))
+    padded = jax.eval_shape(largest, jax.random.key(0))
     sizes = list(zip(observation_sizes, output_sizes))
     stacked = jax.tree.map(lambda leaf: jnp.zeros((len(sizes), *leaf.shape), leaf.dtype), padded)
     for size in dict.fromkeys(sizes):

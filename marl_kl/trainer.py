@@ -211,7 +211,8 @@ def _batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantage: j
             jnp.swapaxes(_flat(trajectory.action_mask), 0, 1),
             jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
         )
-    of_agents = lambda x: jnp.moveaxis(sequences.by_environment(x), 2, 0)  # noqa: E731  [T, E, N, ...] -> [N, E, T, ...]
+    # [T, E, N, ...] -> [N, E, T, ...]
+    of_agents = lambda x: jnp.moveaxis(sequences.by_environment(x), 2, 0)  # noqa: E731
     advantage = jnp.broadcast_to(standardized.reshape(advantage.shape), (*advantage.shape[:2], num_agents))
     return Batch(
         jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.worlds.memory),

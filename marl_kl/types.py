@@ -11,9 +11,9 @@ Parameters of all agents are one pytree whose leaves carry a leading network axi
 agent with a smaller observation or action space does not have are zero and stay zero. G is N unless all agents
 share one network.
 
-A batch has *sample axes*, of which the first one is *rows*, what may be subsampled, shuffled and pooled over agents. For
-feed-forward networks they are [B], a row is a sample; for recurrent ones [E, T], a row is the whole rollout of an
-environment.
+A batch has *sample axes*. The first of them are its *rows*: what may be subsampled, shuffled and pooled over agents.
+For feed-forward networks the axes are [B], a row is a sample; for recurrent ones [E, T], a row is the whole rollout of
+an environment.
 """
 
 from __future__ import annotations
