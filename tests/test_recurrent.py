@@ -297,7 +297,8 @@ def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(cri
 
 def test_a_recurrent_critic_learns_what_was_seen_long_ago():
     """The state shows its sign in the first step only; every later value is that sign. Two agents' critic is one."""
-    config = config_of(recurrent_critic=True, recurrent_size=8, num_envs=16, critic_epochs=100, critic_lr=1e-2)
+    fields = {"num_envs": 16, "critic_epochs": 100, "critic_lr": 1e-2, "value_clip": np.inf}
+    config = config_of(recurrent_critic=True, recurrent_size=8, **fields)
     critic = critics.IndependentCritics(critics.make_critic(config, 1), 1)
     sign = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], (2, 16)), jnp.float32)
     inputs = jnp.zeros((2, 16, STEPS, 1)).at[:, :, 0, 0].set(sign)
