@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import envs
 import marl_kl
 from envs.types import Drawing, EnvSpec
 from marl_kl import (
-    algorithms, checkpoints, evaluate, loading, networks, recording, rollout, schemes, trainer, trust_region,
+    algorithms, checkpoints, evaluate, loading, mujoco_check, networks, recording, rollout, schemes, trainer,
+    trust_region,
 )  # fmt: skip
 from marl_kl import critic as critics
 from marl_kl.networks import one_step
@@ -403,6 +405,25 @@ def test_evaluation_recording_and_loaded_policies_remember():
     recorded = recording.record(body, run.config, learner, key, 10)
     np.testing.assert_allclose(recorded.episode_return[-1], by_hand(key_reset))
     assert recorded.ended == "truncated" and len(recorded.poses) == 5
+
+
+def test_a_team_in_the_c_engine_remembers():
+    """Two episodes of six steps by hand, with a loaded policy; the controls are what the agents chose, clipped."""
+    env = envs.make("hopper_3x1", episode_length=6)
+    run, learner = remembering_run(env)
+    there, policy = mujoco_check.counterpart(env), run.policy()
+    scores = mujoco_check.evaluate(there, env, run.config, learner, seed=5, num_episodes=2)
+    for episode, start in enumerate(np.random.SeedSequence(5).generate_state(2)):
+        world = there.make()
+        observed, _ = world.reset(seed=int(start))
+        state, total, ended = policy.initial_state(), 0.0, False
+        while not ended:
+            actions, state = policy(env.wiring.observe(observed.astype(np.float32)), state)
+            observed, reward, terminated, truncated, _ = world.step(there.stretched(env.wiring.controls(actions)))
+            total, ended = total + reward, terminated or truncated
+        np.testing.assert_allclose(scores.episode_return[episode], total, rtol=1e-4)
+        world.close()
+    assert np.any(state)
 
 
 def test_a_loaded_policy_says_what_it_needs():
