@@ -72,10 +72,15 @@ class Config:
     agent_ids: bool = _static(
         True, "append a one-hot agent id to what a shared network sees; without share_parameters no effect", _ANY
     )
+    recurrent: bool = _static(False, "actors remember: a GRU behind their hidden layers, reset with each episode", _ANY)
+    recurrent_critic: bool = _static(False, "the critic remembers likewise, whether the actors do or not", _ANY)
+    recurrent_size: int = _static(64, "width of the GRUs")
 
     critic_lr: float = _number(1e-3, "Adam step size of the critic")
     critic_epochs: int = _static(5, "passes of the critic over each batch")
-    critic_minibatches: int = _static(4, "minibatches per pass; must divide num_envs * rollout_length")
+    critic_minibatches: int = _static(
+        4, "minibatches per pass; must divide num_envs * rollout_length (num_envs if the critic is recurrent)"
+    )
     critic_max_grad_norm: float = _number(10.0, "global gradient norm at which the critic's step is clipped")
     huber_delta: float = _number(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
     value_clip: float = _number(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
@@ -91,7 +96,7 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _validated(field, getattr(self, field.name)))
-        self._refuse_uneven("critic_minibatches")
+        self._refuse_uneven("critic_minibatches", self.recurrent_critic)
 
     @property
     def batch_size(self) -> int:
@@ -108,10 +113,16 @@ class Config:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
-    def _refuse_uneven(self, name: str) -> None:
-        if self.batch_size % getattr(self, name):
+    def _refuse_uneven(self, name: str, recurrent: bool) -> None:
+        minibatches = getattr(self, name)
+        if recurrent and self.num_envs % minibatches:
             raise ValueError(
-                f"{name}={getattr(self, name)} does not divide the batch of "
+                f"{name}={minibatches} does not divide num_envs={self.num_envs}, as it must where the network is "
+                "recurrent: its minibatches are whole rollouts of environments"
+            )
+        if self.batch_size % minibatches:
+            raise ValueError(
+                f"{name}={minibatches} does not divide the batch of "
                 f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
             )
 
@@ -152,7 +163,9 @@ class TrustRegionConfig(Config):
     cg_tol: float = _number(
         1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE
     )
-    cg_subsample: float = _static(0.1, "share of the batch that Fisher products use; 1: all of it", _FRACTION)
+    cg_subsample: float = _static(
+        0.1, "share of the batch (of its environments if recurrent) that Fisher products use; 1: all of it", _FRACTION
+    )
     line_search_steps: int = _static(10, "step sizes tried before an agent keeps its old parameters")
     backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
     accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
@@ -174,7 +187,9 @@ class FirstOrderConfig(Config):
     actor_lr: float = _number(5e-4, "Adam step size of the actors")
     anneal_lr: bool = _static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
     actor_epochs: int = _static(5, "passes of each actor over each batch")
-    actor_minibatches: int = _static(1, "minibatches per pass; must divide num_envs * rollout_length")
+    actor_minibatches: int = _static(
+        1, "minibatches per pass; must divide num_envs * rollout_length (num_envs if recurrent)"
+    )
     actor_max_grad_norm: float = _number(10.0, "global gradient norm at which an actor's gradient is clipped")
     clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio is meant to leave 1")
     ent_coef: float = _number(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
@@ -185,7 +200,7 @@ class FirstOrderConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse_uneven("actor_minibatches")
+        self._refuse_uneven("actor_minibatches", self.recurrent)
 
 
 def _validated(field: dataclasses.Field, value):

@@ -14,7 +14,7 @@ from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.results import EpisodeStatistics
-from marl_kl.rollout import distributions
+from marl_kl.rollout import decide
 from marl_kl.trainer import Learner
 
 _STREAM = 0x6576616C
@@ -98,17 +98,19 @@ def make_evaluate(
             return jnp.any(carry[3]) & (carry[0] < env.spec.episode_length)
 
         def env_step(carry):
-            t, env_state, timestep, alive, totals = carry
-            policy = distributions(actor, learner.actors, learner.obs_moments, timestep.obs, timestep.action_mask)
+            t, env_state, timestep, alive, totals, memory = carry
+            seen = timestep.obs, timestep.action_mask
+            policy, memory = decide(actor, learner.actors, learner.obs_moments, *seen, memory)
             action = policy.sample(jax.random.fold_in(key_actions, t)) if stochastic else policy.mode()
             action = actor.env_action(jnp.swapaxes(action, 0, 1))
             keys = jax.random.split(jax.random.fold_in(key_steps, t), num_episodes)
             env_state, timestep = jax.vmap(env.step, (0, 0, 0, None))(keys, env_state, action, env.params)
             reward = jnp.where(alive, jnp.mean(timestep.reward, axis=-1), 0.0)
             totals = EpisodeStatistics(totals.episode_return + reward, totals.episode_length + alive)
-            return t + 1, env_state, timestep, alive & ~(timestep.terminated | timestep.truncated), totals
+            return t + 1, env_state, timestep, alive & ~(timestep.terminated | timestep.truncated), totals, memory
 
-        carry = (jnp.zeros((), jnp.int32), env_state, timestep, jnp.ones(num_episodes, bool), nothing)
+        memory = actor.no_memory((env.spec.num_agents, num_episodes))
+        carry = (jnp.zeros((), jnp.int32), env_state, timestep, jnp.ones(num_episodes, bool), nothing, memory)
         return jax.lax.while_loop(anyone_alive, env_step, carry)[4]
 
     return evaluate

@@ -50,8 +50,8 @@ class AgentStep(NamedTuple):
     Attributes:
         init: `init(params) -> state`.
         improve: `improve(key, params, state, agent_batch) -> Improvement`.
-        assess: `assess(old_outputs, new_outputs, agent_batch) -> (log_ratio [B], report)`: what the step did to one
-            agent's batch, and what of it is reported.
+        assess: `assess(old_outputs, new_outputs, agent_batch) -> (log_ratio [*samples], report)`: what the step did to
+            one agent's batch, and what of it is reported.
     """
 
     init: Callable[[Params], AgentState]
@@ -62,8 +62,8 @@ class AgentStep(NamedTuple):
 def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate) -> AgentStep:
     """Maximises E[surrogate(r, M, clip_eps)] + ent_coef E[entropy] by Adam, M the batch's weight.
 
-    Every epoch goes through the batch once, in `actor_minibatches` parts of a fresh permutation. The gradient is
-    clipped by its global norm, over all of the network's parameters, before Adam sees it. Once the mean KL(old || new)
+    Every epoch goes through the batch once, in `actor_minibatches` parts of a fresh permutation of its rows. The gradient
+    is clipped by its global norm, over all of the network's parameters, before Adam sees it. Once the mean KL(old || new)
     of a minibatch is above `target_kl`, neither this nor any later step on the batch is made (the KL is that of the
     parameters before the step, so it costs no pass of its own, and the last step made may leave it above).
     """
@@ -82,7 +82,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         return -objective - config.ent_coef * jnp.mean(new.entropy()), jnp.mean(old.kl(new))
 
     def improve(key, params, state, batch):
-        batch_size = batch.weight.shape[0]
+        num_rows = batch.weight.shape[0]
         data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
         step_size = learning_rate(config, state.updates)
 
@@ -99,7 +99,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         def epoch(carry, key):
             if config.actor_minibatches == 1:
                 return descend(carry, data)
-            order = jax.random.permutation(key, batch_size).reshape(config.actor_minibatches, -1)
+            order = jax.random.permutation(key, num_rows).reshape(config.actor_minibatches, -1)
             return jax.lax.scan(descend, carry, jax.tree.map(lambda leaf: leaf[order], data))
 
         start = (params, state.opt_state, jnp.ones((), bool))

@@ -17,6 +17,25 @@ from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
 
 Policy = Callable[..., jax.Array]
+"""`policy(obs[N, O], key=None, action_mask=None) -> actions`, see `Run.policy`."""
+
+
+class RecurrentPolicy(NamedTuple):
+    """A team that remembers: `state` is what it remembers, and each call returns the next one.
+
+        state = policy.initial_state()                  # where an episode begins
+        actions, state = policy(obs, state)             # at every step; key= and action_mask= as in `Run.policy`
+
+    Attributes:
+        initial_state: `initial_state() -> [N, H]`.
+        act: what a call calls.
+    """
+
+    initial_state: Callable[[], jax.Array]
+    act: Callable[..., tuple[jax.Array, jax.Array]]
+
+    def __call__(self, obs, state, key=None, action_mask=None) -> tuple[jax.Array, jax.Array]:
+        return self.act(obs, state, key, action_mask)
 
 
 class Run(NamedTuple):
@@ -55,14 +74,15 @@ class Run(NamedTuple):
         index = self._index(seed)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.learner)
 
-    def policy(self, seed: int | None = None) -> Policy:
+    def policy(self, seed: int | None = None) -> Policy | RecurrentPolicy:
         """The team that `seed` trained (the run's first seed by default).
 
         Returns:
             `policy(obs[N, O], key=None, action_mask=None) -> actions`, as the environment takes them: [N, A] float for
             continuous actions (squashed where the run says so), int32 [N] for discrete and [N, D] for multi-discrete
             ones; deterministic without a typed key, sampled with one. `obs` is padded with zeros as the environment
-            pads it; `action_mask` [N, A] is all real entries by default.
+            pads it; `action_mask` [N, A] is all real entries by default. Of a team with `config.recurrent`, a
+            `RecurrentPolicy`, which is also given and returns what it remembers.
 
         Raises:
             ValueError: the run has no such seed.
@@ -71,24 +91,30 @@ class Run(NamedTuple):
         actor = make_actor(self.spec, self.config)
         shape = (self.spec.num_agents, self.spec.observation_size)
         real = jnp.asarray(self.spec.action_mask)
+        nothing = actor.no_memory((self.spec.num_agents,))
 
         @jax.jit
-        def act(obs, key, mask):
-            outputs = actor.team_outputs(learner.actors, actor.inputs(learner.obs_moments, obs))
+        def act(obs, memory, key, mask):
+            outputs, memory = actor.team_step(learner.actors, actor.inputs(learner.obs_moments, obs), memory)
             distribution = actor.distribution(outputs, mask)
-            return actor.env_action(distribution.mode() if key is None else distribution.sample(key))
+            action = distribution.mode() if key is None else distribution.sample(key)
+            return actor.env_action(action), memory
 
-        def policy(obs, key=None, action_mask=None):
+        def policy(obs, memory, key, action_mask):
             if np.shape(obs) != shape:
                 raise ValueError(f"obs has shape {np.shape(obs)}; env '{self.spec.name}' has [N, O] = {shape}")
+            if np.shape(memory) != np.shape(nothing):
+                raise ValueError(f"state has shape {np.shape(memory)}; policy.initial_state() has {nothing.shape}")
             mask = real if action_mask is None else jnp.asarray(action_mask, bool)
             if mask.shape != real.shape:
                 raise ValueError(
                     f"action_mask has shape {mask.shape}; env '{self.spec.name}' has [N, A] = {real.shape}"
                 )
-            return act(jnp.asarray(obs, jnp.float32), key, mask)
+            return act(jnp.asarray(obs, jnp.float32), memory, key, mask)
 
-        return policy
+        if actor.recurrent:
+            return RecurrentPolicy(lambda: nothing, policy)
+        return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
 
     def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy:
         """One agent of the team that `seed` trained, to be run where only its own observation is known.

@@ -19,8 +19,9 @@ from envs.types import Env
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.results import EpisodeStatistics
-from marl_kl.rollout import distributions
+from marl_kl.rollout import decide
 from marl_kl.trainer import Learner
+from marl_kl.types import Memory
 
 _GYMNASIUM = {
     "ant": "Ant-v5",
@@ -129,14 +130,14 @@ def evaluate(
         seed: of the starts.
         num_episodes: at least 1.
     """
-    act = _team(there, env, config, learner, num_episodes)
+    act, memory = _team(there, env, config, learner, num_episodes)
     worlds = [there.make() for _ in range(num_episodes)]
     starts = np.random.SeedSequence(seed).generate_state(num_episodes)
     observed = np.stack([world.reset(seed=int(start))[0] for world, start in zip(worlds, starts)])
     returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes)
     alive = np.ones(num_episodes, bool)
     while alive.any():
-        controls = act(observed)
+        controls, memory = act(observed, memory)
         for episode in np.flatnonzero(alive):
             observed[episode], reward, terminated, truncated, _ = worlds[episode].step(controls[episode])
             returns[episode] += reward
@@ -149,23 +150,28 @@ def evaluate(
 
 def _team(
     there: Counterpart, env: Env, config: Config, learner: Learner, num_episodes: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """`act(observed[E, G]) -> controls [E, actuators]` of the C engine: E observations of Gymnasium's at once."""
+) -> tuple[Callable[[np.ndarray, Memory], tuple[np.ndarray, Memory]], Memory]:
+    """`act(observed[E, G], memory) -> (controls [E, actuators], memory)`, and the memory to begin with.
+
+    E observations of Gymnasium's at once; controls are those of the C engine.
+    """
     actor = make_actor(env.spec, config)
     action_mask = jnp.broadcast_to(env.spec.action_mask, (num_episodes, *env.spec.action_mask.shape))
     unmatched = np.full((num_episodes, env.spec.state_size - there.matched), np.nan, np.float32)
 
     @jax.jit
-    def controls_of(full):
+    def controls_of(full, memory):
         obs = jax.vmap(env.wiring.observe)(full)
-        mode = distributions(actor, learner.actors, learner.obs_moments, obs, action_mask).mode()
-        return jax.vmap(env.wiring.controls)(actor.env_action(jnp.swapaxes(mode, 0, 1)))
+        policy, memory = decide(actor, learner.actors, learner.obs_moments, obs, action_mask, memory)
+        action = actor.env_action(jnp.swapaxes(policy.mode(), 0, 1))
+        return jax.vmap(env.wiring.controls)(action), memory
 
-    def act(observed):
+    def act(observed, memory):
         full = np.concatenate([observed[:, : there.matched].astype(np.float32), unmatched], axis=1)
-        return there.stretched(controls_of(full))
+        controls, memory = controls_of(full, memory)
+        return there.stretched(controls), memory
 
-    return act
+    return act, actor.no_memory((env.spec.num_agents, num_episodes))
 
 
 def _maker(env: Env, body: str) -> Callable[[], Any]:

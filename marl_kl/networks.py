@@ -1,13 +1,16 @@
-"""Actor and critic networks, and the stacking of one network per agent."""
+"""Actor and critic networks, feed-forward and recurrent, and the stacking of one network per agent."""
 
 from __future__ import annotations
 
-from typing import Callable
+import functools
+from typing import Any, Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from marl_kl.types import Memory, Params, Sequences
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "silu": nn.silu}
 
@@ -50,10 +53,16 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for width in self.hidden_sizes:
-            x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
-            x = ACTIVATIONS[self.activation](x)
+        x = _hidden_layers(self.hidden_sizes, self.activation, x)
         return nn.Dense(self.output_size, kernel_init=orthogonal(self.output_gain), name="output")(x)
+
+
+def _hidden_layers(sizes: tuple[int, ...], activation: str, x: jax.Array) -> jax.Array:
+    """Layers of the module that calls it."""
+    for width in sizes:
+        x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
+        x = ACTIVATIONS[activation](x)
+    return x
 
 
 class GaussianNetwork(nn.Module):
@@ -97,6 +106,99 @@ class MultiCategoricalNetwork(nn.Module):
         return logits.reshape(*logits.shape[:-1], -1, self.num_choices)
 
 
+class GRU(nn.Module):
+    """A gated recurrent unit over time: Sequences [..., T, K] -> its states [..., T, size] after each step.
+
+    With the input's parts i_r, i_z, i_n and the state's parts h_r, h_z, h_n (Cho et al. 2014, as cuDNN and flax have
+    it): r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. All time steps' input
+    parts are one matrix product; only the state's are left to the scan.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, sequences: Sequences) -> jax.Array:
+        kernel_init = _side_by_side(3, orthogonal(1.0))
+        from_inputs = nn.Dense(3 * self.size, kernel_init=kernel_init, name="inputs")(sequences.inputs)
+        kernel = self.param("kernel", kernel_init, (self.size, 3 * self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+
+        def step(state, now):
+            given, reset = now
+            state = jnp.where(reset[..., None], 0.0, state)
+            i_r, i_z, i_n = jnp.split(given, 3, axis=-1)
+            h_r, h_z, h_n = jnp.split(state @ kernel, 3, axis=-1)
+            keep = nn.sigmoid(i_z + h_z)
+            new = jnp.tanh(i_n + nn.sigmoid(i_r + h_r) * (h_n + bias))
+            state = (1 - keep) * new + keep * state
+            return state, state
+
+        over_time = jnp.moveaxis(from_inputs, -2, 0), jnp.moveaxis(sequences.resets, -1, 0)
+        _, states = jax.lax.scan(step, sequences.memory.astype(from_inputs.dtype), over_time)
+        return jnp.moveaxis(states, 0, -2)
+
+
+def _side_by_side(parts: int, init: Callable) -> Callable:
+    """Initialiser of [rows, parts * columns], each part by `init`."""
+
+    def init_all(key, shape, dtype=jnp.float32):
+        part = (shape[0], shape[1] // parts)
+        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, parts)], axis=1)
+
+    return init_all
+
+
+class Recurrent(nn.Module):
+    """Hidden layers, a GRU behind them, and `head`, which sees the GRU's state.
+
+    Sequences [..., T, I] -> (outputs of the head, leaves [..., T, A]; memory [..., T, H] after each step).
+    """
+
+    hidden_sizes: tuple[int, ...]
+    recurrent_size: int
+    activation: str
+    head: nn.Module
+
+    @property
+    def output_size(self) -> int:
+        return self.head.output_size
+
+    @nn.compact
+    def __call__(self, sequences: Sequences):
+        features = _hidden_layers(self.hidden_sizes, self.activation, sequences.inputs)
+        memory = GRU(self.recurrent_size, name="gru")(sequences._replace(inputs=features))
+        return self.head(memory), memory
+
+
+def is_recurrent(network: nn.Module) -> bool:
+    """Whether it sees `Sequences` rather than arrays."""
+    return isinstance(network, Recurrent)
+
+
+def no_memory(network: nn.Module, axes: tuple[int, ...]) -> Memory:
+    """What is remembered where an episode begins: zeros [*axes, H], or `()`."""
+    return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
+
+
+def one_step(inputs: jax.Array, memory: Memory) -> Sequences:
+    """Sequences of length 1: inputs [..., I], memory [..., H]."""
+    return Sequences(inputs[..., None, :], jnp.zeros((*inputs.shape[:-1], 1), bool), memory)
+
+
+def step(network: nn.Module, params: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
+    """One moment of any network: inputs [..., I], memory [..., H] -> outputs, leaves [..., A], and the new memory."""
+    if not is_recurrent(network):
+        return network.apply(params, inputs), memory
+    time = inputs.ndim - 1
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, memory)))
+
+
+def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
+    """Parameters of one network."""
+    blank = jnp.zeros(input_size)
+    return network.init(key, one_step(blank, no_memory(network, ())) if is_recurrent(network) else blank)
+
+
 def init_stacked(
     key: jax.Array,
     make_network: Callable[[int], nn.Module],
@@ -116,16 +218,14 @@ def init_stacked(
     Returns:
         A pytree like one network's parameters, with leaves [N, ...] of the padded sizes.
     """
-    padded = jax.eval_shape(
-        make_network(max(output_sizes)).init, jax.random.key(0), jnp.zeros(max(observation_sizes))
-    )
+    largest = functools.partial(init_params, network=make_network(max(output_sizes)), input_size=max(observation_sizes))
+    padded = jax.eval_shape(largest, jax.random.key(0))
     sizes = list(zip(observation_sizes, output_sizes))
     stacked = jax.tree.map(lambda leaf: jnp.zeros((len(sizes), *leaf.shape), leaf.dtype), padded)
     for size in dict.fromkeys(sizes):
         agents = np.asarray([i for i, other in enumerate(sizes) if other == size])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(agents)
-        init = make_network(size[1]).init
-        params = jax.vmap(lambda k, obs=jnp.zeros(size[0]): init(k, obs))(keys)
+        params = jax.vmap(functools.partial(init_params, network=make_network(size[1]), input_size=size[0]))(keys)
         stacked = jax.tree.map(
             lambda whole, part: whole.at[(agents, *map(slice, part.shape[1:]))].set(part), stacked, params
         )

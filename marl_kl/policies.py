@@ -8,8 +8,9 @@ Fisher product in the distribution's own parameters is not part of it.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from envs.types import EnvSpec
 from marl_kl import networks, normalizers
 from marl_kl.config import Config
 from marl_kl.normalizers import Moments
-from marl_kl.types import Params
+from marl_kl.types import Memory, Params, Sequences
 
 _UNAVAILABLE = -1e9
 
@@ -191,7 +192,8 @@ class Actor(NamedTuple):
     """One network shape for all agents, and how to read its outputs.
 
     Attributes:
-        network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`.
+        network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`, or
+            `networks.Recurrent` of it.
         family: `Gaussian`, `Categorical` or `MultiCategorical`.
         shared: whether one network serves all agents: parameters then have leaves [1, ...] instead of [N, ...].
         agent_ids: whether one-hot agent ids stand behind the observation: I = O + N instead of O.
@@ -213,15 +215,33 @@ class Actor(NamedTuple):
         ids = jnp.broadcast_to(jnp.eye(num_agents, dtype=standardized.dtype), (*obs.shape[:-1], num_agents))
         return jnp.concatenate([standardized, ids], axis=-1)
 
-    def outputs(self, params: Params, inputs: jax.Array) -> Any:
-        """Distribution parameters from one network: inputs [..., I] -> pytree of [..., A] or [..., D, K]."""
-        return self.network.apply(params, inputs)
+    def outputs(self, params: Params, inputs: jax.Array | Sequences) -> Any:
+        """Distribution parameters from one network: inputs [..., I], or `Sequences` -> pytree of [..., A] or [..., D, K]."""
+        outputs = self.network.apply(params, inputs)
+        return outputs[0] if self.recurrent else outputs
 
-    def team_outputs(self, actors: Params, inputs: jax.Array) -> Any:
-        """Distribution parameters of all agents: inputs [N, ..., I] -> pytree of [N, ..., A] or [N, ..., D, K]."""
+    def team_outputs(self, actors: Params, inputs: jax.Array | Sequences) -> Any:
+        """Distribution parameters of all agents: inputs [N, ..., I], or `Sequences` [N] -> pytree of [N, ..., A] or
+        [N, ..., D, K]."""
+        return self._each(self.outputs, actors, inputs)
+
+    def team_step(self, actors: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
+        """One moment of all agents: inputs [N, ..., I], memory [N, ..., H] -> pytree of [N, ..., A], new memory."""
+        return self._each(functools.partial(networks.step, self.network), actors, inputs, memory)
+
+    @property
+    def recurrent(self) -> bool:
+        return networks.is_recurrent(self.network)
+
+    def no_memory(self, axes: tuple[int, ...]) -> Memory:
+        """What the agents remember where an episode begins: [*axes, H], or `()`; axes: (N, ...)."""
+        return networks.no_memory(self.network, axes)
+
+    def _each(self, function: Callable, actors: Params, *of_agents: Any) -> Any:
+        """`function(params, ...)` of every agent."""
         if self.shared:
-            return self.outputs(jax.tree.map(lambda leaf: leaf[0], actors), inputs)
-        return jax.vmap(self.outputs)(actors, inputs)
+            return function(jax.tree.map(lambda leaf: leaf[0], actors), *of_agents)
+        return jax.vmap(function)(actors, *of_agents)
 
     def distribution(self, outputs: Any, action_mask: jax.Array) -> Distribution:
         """`outputs` of the network as a distribution; action_mask: [..., A]."""
@@ -291,8 +311,15 @@ def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
 
 
 def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:
+    if not config.recurrent:
+        return _feed_forward(spec, config, config.hidden_sizes, action_size)
+    head = _feed_forward(spec, config, (), action_size)
+    return networks.Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, head)
+
+
+def _feed_forward(spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], action_size: int) -> nn.Module:
     if spec.action_kind == "continuous":
-        return networks.GaussianNetwork(config.hidden_sizes, action_size, config.activation, config.init_std)
+        return networks.GaussianNetwork(hidden_sizes, action_size, config.activation, config.init_std)
     if spec.action_kind == "multi_discrete":
-        return networks.MultiCategoricalNetwork(config.hidden_sizes, action_size, config.activation, spec.num_choices)
-    return networks.CategoricalNetwork(config.hidden_sizes, action_size, config.activation)
+        return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices)
+    return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation)

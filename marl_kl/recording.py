@@ -12,7 +12,7 @@ from envs.types import Env
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
-from marl_kl.rollout import distributions
+from marl_kl.rollout import decide
 from marl_kl.trainer import Learner
 
 
@@ -50,15 +50,15 @@ def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: in
     key_reset, key_steps = jax.random.split(key)
 
     def env_step(carry, key):
-        env_state, timestep = carry
-        obs, action_mask = timestep.obs[None], timestep.action_mask[None]
-        action = distributions(actor, learner.actors, learner.obs_moments, obs, action_mask).mode()[:, 0]
-        env_state, timestep = env.step(key, env_state, actor.env_action(action), env.params)
-        seen = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
-        return (env_state, timestep), seen
+        env_state, timestep, memory = carry
+        seen = timestep.obs[None], timestep.action_mask[None]
+        policy, memory = decide(actor, learner.actors, learner.obs_moments, *seen, memory)
+        env_state, timestep = env.step(key, env_state, actor.env_action(policy.mode()[:, 0]), env.params)
+        shown = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
+        return (env_state, timestep, memory), shown
 
     def episode(key_reset, key_steps):
-        start = env.reset(key_reset, env.params)
+        start = (*env.reset(key_reset, env.params), actor.no_memory((env.spec.num_agents, 1)))
         return env.drawing.pose(start[0]), jax.lax.scan(env_step, start, jax.random.split(key_steps, steps))[1]
 
     options = devices.compiler_options(jax.default_backend(), env.spec.cpu_compiler_options)

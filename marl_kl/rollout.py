@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from envs.types import Env, EnvState, TimeStep, check_timestep
+from marl_kl import sequences
 from marl_kl.normalizers import Moments
-from marl_kl.policies import Actor
-from marl_kl.types import Params
+from marl_kl.policies import Actor, Distribution
+from marl_kl.types import Memory, Params
 
 
 class Episodes(NamedTuple):
@@ -30,11 +31,16 @@ class Episodes(NamedTuple):
 
 
 class Worlds(NamedTuple):
-    """The parallel environments between two rollouts; all leaves [E, ...]."""
+    """The parallel environments between two rollouts; all leaves [E, ...], but those of the memory.
+
+    Attributes:
+        memory: [N, E, H] what the agents remember of the episodes under way; `()` if they are not recurrent.
+    """
 
     env_state: EnvState
     timestep: TimeStep
     episodes: Episodes
+    memory: Memory = ()
 
 
 class Trajectory(NamedTuple):
@@ -58,19 +64,31 @@ class Trajectory(NamedTuple):
     next_state: jax.Array
 
 
-def start(key: jax.Array, env: Env, num_envs: int) -> Worlds:
-    """`num_envs` fresh environments; ValueError if they do not show what their spec says."""
+def start(key: jax.Array, env: Env, num_envs: int, memory: Memory = ()) -> Worlds:
+    """`num_envs` fresh environments; `memory` is that of agents who have seen nothing.
+
+    Raises:
+        ValueError: the environments do not show what their spec says.
+    """
     env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
     zeros = jnp.zeros(num_envs)
     unknown = jnp.full(num_envs, jnp.nan)
-    return Worlds(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros))
+    return Worlds(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), memory)
 
 
-def distributions(actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array):
-    """Every agent's distribution: obs [E, N, O] raw, action_mask [E, N, A] -> a distribution with axes [N, E]."""
-    outputs = actor.team_outputs(actors, jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1))
-    return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1))
+def decide(
+    actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array, memory: Memory
+) -> tuple[Distribution, Memory]:
+    """Every agent's distribution with axes [N, E], and what they remember from here on.
+
+    Args:
+        obs: [E, N, O] raw. action_mask: [E, N, A].
+        memory: [N, E, H], or `()`; `actor.no_memory((N, E))` where episodes begin.
+    """
+    inputs = jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1)
+    outputs, memory = actor.team_step(actors, inputs, memory)
+    return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1)), memory
 
 
 def rollout(
@@ -90,7 +108,7 @@ def rollout(
         worlds, handed_out = carry
         before = worlds.timestep
         key_action, key_env = jax.random.split(key)
-        policy = distributions(actor, actors, obs_moments, before.obs, before.action_mask)
+        policy, memory = decide(actor, actors, obs_moments, before.obs, before.action_mask, worlds.memory)
         action = jnp.swapaxes(policy.sample(key_action), 0, 1)
         env_keys = jax.random.split(key_env, num_envs)
         sent = actor.env_action(action)
@@ -105,7 +123,9 @@ def rollout(
         env_state, timestep = jax.tree.map(
             lambda fresh, now: _where(done, fresh[restart], now), pool, (env_state, after)
         )
-        return (Worlds(env_state, timestep, _account(worlds.episodes, after, done)), handed_out + ended[-1]), transition
+        episodes = _account(worlds.episodes, after, done)
+        worlds = Worlds(env_state, timestep, episodes, sequences.forget(memory, done))
+        return (worlds, handed_out + ended[-1]), transition
 
     worlds = worlds._replace(episodes=worlds.episodes._replace(finished=jnp.zeros(num_envs)))
     (worlds, _), trajectory = jax.lax.scan(env_step, (worlds, 0), jax.random.split(key_steps, length))

@@ -22,7 +22,7 @@ class _Turn(NamedTuple):
 
     Attributes:
         agent: [] index. params: its new parameters.
-        log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
+        log_ratio: [*samples] log pi_new(a|o) - log pi_old(a|o).
         report: what is reported about it, [] each.
     """
 
@@ -43,12 +43,12 @@ def _take_turns(
     Args:
         actors: leaves [N, ...].
         memory: any pytree, carried from turn to turn.
-        turn: `turn(memory, position, actors, log_factor [B]) -> (memory, _Turn)`; each agent must have one turn.
+        turn: `turn(memory, position, actors, log_factor [*samples]) -> (memory, _Turn)`; each agent must have one turn.
 
     Returns:
         The new actors, the last memory, and the reports as metrics [N] with those of the team.
     """
-    num_agents, batch_size = batch.advantage.shape
+    num_agents, *samples = batch.advantage.shape
 
     def next_turn(carry, position):
         actors, log_factor, memory = carry
@@ -56,14 +56,14 @@ def _take_turns(
         actors = _put(actors, done.agent, done.params)
         return (actors, log_factor + done.log_ratio, memory), (done.agent, done.report | {"position": position})
 
-    start = (actors, jnp.zeros(batch_size, batch.advantage.dtype), memory)
+    start = (actors, jnp.zeros(samples, batch.advantage.dtype), memory)
     (actors, log_factor, memory), (order, reports) = jax.lax.scan(next_turn, start, jnp.arange(num_agents))
     metrics = {name: jnp.zeros_like(values).at[order].set(values) for name, values in reports.items()}
     return actors, memory, metrics | _of_team(metrics["kl"], log_factor)
 
 
 def _of_team(kl: jax.Array, log_factor: jax.Array) -> Metrics:
-    """The team's metrics from each agent's KL [N] and the log of the final compound factor [B]."""
+    """The team's metrics from each agent's KL [N] and the log of the final compound factor [*samples]."""
     factor = jnp.exp(log_factor)
     return {"kl_total": jnp.sum(kl), "factor_mean": jnp.mean(factor), "factor_max": jnp.max(factor)}
 
@@ -102,12 +102,12 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     _refuse_sharing(actor, "one network takes one step for all agents, so there is no KL budget to share out")
 
     def update(key, actors, state, batch):
-        num_agents, batch_size = batch.advantage.shape
+        num_agents, *samples = batch.advantage.shape
         key_order, key_subset = jax.random.split(key)
-        subset = _subset(key_subset, batch_size, config.cg_subsample)
+        subset = _subset(key_subset, samples[0], config.cg_subsample)
         budget = _budget(config, batch)
         share = budget / num_agents
-        nobody_moved = jnp.zeros(batch_size, batch.advantage.dtype)
+        nobody_moved = jnp.zeros(samples, batch.advantage.dtype)
         alone = lambda agent: _of_agent(batch, agent, nobody_moved, subset)  # noqa: E731
         scores = _score_all(actor, config, allocator, actors, share, alone)
         plan = allocator.start(key_order, scores.utility, budget)
@@ -168,11 +168,11 @@ def together(actor: Actor, config: TrustRegionConfig) -> Algorithm:
     """
 
     def update(key, actors, state, batch):
-        num_agents, batch_size = batch.advantage.shape
+        num_agents, num_rows, *_ = batch.advantage.shape
         _, key_subset = jax.random.split(key)  # as in sequential, to which this is equal for one agent
-        chosen = _subset(key_subset, batch_size, config.cg_subsample)
-        first_sample = batch_size * jnp.arange(num_agents)[:, None]
-        subset = None if chosen is None else (first_sample + chosen).ravel()
+        chosen = _subset(key_subset, num_rows, config.cg_subsample)
+        first_row = num_rows * jnp.arange(num_agents)[:, None]
+        subset = None if chosen is None else (first_row + chosen).ravel()
         everyone = AgentBatch(*batch, subset=None)
         pooled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), everyone)._replace(subset=subset)
         each = lambda flat: jax.tree.map(lambda leaf: leaf.reshape(num_agents, -1, *leaf.shape[1:]), flat)  # noqa: E731
@@ -193,16 +193,21 @@ def together(actor: Actor, config: TrustRegionConfig) -> Algorithm:
         }
         slopes = each(_slopes(actor, params, pooled, proposal.direction))
         metrics = {
-            "utility": proposal.scale(share) * jnp.mean(slopes, axis=1),
+            "utility": proposal.scale(share) * _mean_per_agent(slopes),
             "kl": moved.outcome.kl,
             "gain": moved.outcome.gain,
-            "entropy": jnp.mean(policies.entropy(), axis=1),
+            "entropy": _mean_per_agent(policies.entropy()),
             **{name: jnp.broadcast_to(value, num_agents) for name, value in of_network.items()},
         }
         team = _of_team(moved.outcome.kl, jnp.sum(moved.outcome.log_ratio, axis=0))
         return _put(actors, 0, moved.params), state, metrics | team
 
     return Algorithm(init=lambda actors: (), update=update)
+
+
+def _mean_per_agent(values: jax.Array) -> jax.Array:
+    """[N, ...] -> [N]."""
+    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
 
 
 def _slopes(actor: Actor, params: Params, batch: AgentBatch, direction: jax.Array) -> jax.Array:
@@ -221,11 +226,11 @@ def _budget(config: TrustRegionConfig, batch: Batch) -> jax.Array:
     return jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
 
 
-def _subset(key: jax.Array, batch_size: int, share: float) -> jax.Array | None:
-    """[M] distinct sample indices, at least one; None where all are wanted."""
+def _subset(key: jax.Array, num_rows: int, share: float) -> jax.Array | None:
+    """[M] distinct rows, at least one; None where all are wanted."""
     if share == 1.0:
         return None
-    return jax.random.permutation(key, batch_size)[: max(1, round(share * batch_size))]
+    return jax.random.permutation(key, num_rows)[: max(1, round(share * num_rows))]
 
 
 def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
@@ -247,10 +252,10 @@ def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
 
 
 def _current_scores(config, scores: _Scores, weight: jax.Array, allocator: Allocator) -> jax.Array:
-    """[N] gain / (KL + epsilon) of the trial steps under the weights [N, B] of the moment (HATRPO-G)."""
+    """[N] gain / (KL + epsilon) of the trial steps under the weights [N, *samples] of the moment (HATRPO-G)."""
     if allocator.uses != "scores":
         return jnp.zeros_like(scores.utility)
-    gain = jnp.mean(jnp.expm1(scores.trial.log_ratio) * weight, axis=1)
+    gain = jnp.mean(jnp.expm1(scores.trial.log_ratio) * weight, axis=tuple(range(1, weight.ndim)))
     return gain / (scores.trial.kl + config.allocation_epsilon)
 
 

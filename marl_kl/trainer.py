@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from envs.types import Env, EnvSpec
-from marl_kl import advantages, algorithms, normalizers
+from marl_kl import advantages, algorithms, normalizers, sequences
 from marl_kl import critic as critics
 from marl_kl.config import Config
-from marl_kl.critic import Critic, CriticState, IndependentCritics
+from marl_kl.critic import Critic, CriticState, Estimate, IndependentCritics
 from marl_kl.normalizers import Moments
 from marl_kl.policies import Actor, init_actors, init_obs_moments, input_size, make_actor, num_networks
 from marl_kl.rollout import Trajectory, Worlds, rollout, start, summary
-from marl_kl.types import Algorithm, Batch, Metrics, Params
+from marl_kl.types import Algorithm, Batch, Memory, Metrics, Params
 
 
 class Learner(NamedTuple):
@@ -44,12 +44,15 @@ class TrainState(NamedTuple):
         learner: what is learned.
         worlds: the parallel environments.
         healthy: [] bool; once a non-finite number was met the learner stays as it was before.
+        critic_memory: what a recurrent critic remembers of the episodes under way: [E, H], of independent critics
+            [N, E, H]; `()` for others.
     """
 
     key: jax.Array
     learner: Learner
     worlds: Worlds
     healthy: jax.Array
+    critic_memory: Memory = ()
 
 
 class Train(NamedTuple):
@@ -87,7 +90,11 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
     def init(key):
         key, key_learner, key_worlds = jax.random.split(key, 3)
         learner = _init_learner(key_learner, spec, config, parts)
-        return TrainState(key, learner, start(key_worlds, env, config.num_envs), jnp.ones((), bool))
+        everyone = (spec.num_agents, config.num_envs)
+        worlds = start(key_worlds, env, config.num_envs, actor.no_memory(everyone))
+        is_central = parts.algorithm.critic_sees == "state"
+        critic_memory = critic.no_memory(everyone[1:] if is_central else everyone)
+        return TrainState(key, learner, worlds, jnp.ones((), bool), critic_memory)
 
     def update(state):
         key, key_rollout, key_actors, key_critic = jax.random.split(state.key, 4)
@@ -95,10 +102,12 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
         worlds, trajectory = rollout(
             key_rollout, env, actor, old.actors, old.obs_moments, state.worlds, config.rollout_length
         )
-        views, value, advantage = _estimate(config, parts, old, trajectory, spec.team_reward)
-        batch = _batch(actor, old, trajectory, advantage, spec.num_agents)
+        estimate, advantage = _estimate(config, parts, state, trajectory, spec.team_reward)
+        batch = _batch(actor, state, trajectory, advantage, spec.num_agents)
         actors, algorithm_state, metrics = parts.algorithm.update(key_actors, old.actors, old.algorithm, batch)
-        critic_state, value_loss = critic.fit(key_critic, config, old.critic, views, value + advantage)
+        as_rows = sequences.by_environment if config.recurrent_critic else _flat
+        value, advantage = as_rows(estimate.value), as_rows(advantage)
+        critic_state, value_loss = critic.fit(key_critic, config, old.critic, estimate.seen, value + advantage)
         new = Learner(actors, critic_state, *_observe(config, old, trajectory), algorithm_state)
 
         nonfinite = ~jnp.stack(
@@ -118,7 +127,7 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
             "explained_variance": critics.explained_variance(value, value + advantage),
             "nonfinite": nonfinite,
         }
-        return TrainState(key, learner, worlds, healthy), metrics
+        return TrainState(key, learner, worlds, healthy, estimate.memory), metrics
 
     return Train(init, update)
 
@@ -170,32 +179,46 @@ def _views(parts: _Parts, learner: Learner, obs: jax.Array, state: jax.Array) ->
     return normalizers.standardize(learner.state_moments, state)
 
 
-def _estimate(config, parts: _Parts, learner: Learner, trajectory: Trajectory, team_reward: bool):
-    """The critic's views [B, ...], values [B, V] and raw advantages [B, V], time and environments flattened."""
+def _estimate(
+    config: Config, parts: _Parts, state: TrainState, trajectory: Trajectory, team_reward: bool
+) -> tuple[Estimate, jax.Array]:
+    """The rollout in the eyes of the critic, and raw advantages [T, E, V]."""
+    learner = state.learner
     views = _views(parts, learner, trajectory.obs, trajectory.state)
     next_views = _views(parts, learner, trajectory.next_obs, trajectory.next_state)
-    value, next_value = (parts.critic.value(learner.critic, x) for x in (views, next_views))
+    estimate = parts.critic.estimate(learner.critic, views, next_views, trajectory.done, state.critic_memory)
     reward = jnp.mean(trajectory.reward, axis=-1, keepdims=True) if team_reward else trajectory.reward
     advantage = advantages.gae(
-        jnp.broadcast_to(reward, value.shape),
-        value,
-        next_value,
+        jnp.broadcast_to(reward, estimate.value.shape),
+        estimate.value,
+        estimate.next_value,
         trajectory.terminated[..., None],
         trajectory.done[..., None],
         config.gamma,
         config.gae_lambda,
     )
-    return _flat(views), _flat(value), _flat(advantage)
+    return estimate, advantage
 
 
-def _batch(actor: Actor, learner: Learner, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
-    """The agents' view of a rollout, agent axis first."""
-    standardized = advantages.standardize(advantage)
+def _batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
+    """The agents' view of a rollout that began in `state`, agent axis first."""
+    inputs = actor.inputs(state.learner.obs_moments, trajectory.obs)
+    standardized = advantages.standardize(_flat(advantage))
+    if not actor.recurrent:
+        return Batch(
+            jnp.swapaxes(_flat(inputs), 0, 1),
+            jnp.swapaxes(_flat(trajectory.action), 0, 1),
+            jnp.swapaxes(_flat(trajectory.action_mask), 0, 1),
+            jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
+        )
+    # [T, E, N, ...] -> [N, E, T, ...]
+    of_agents = lambda x: jnp.moveaxis(sequences.by_environment(x), 2, 0)  # noqa: E731
+    advantage = jnp.broadcast_to(standardized.reshape(advantage.shape), (*advantage.shape[:2], num_agents))
     return Batch(
-        jnp.swapaxes(_flat(actor.inputs(learner.obs_moments, trajectory.obs)), 0, 1),
-        jnp.swapaxes(_flat(trajectory.action), 0, 1),
-        jnp.swapaxes(_flat(trajectory.action_mask), 0, 1),
-        jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
+        jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.worlds.memory),
+        of_agents(trajectory.action),
+        of_agents(trajectory.action_mask),
+        of_agents(advantage),
     )
 
 

@@ -7,6 +7,7 @@ second differentiation of the KL, and identical to its Hessian at the old parame
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -15,19 +16,19 @@ from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
 from marl_kl.policies import Actor
-from marl_kl.types import Params
+from marl_kl.types import Params, Sequences
 
 
 class AgentBatch(NamedTuple):
-    """One agent's part of a batch.
+    """One agent's part of a batch; [B] are the sample axes, [E, T] if the actors are recurrent.
 
     Attributes:
-        obs: [B, O] standardised. action: [B, A] or [B] int32. action_mask: [B, A].
+        obs: [B, I] standardised, or `Sequences` [E]. action: [B, A] or [B] int32. action_mask: [B, A].
         weight: [B] what multiplies the probability ratio: advantage times compound factor.
-        subset: [M] int32 indices of the samples that Fisher products use, or None for all of them.
+        subset: [M] int32 indices of the rows that Fisher products use, or None for all of them.
     """
 
-    obs: jax.Array
+    obs: jax.Array | Sequences
     action: jax.Array
     action_mask: jax.Array
     weight: jax.Array
@@ -145,12 +146,12 @@ def fisher_product(
     """v -> F v, F the mean over the batch of J' H J at `theta` [P].
 
     Args:
-        outputs_of: theta [P] -> the network's outputs on a batch, leaves [M, ...].
+        outputs_of: theta [P] -> the network's outputs on a batch, leaves [..., A] behind its sample axes.
         fisher_of_outputs: (outputs, tangent) -> H tangent, sample by sample.
     """
     outputs, jvp = jax.linearize(outputs_of, theta)
     vjp = jax.linear_transpose(jvp, theta)
-    batch_size = jax.tree.leaves(outputs)[0].shape[0]
+    batch_size = math.prod(jax.tree.leaves(outputs)[0].shape[:-1])
 
     def product(v):
         (pulled,) = vjp(fisher_of_outputs(outputs, jvp(v)))
@@ -178,11 +179,11 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
 
     outputs, jvp = jax.linearize(lambda t: outputs_of(t, batch.obs), theta)
     _, score_vjp = jax.vjp(log_prob, outputs)
-    (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.shape[0])[0])
+    (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.size)[0])
     gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
 
     chosen = slice(None) if batch.subset is None else batch.subset
-    obs, mask = batch.obs[chosen], batch.action_mask[chosen]
+    obs, mask = jax.tree.map(lambda leaf: leaf[chosen], (batch.obs, batch.action_mask))
     matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask))
     direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
     direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
@@ -191,7 +192,7 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
     else:
         tangent = jvp(direction)
         along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
-        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.shape[0]
+        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.size
     return Proposal(direction, jnp.vdot(gradient, direction), curvature, outputs)
 
 

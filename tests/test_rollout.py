@@ -77,5 +77,5 @@ def test_actions_come_from_the_policy():
     worlds = rollout.start(jax.random.key(1), env, NUM_ENVS)
     _, trajectory = rollout.rollout(jax.random.key(2), env, actor, actors, moments, worlds, 4)
     for t in range(4):
-        policy = rollout.distributions(actor, actors, moments, trajectory.obs[t], trajectory.action_mask[t])
+        policy, _ = rollout.decide(actor, actors, moments, trajectory.obs[t], trajectory.action_mask[t], ())
         np.testing.assert_allclose(jnp.swapaxes(trajectory.action[t], 0, 1), policy.mode(), atol=0.05)
