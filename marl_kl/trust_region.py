@@ -141,21 +141,23 @@ def _solve(matvec, b, iters, tol, damping):
 
 
 def fisher_product(
-    outputs_of: Callable[[jax.Array], Any], theta: jax.Array, fisher_of_outputs: Callable[[Any, Any], Any]
+    outputs_of: Callable[[jax.Array], Any],
+    theta: jax.Array,
+    fisher_of_outputs: Callable[[Any, Any], Any],
+    num_samples: int,
 ) -> Callable[[jax.Array], jax.Array]:
     """v -> F v, F the mean over the batch of J' H J at `theta` [P].
 
     Args:
-        outputs_of: theta [P] -> the network's outputs on a batch, leaves [..., A] behind its sample axes.
+        outputs_of: theta [P] -> the network's outputs on a batch.
         fisher_of_outputs: (outputs, tangent) -> H tangent, sample by sample.
+        num_samples: of the batch.
     """
     outputs, jvp = jax.linearize(outputs_of, theta)
     vjp = jax.linear_transpose(jvp, theta)
-    batch_size = math.prod(jax.tree.leaves(outputs)[0].shape[:-1])
-
     def product(v):
         (pulled,) = vjp(fisher_of_outputs(outputs, jvp(v)))
-        return pulled / batch_size
+        return pulled / num_samples
 
     return product
 
@@ -184,7 +186,8 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
 
     chosen = slice(None) if batch.subset is None else batch.subset
     obs, mask = jax.tree.map(lambda leaf: leaf[chosen], (batch.obs, batch.action_mask))
-    matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask))
+    num_samples = math.prod(mask.shape[:-1])
+    matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask), num_samples)
     direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
     direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
     if batch.subset is None:

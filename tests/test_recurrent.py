@@ -87,7 +87,7 @@ def test_a_gru_starts_orthogonal_part_by_part():
 
 
 CONTINUOUS = EnvSpec("c", ("a",), (3,), (2,), "continuous", 3, 10)
-DISCRETE = EnvSpec("d", ("a",), (3,), (4,), "discrete", 3, 10)
+SEVERAL = EnvSpec("s", ("a",), (3,), (6,), "multi_discrete", 3, 10, sub_actions=((3, 2),))
 
 
 def problem(spec, config):
@@ -96,15 +96,16 @@ def problem(spec, config):
     actor = make_actor(spec, config)
     params = jax.tree.map(lambda leaf: leaf[0], drawn(rng, init_actors, spec, config))
     seen = random_sequences(rng, 3)
-    mask = np.ones((ROWS, STEPS, spec.action_size), bool)
+    mask = np.broadcast_to(spec.action_mask[0], (ROWS, STEPS, spec.action_size)).copy()
     mask[rng.random((ROWS, STEPS)) < 0.5, 1] = False
-    shape = (ROWS, STEPS, 2) if spec.action_kind == "continuous" else (ROWS, STEPS)
-    action = rng.normal(size=shape) if spec.action_kind == "continuous" else np.argmax(mask, -1)
+    own_shape = spec.action_shape[1:]
+    is_continuous = spec.action_kind == "continuous"
+    action = rng.normal(size=(ROWS, STEPS, *own_shape)) if is_continuous else mask.reshape(ROWS, STEPS, *own_shape, -1).argmax(-1)
     weight = rng.normal(size=(ROWS, STEPS))
     return actor, params, AgentBatch(seen, *map(jnp.asarray, (action, mask, weight)), None)
 
 
-@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize("spec", [CONTINUOUS, SEVERAL])
 def test_the_step_is_that_of_the_fisher_matrix_through_time(spec, float64):
     """Products, direction and curvature against the dense Hessian of the mean KL; the step keeps the threshold."""
     config = config_of(cg_subsample=1.0, cg_iters=200, cg_tol=1e-24)
@@ -127,6 +128,7 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(spec, float64):
             lambda t: actor.outputs(unravel(t), batch.obs),
             theta,
             lambda outputs, v: actor.distribution(outputs, batch.action_mask).fisher_product(v),
+            batch.weight.size,
         )
         proposal = trust_region.propose(actor, config, params, batch)
         moved = trust_region.move(actor, config, params, batch, proposal, jnp.asarray(0.05))

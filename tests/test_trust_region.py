@@ -17,6 +17,7 @@ from marl_kl.trust_region import AgentBatch, conjugate_gradient, fisher_product
 BATCH = 40
 CONTINUOUS = envs.EnvSpec("c", ("a",), (3,), (2,), "continuous", 3, 10)
 DISCRETE = envs.EnvSpec("d", ("a",), (3,), (4,), "discrete", 3, 10)
+SEVERAL = envs.EnvSpec("s", ("a",), (3,), (6,), "multi_discrete", 3, 10, sub_actions=((3, 2),))
 
 
 def problem(spec, config, masked=False, seed=0):
@@ -30,7 +31,7 @@ def problem(spec, config, masked=False, seed=0):
     mask = np.ones((BATCH, spec.action_size), bool)
     if masked:
         mask[np.arange(BATCH), rng.integers(0, spec.action_size, BATCH)] = False
-    mask = jnp.asarray(mask)
+    mask = jnp.asarray(mask & spec.action_mask)
     action = actor.distribution(actor.outputs(params, obs), mask).sample(jax.random.key(seed + 1))
     return actor, params, AgentBatch(obs, action, mask, jnp.asarray(rng.normal(size=BATCH)), None)
 
@@ -46,7 +47,8 @@ def mean_kl(actor, params, batch):
 
 
 CASES = pytest.mark.parametrize(
-    ("spec", "masked"), [(CONTINUOUS, False), (CONTINUOUS, True), (DISCRETE, False), (DISCRETE, True)]
+    ("spec", "masked"),
+    [(CONTINUOUS, False), (CONTINUOUS, True), (DISCRETE, False), (DISCRETE, True), (SEVERAL, True)],
 )
 
 
@@ -60,6 +62,7 @@ def test_fisher_product_equals_the_dense_hessian_of_the_kl(spec, masked, float64
         lambda t: actor.outputs(unravel(t), batch.obs),
         theta,
         lambda outputs, v: actor.distribution(outputs, batch.action_mask).fisher_product(v),
+        BATCH,
     )
     dense = jax.vmap(product, out_axes=1)(jnp.eye(len(theta)))
     np.testing.assert_allclose(dense, hessian, atol=1e-12)
