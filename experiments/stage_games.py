@@ -43,7 +43,7 @@ def learn(
     seeds: np.ndarray,
     num_updates: int,
     record: Callable[[Any, Any, dict], dict],
-    params: np.ndarray | None = None,
+    params: Any = None,
     start_means: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Trains R teams side by side, spread over the devices.
@@ -54,7 +54,7 @@ def learn(
         num_updates: U, of every run.
         record: `record(policy, params, metrics)` -> arrays to keep after each update; `policy` is the distribution of
             the team's actions, axes [N].
-        params: [R, ...] the games' parameters; those of `env` if None.
+        params: leaves [R, ...], the games' parameters; those of `env` if None.
         start_means: [R, N] where Gaussian policies begin; None: where the networks do, near 0.
 
     Returns:
@@ -64,7 +64,7 @@ def learn(
     shared = params is None
     given = {name: np.asarray(values, np.float32) for name, values in runs.items()}
     given = {"numbers": given, "seed": np.asarray(seeds, np.uint32)}
-    given |= {} if shared else {"params": np.asarray(params, np.float32)}
+    given |= {} if shared else {"params": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)}
     given |= {} if start_means is None else {"start": np.asarray(start_means, np.float32)}
 
     def one_run(given):

@@ -12,6 +12,7 @@ raw results, and whatever is shown (rows, figures, text) is computed from that f
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import math
@@ -147,7 +148,9 @@ def main(study: Study) -> None:
     print(show(study, results, out))
 
 
-def run(study: Study, size: str, work: Path, out: Path, say: Callable[[str], None] = print) -> Results:
+def run(
+    study: Study, size: str, work: Path, out: Path, say: Callable[[str], None] = functools.partial(print, flush=True)
+) -> Results:
     """Does the pieces that are not in `work` yet and writes the raw results of all to `out`/<name>.json."""
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -301,7 +304,7 @@ def judged(found: Estimate, claimed: float, nothing: float) -> str:
 
 
 def counted(verdicts: Sequence[str]) -> str:
-    """The verdict on a claim about several cases: it holds if it does in all, and was not seen if in none."""
+    """The verdict on a claim about several cases: it holds if it does in all, and was not seen if it was in none."""
     if all(verdict == HOLDS for verdict in verdicts):
         return HOLDS
     return NOT_SEEN if all(verdict == NOT_SEEN for verdict in verdicts) else PARTLY

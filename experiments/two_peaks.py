@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size((0.2,), 3, 4, (0.2,), 2, 4, 1),
-    "quick": Size((0.01, 0.1, 1.0), 29, 250, (0.02, 0.2, 1.0), 7, 150, 5),
+    "quick": Size((0.01, 0.1, 1.0), 29, 250, (0.02, 0.2, 1.0), 6, 120, 5),
     "full": Size((0.0002, 0.002, 0.02, 0.2, 1.0, 4.0), 141, 2000, (0.002, 0.02, 0.2, 1.0, 4.0), 24, 500, 20),
 }
 
@@ -70,7 +70,7 @@ def pieces(size: str) -> list[Piece]:
     sampled = [
         Piece(
             f"sampled-{method}",
-            40 * (chosen.sampled_grid / 7) ** 2 * chosen.seeds / 5 * len(chosen.sampled_budgets) / 3 * chosen.sampled_updates / 150,
+            40 * (chosen.sampled_grid / 6) ** 2 * chosen.seeds / 5 * len(chosen.sampled_budgets) / 3 * chosen.sampled_updates / 120,
             {"grid": chosen.sampled_grid, "seeds": chosen.seeds, "budgets": list(chosen.sampled_budgets),
              "updates": chosen.sampled_updates, "batch": BATCH},
             lambda method=method: climb_by_samples(method, chosen),
