@@ -2,8 +2,8 @@
 
 python -m experiments.allocation_ablations --quick
 
-The test game pays sum_i w_i [agent i plays its own right action]: agents matter unequally, in the ratio 8 : 4 : 2 : 1, so
-here, if anywhere, it should pay to share the budget unequally.
+The test game pays sum_i w_i [agent i plays its own right action]: agents matter unequally, in the ratio 8 : 4 : 2 : 1,
+so here, if anywhere, it should pay to share the budget unequally.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def pieces(size: str) -> list[Piece]:
     goals = [
         Piece(
             f"goals-{variant.name}", 12 * max(0.3, chosen.games * chosen.game_updates / 960),
-            {"games": chosen.games, "updates": chosen.game_updates, "budgets": [USUAL_BUDGET, BUDGETS[-1]], "batch": 4 * BATCH},
+            {"games": chosen.games, "updates": chosen.game_updates, "budgets": [USUAL_BUDGET, BUDGETS[-1]],
+             "batch": 4 * BATCH},
             lambda variant=variant: play_for_themselves(variant, chosen),
         )
         for variant in chosen.variants
@@ -140,12 +141,12 @@ def play(variant: Variant, size: Size) -> study.Values:
     """One variant at all settings.
 
     Returns:
-        value: [setting, seed, update] exact expected payoff (noise left out) after each update. misplaced: [setting, seed]
-        half the distance between the shares given and the exact KKT optimum of TRPO's local model, mean over the first ten
-        updates after the first (0: the optimum, 1: all to the wrong agents). largest, spent, accepted: [setting] means over
-        seeds and updates of the largest share, the KL spent as a share of the budget, and the accepted fraction of the
-        steps. predicted, surrogate, real: [setting, seed] standardised gains of the first ten updates: to first order, on
-        the samples, and exact.
+        value: [setting, seed, update] exact expected payoff (noise left out) after each update. misplaced: [setting,
+        seed] half the distance between the shares given and the exact KKT optimum of TRPO's local model, mean over the
+        first ten updates after the first (0: the optimum, 1: all to the wrong agents). largest, spent, accepted:
+        [setting] means over seeds and updates of the largest share, the KL spent as a share of the budget, and the
+        accepted fraction of the steps. predicted, surrogate, real: [setting, seed] standardised gains of the first ten
+        updates: to first order, on the samples, and exact.
     """
     env = with_noisy_reward(envs.make("matrix_game", payoff=weighted_payoff()))
     payoff = np.asarray(weighted_payoff())
@@ -203,8 +204,8 @@ def play_for_themselves(variant: Variant, size: Size) -> study.Values:
     """Games in which agents want different things, at two budgets.
 
     Returns:
-        regret: [kind, budget, game, 2] what all agents together could gain, each by deviating alone (0: Nash equilibrium),
-        mean over the first and the last ten updates; largest: [kind, budget, game] mean largest share.
+        regret: [kind, budget, game, 2] what all agents together could gain, each by deviating alone (0: Nash
+        equilibrium), mean over the first and the last ten updates; largest: [kind, budget, game] mean largest share.
     """
     axes = {"kind": range(2), "kl_budget": (USUAL_BUDGET, BUDGETS[-1]), "game": range(size.games)}
     runs = stage_games.combinations(**axes)
@@ -255,10 +256,13 @@ def report(results: Results) -> Report:
     rows += [_large_budget_row(results, name) for name in plain]
     rows += [_goals_row(results, name, kind) for kind in range(2) for name in adaptive]
     figures = {
-        "settings": (_settings_figure(results, plain), "The game in which agents matter 8 : 4 : 2 : 1. Mean expected payoff over "
-                     "the run (1 is the most), and how far the shares are from the optimum: against budget, epsilon and noise; "
+        "settings": (_settings_figure(results, plain), "The game in which agents matter 8 : 4 : 2 : 1. Mean expected "
+        "payoff over "
+                     "the run (1 is the most), and how far the shares are from the optimum: against budget, epsilon "
+                     "and noise; "
                      "IQM over seeds with 95 % intervals."),
-        "gains": (_gains_figure(results, plain), "Gain of the first ten updates: exact over predicted to first order, and KL "
+        "gains": (_gains_figure(results, plain), "Gain of the first ten updates: exact over predicted to first order, "
+        "and KL "
                   "spent as a share of the budget."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size, names, plain))
@@ -269,12 +273,15 @@ def _unequal_row(results: Results, name: str) -> Row:
     found = [study.difference(own[i], equal[i]) for i in (index_of(b) for b in BUDGETS)]
     verdict = study.counted([study.judged(f, 0.01, 0.0) for f in found])
     reasons = {
-        NOT_SEEN: "An agent that matters little still has to learn; starving it costs as much as feeding the others brings.",
-        PARTLY: "It pays where the budget is scarce; where it is not, a large share for one agent is more than it can use.",
+        NOT_SEEN: "An agent that matters little still has to learn; starving it costs as much as feeding the others "
+        "brings.",
+        PARTLY: "It pays where the budget is scarce; where it is not, a large share for one agent is more than it can "
+        "use.",
     }
     best = max(range(len(found)), key=lambda b: found[b].low)
     return Row(
-        f"Where agents matter unequally, {study.LABELS[name]} learns faster than equal shares (mean payoff over the run at "
+        f"Where agents matter unequally, {study.LABELS[name]} learns faster than equal shares (mean payoff over the "
+        "run at "
         "least 0.01 higher), at every budget",
         ", ".join(f"{f.value:+.3f} at {b:g}" for f, b in zip(found, BUDGETS)),
         f"{found[best].interval(3)} at {BUDGETS[best]:g}, the most favourable",
@@ -298,7 +305,9 @@ def _epsilon_row(results: Results, name: str) -> Row:
     }
     return Row(
         f"{study.LABELS[name]} does not depend on epsilon over four magnitudes (mean payoff within 0.02)",
-        "mean payoff " + ", ".join(f"{a.number(3)} at {e:g}" for a, e in zip(areas, EPSILONS)) + f"; largest share {shares}",
+        "mean payoff "
+        + ", ".join(f"{a.number(3)} at {e:g}" for a, e in zip(areas, EPSILONS))
+        + f"; largest share {shares}",
         f"largest change {worst.value:+.3f} {worst.interval(3)}",
         verdict,
         study.because(verdict, reasons),
@@ -315,11 +324,14 @@ def _noise_row(results: Results, name: str) -> Row:
     verdict = study.judged(worse, 0.05, 0.0)
     reasons = {
         NOT_SEEN: "The noise of 64 samples of a discrete reward is already larger than the noise that was added.",
-        PARTLY: "A little: the noise of 64 samples is already in the utilities, and what was added is not much against it.",
-        HOLDS: "A utility is the length of a gradient, and noise has length in every direction: it makes agents look alike.",
+        PARTLY: "A little: the noise of 64 samples is already in the utilities, and what was added is not much against "
+        "it.",
+        HOLDS: "A utility is the length of a gradient, and noise has length in every direction: it makes agents look "
+        "alike.",
     }
     return Row(
-        f"Noise on the advantages (half of their first variance) spoils {study.LABELS[name]}'s shares (by 0.05 of the budget)",
+        f"Noise on the advantages (half of their first variance) spoils {study.LABELS[name]}'s shares (by 0.05 of the "
+        "budget)",
         "budget in the wrong hands: " + ", ".join(f"{w.number()} at {n:g}" for w, n in zip(wrong, NOISES))
         + f"; mean payoff {loss.value:+.3f} by the most noise (HATRPO {loss_equal.value:+.3f})",
         f"{worse.interval()} more",
@@ -332,13 +344,15 @@ def _variant_row(results: Results, name: str) -> Row:
     base, what = name.split("-")
     text = {"measured": "Measuring the utility", "all": "Giving the best agent all that is left"}[what]
     found = [
-        study.difference(results.pieces[name]["area"][i], results.pieces[base]["area"][i]) for i in (index_of(b) for b in BUDGETS)
+        study.difference(results.pieces[name]["area"][i], results.pieces[base]["area"][i])
+        for i in (index_of(b) for b in BUDGETS)
     ]
     verdict = study.counted([study.judged(f, 0.01, 0.0) for f in found])
     reasons = {
         NOT_SEEN: "The first-order utility costs nothing and says the same." if what == "measured" else
         "Who comes after the first gets only what its line search left over.",
-        PARTLY: "At some budgets only, see the numbers; the other differences are within the noise of the seeds or negative.",
+        PARTLY: "At some budgets only, see the numbers; the other differences are within the noise of the seeds or "
+        "negative.",
     }  # fmt: skip
     return Row(
         f"{text} helps {study.LABELS[base]} (mean payoff at least 0.01 higher, at every budget)",
@@ -355,12 +369,14 @@ def _large_budget_row(results: Results, name: str) -> Row:
     spent = [values["spent"][index_of(b)] for b in BUDGETS]
     verdict = study.judged(study.Estimate(-found[-1].value, -found[-1].high, -found[-1].low), -0.5, -found[0].value)
     reasons = {
-        HOLDS: "Gains are bounded and the prediction grows with the root of the budget; in ten updates there is no more to "
+        HOLDS: "Gains are bounded and the prediction grows with the root of the budget; in ten updates there is no "
+        "more to "
         "gain than 1 - p.",
         PARTLY: "Gains are bounded and the prediction grows with the root of the budget.",
     }
     return Row(
-        f"The first-order prediction of {study.LABELS[name]}'s gain breaks at large budgets (less than half comes true)",
+        f"The first-order prediction of {study.LABELS[name]}'s gain breaks at large budgets (less than half comes "
+        "true)",
         "exact / predicted gain of ten updates: " + ", ".join(f"{f.number()} at {b:g}" for f, b in zip(found, BUDGETS))
         + "; KL spent: " + ", ".join(f"{100 * s:.0f} %" for s in spent),
         f"{found[-1].interval()} at {BUDGETS[-1]:g}",
@@ -374,13 +390,16 @@ def _goals_row(results: Results, name: str, kind: int) -> Row:
     found = [study.estimate(o - e, np.mean) for o, e in zip(own, equal)]
     verdict = study.counted([study.judged(study.Estimate(-f.value, -f.high, -f.low), 0.1, 0.0) for f in found])
     reasons = {
-        NOT_SEEN: "Opponents chase each other: a joint budget moves it to whoever is just being exploited, which does not end "
-        "the chase." if kind == 0 else "Each agent climbs its own reward; the budget decides who climbs first, not where to.",
+        NOT_SEEN: "Opponents chase each other: a joint budget moves it to whoever is just being exploited, which does "
+        "not end "
+        "the chase." if kind == 0 else "Each agent climbs its own reward; the budget decides who climbs first, not "
+        "where to.",
         PARTLY: "At one of the two budgets only.",
     }  # fmt: skip
     budgets = (USUAL_BUDGET, BUDGETS[-1])
     return Row(
-        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[name]} ends nearer to a Nash equilibrium than equal shares "
+        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[name]} ends nearer to a Nash equilibrium than "
+        "equal shares "
         "(total regret at least 0.1 lower)",
         "difference in regret: " + ", ".join(f"{f.value:+.2f} at {b:g}" for f, b in zip(found, budgets))
         + f" (equal shares: {', '.join(f'{e.mean():.2f}' for e in equal)})",
@@ -407,7 +426,9 @@ def _settings_figure(results: Results, names: list[str]) -> Figure:
                 middle = np.array([f.value for f in found])
                 around = [middle - [f.low for f in found], [f.high for f in found] - middle]
                 x = np.asarray(ticks) * 1.1 ** (place - 1.5) if is_log else np.asarray(ticks) + 0.006 * (place - 1.5)
-                axes.errorbar(x, middle, np.maximum(around, 0), linewidth=1.2, markersize=4.5, **study.point_style(name))
+                axes.errorbar(
+                    x, middle, np.maximum(around, 0), linewidth=1.2, markersize=4.5, **study.point_style(name)
+                )
             axes.set_xscale("log" if is_log else "linear")
             axes.set_xlabel(title if line else "")
             study.strip(axes)
@@ -442,10 +463,14 @@ def _gains_figure(results: Results, names: list[str]) -> Figure:
 
 def _text(results: Results, size: Size, names: list[str], plain: list[str]) -> str:
     lines = [
-        f"Settings: 4 agents with {NUM_ACTIONS} actions, batches of {BATCH}, {size.updates} updates, {size.seeds} seeds; joint budget "
-        f"{USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not varied. Noise is added to the reward, which in a game "
-        "with one state is noise on the advantages; its variance is a share of the reward's under the untrained team, so its "
-        "part grows as the team learns. *In the wrong hands*: half the distance between the shares given and the exact KKT "
+        f"Settings: 4 agents with {NUM_ACTIONS} actions, batches of {BATCH}, {size.updates} updates, {size.seeds} "
+        "seeds; joint budget "
+        f"{USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not varied. Noise is added to the reward, which "
+        "in a game "
+        "with one state is noise on the advantages; its variance is a share of the reward's under the untrained team, "
+        "so its "
+        "part grows as the team learns. *In the wrong hands*: half the distance between the shares given and the "
+        "exact KKT "
         f"optimum, updates 2 to 11. Different goals: {size.games} random games of each kind, batches of {4 * BATCH}, "
         f"{size.game_updates} updates; regret is the mean over the last ten. Nothing is searched.",
         "",
@@ -461,7 +486,8 @@ def _text(results: Results, size: Size, names: list[str], plain: list[str]) -> s
 STUDY = study.Study(
     "allocation_ablations",
     "Allocation: epsilon, utility, noise, large budgets, different goals",
-    "What do the details of the allocation change in a game where agents matter unequally, and what does a joint budget do "
+    "What do the details of the allocation change in a game where agents matter unequally, and what does a joint "
+    "budget do "
     "to agents that want different things?",
     pieces,
     report,

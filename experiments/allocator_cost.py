@@ -37,7 +37,8 @@ def pieces(size: str) -> list[Piece]:
     return [
         Piece(
             f"{n}-agents", 10 + 0.03 * n * chosen.repeats * len(chosen.hidden) / 2,
-            {"agents": n, "hidden": list(chosen.hidden), "repeats": chosen.repeats, "methods": list(chosen.methods), "batch": BATCH},
+            {"agents": n, "hidden": list(chosen.hidden), "repeats": chosen.repeats, "methods": list(chosen.methods),
+             "batch": BATCH},
             lambda n=n: measure(n, chosen),
         )
         for n in chosen.agents
@@ -77,7 +78,8 @@ def measure(num_agents: int, size: Size) -> study.Values:
 def report(results: Results) -> Report:
     size = SIZES[results.size]
     rows = [_row(results, size, index) for index in range(1, len(size.methods))]
-    figure = (_figure(results, size), "Seconds of one update: medians over repeats with 95 % intervals; dotted: in proportion to "
+    figure = (_figure(results, size), "Seconds of one update: medians over repeats with 95 % intervals; dotted: in "
+        "proportion to "
               "the number of agents.")  # fmt: skip
     return Report(rows, {"seconds": figure}, _text(results, size))
 
@@ -93,13 +95,15 @@ def _row(results: Results, size: Size, index: int) -> Row:
     closeness = [study.Estimate(-f.value, -f.high, -f.low) for f in found]
     verdict = study.counted([study.judged(f, -1.25, -2.1) for f in closeness])
     reasons = {
-        PARTLY: "A trial step of every agent is a second conjugate-gradient solve each, so the update takes up to twice as "
+        PARTLY: "A trial step of every agent is a second conjugate-gradient solve each, so the update takes up to "
+        "twice as "
         "long; beside a rollout and the critic that is little.",
         NOT_SEEN: "Trial steps of all agents are weighed anew before every move: N² / 2 more passes over the batch.",
         HOLDS: "The solves of the trial steps are cheap beside the line search.",
     }
     return Row(
-        f"{study.LABELS[size.methods[index]]}'s update takes as long as HATRPO's (Shek et al. 2025: close; at most a quarter longer)",
+        f"{study.LABELS[size.methods[index]]}'s update takes as long as HATRPO's (Shek et al. 2025: close; at most a "
+        "quarter longer)",
         "times HATRPO's: " + ", ".join(f"{f.number()} ({n} agents)" for f, n in zip(found, size.agents)),
         "; ".join(f.interval() for f in found),
         verdict,
@@ -130,7 +134,8 @@ def _figure(results: Results, size: Size) -> Figure:
 
 def _text(results: Results, size: Size) -> str:
     lines = [
-        f"Batch {BATCH}, hidden layers {'-'.join(map(str, size.hidden))}, the defaults otherwise (conjugate gradient on a tenth of "
+        f"Batch {BATCH}, hidden layers {'-'.join(map(str, size.hidden))}, the defaults otherwise (conjugate gradient "
+        "on a tenth of "
         f"the batch); {size.repeats} repeats, the methods taking turns.",
         "",
         "Conjugate-gradient solves + trial steps weighed, per update:",

@@ -1,8 +1,8 @@
 """Sequential trust-region updates of Gaussian policies with exact gradients: no samples, no network, no critic.
 
 Each agent plays one Gaussian; the team's expected reward is a known function of all means and standard deviations. The
-surrogate of an agent, given those that have moved before it, is then exactly the gain in expected reward, and its KL and
-Fisher matrix are closed forms. What is left of the algorithms is the sharing out of the budget.
+surrogate of an agent, given those that have moved before it, is then exactly the gain in expected reward, and its KL
+and Fisher matrix are closed forms. What is left of the algorithms is the sharing out of the budget.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class _Trial(NamedTuple):
 
 
 def make_update(
-    expected: Callable[[jax.Array, jax.Array], jax.Array], allocator: Allocator, learn_std: bool, simultaneous: bool = False
+    expected: Callable[[jax.Array, jax.Array], jax.Array],
+    allocator: Allocator,
+    learn_std: bool,
+    simultaneous: bool = False,
 ) -> Callable[[jax.Array, Team, jax.Array], tuple[Team, Update]]:
     """`update(key, team, kl_budget)`.
 
@@ -116,7 +119,11 @@ def make_update(
             seen = team if simultaneous else now
             moved, kl = searched(seen, agent, propose(seen, agent), threshold)
             now = Team(now.mean.at[agent].set(moved.mean[agent]), now.log_std.at[agent].set(moved.log_std[agent]))
-            done = Update(done.kl.at[agent].set(kl), done.threshold.at[agent].set(threshold), done.position.at[agent].set(position))
+            done = Update(
+                done.kl.at[agent].set(kl),
+                done.threshold.at[agent].set(threshold),
+                done.position.at[agent].set(position),
+            )
             return (now, waiting.at[agent].set(False), jnp.maximum(remaining - kl, 0.0), done), None
 
         nothing = Update(jnp.zeros(n), jnp.zeros(n), jnp.zeros(n, jnp.int32))

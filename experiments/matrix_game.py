@@ -42,7 +42,9 @@ class Game(NamedTuple):
     def payoff(self) -> np.ndarray:
         """`envs.matrix_game`'s own if one joint action of a square game pays; else drawn, the same for every seed."""
         if self.rewarded == 1 and len(set(self.actions)) == 1:
-            return np.asarray(envs.make("matrix_game", num_agents=len(self.actions), num_actions=self.actions[0]).params)
+            return np.asarray(
+                envs.make("matrix_game", num_agents=len(self.actions), num_actions=self.actions[0]).params
+            )
         payoff = np.zeros(int(np.prod(self.actions)), np.float32)
         payoff[np.random.default_rng(0).permutation(payoff.size)[: self.rewarded]] = 1.0
         return payoff.reshape(self.actions)
@@ -63,7 +65,12 @@ _ALL = study.TRUST_REGION + study.FIRST_ORDER
 SIZES = {
     "smoke": Size((Game((2, 2), 1),), 2, 4, ("hatrpo", "hatrpo_w")),
     "quick": Size(_QUICK_GAMES, 32, 160, _ALL),
-    "full": Size((*_QUICK_GAMES, Game((3, 3, 3, 3), 3), Game((3,) * 6, 1), Game((8, 8, 8, 8), 1), Game((3,) * 8, 1)), 200, 1000, _ALL),
+    "full": Size(
+        (*_QUICK_GAMES, Game((3, 3, 3, 3), 3), Game((3,) * 6, 1), Game((8, 8, 8, 8), 1), Game((3,) * 8, 1)),
+        200,
+        1000,
+        _ALL,
+    ),
 }
 
 
@@ -103,7 +110,10 @@ def play(game: Game, method: str, size: Size) -> study.Values:
     seeds = runs.pop("seed")
 
     def record(policy, params, metrics):
-        kept = {"value": stage_games.expected_payoff(stage_games.probabilities(policy), params), "spent": metrics["kl_total"]}
+        kept = {
+            "value": stage_games.expected_payoff(stage_games.probabilities(policy), params),
+            "spent": metrics["kl_total"],
+        }
         return kept | ({"threshold": metrics["kl_threshold"]} if trust_region else {})
 
     env = envs.make("matrix_game", payoff=payoff)
@@ -114,7 +124,12 @@ def play(game: Game, method: str, size: Size) -> study.Values:
     reached = value >= NEAR * payoff.max()
     steps = np.where(reached.any(-1), (reached.argmax(-1) + 1) * BATCH, np.nan)
     shown = np.unique(np.linspace(0, size.updates - 1, 50).astype(int))
-    results = {"steps": steps, "shown": (shown + 1) * BATCH, "value": value[..., shown], "spent": by_trial["spent"].mean(1)}
+    results = {
+        "steps": steps,
+        "shown": (shown + 1) * BATCH,
+        "value": value[..., shown],
+        "spent": by_trial["spent"].mean(1),
+    }
     if trust_region:
         share = by_trial["threshold"] / np.asarray(BUDGETS)[:, None, None, None]
         in_front = share.argmax(-1)
@@ -154,19 +169,27 @@ def report(results: Results) -> Report:
     figures = {
         "curves": (_curves(by_game, size), "Expected payoff against env steps, each method at the trial chosen on the "
                    "search seeds: IQM over seeds and its 95 % interval."),
-        "steps": (_steps(by_game, size), "Env steps to 99 % of the maximum at equal joint KL budgets: IQM over seeds and "
+        "steps": (_steps(by_game, size), "Env steps to 99 % of the maximum at equal joint KL budgets: IQM over seeds "
+        "and "
                   "its 95 % interval; runs that did not get there count as the whole run."),
-        "shares": (_shares(by_game[main], methods, size), f"Who is given how much, {main.title}. Upper row: the shares of "
-                   "one run. Below: the largest share, mean over seeds."),
+        "shares": (_shares(by_game[main], methods, size), f"Who is given how much, {main.title}. Upper row: the shares "
+        "of "
+                   "one run. Below: the largest share, mean over seeds. HATRPO-G gives shares of what is left, the "
+                   "last agent all "
+                   "of it."),
     }  # fmt: skip
     return Report(rows, figures, _text(by_game, size))
 
 
 _WHY_EQUAL = {
-    NOT_SEEN: "Once a rewarded joint action has been met, every agent has to move about equally far: their utilities are "
-    "alike, and there is little to share out unequally.",
-    PARTLY: "The allocation spends the budget of agents that need none on those that do; agents need about equal "
-    "amounts here, so the gain is small.",
+    NOT_SEEN: "Agents that have about equally far to go: on average equal shares are right. Utilities differ by the "
+    "chance of "
+    "64 samples of a rare reward, and shares that follow chance waste KL; with a large budget they hand most of it to "
+    "one "
+    "agent, which settles on an action that may be wrong. Tried: budgets over a factor of 30, four games.",
+    PARTLY: "What the first agents' line searches do not spend goes to the next one, so more of the budget is used; "
+    "that is "
+    "worth a little where the budget is what limits learning, and harmful where it is large.",
 }
 
 
@@ -188,9 +211,10 @@ def _equal_budget_row(method: str, game: Game, values: dict, size: Size) -> Row:
 
 
 _WHY_BEST = {
-    NOT_SEEN: "With the budget searched for, the steps are mostly those until a rewarded joint action is first met, which "
-    "no allocation changes.",
-    PARTLY: "In some games only, and by less than twice.",
+    NOT_SEEN: "HATRPO can use a larger budget: its best trial is one at which unequal shares already let single agents "
+    "settle "
+    "too early.",
+    PARTLY: "In some games only, see the numbers.",
 }
 
 
@@ -275,7 +299,9 @@ def _shares(values: dict, methods: list[str], size: Size) -> Figure:
     figure.colorbar(image, ax=axes, label="share of the budget")
     axes = figure.add_subplot(grid[1, :])
     for method in methods:
-        axes.plot(np.arange(1, shown + 1), values[method]["largest"][1][:shown], linewidth=1.8, **study.line_style(method))
+        axes.plot(
+            np.arange(1, shown + 1), values[method]["largest"][1][:shown], linewidth=1.8, **study.line_style(method)
+        )
     axes.set_xlabel(f"update (joint KL budget {BUDGETS[1]})")
     axes.set_ylabel("largest share of the budget")
     axes.set_ylim(0, 1.02)
@@ -286,10 +312,13 @@ def _shares(values: dict, methods: list[str], size: Size) -> Figure:
 
 def _text(by_game: dict, size: Size) -> str:
     lines = [
-        f"Settings: batches of {BATCH} joint actions, one hidden layer of 8, everything else the defaults; {size.seeds} seeds "
-        f"and {size.updates} updates. Search, the same number of trials for all: joint KL budget {list(BUDGETS)} for the "
+        f"Settings: batches of {BATCH} joint actions, one hidden layer of 8, everything else the defaults; "
+        f"{size.seeds} seeds "
+        f"and {size.updates} updates. Search, the same number of trials for all: joint KL budget {list(BUDGETS)} for "
+        "the "
         f"trust-region methods, step size {list(LEARNING_RATES)} for HAPPO and MAPPO; the trial is chosen on "
-        f"{SEARCH_SEEDS} other seeds. The expected payoff is computed from the policies after every update, not sampled. "
+        f"{SEARCH_SEEDS} other seeds. The expected payoff is computed from the policies after every update, not "
+        "sampled. "
         "The paper prints neither the size of its game nor its budget.",
         "",
         "Env steps to 99 % at the chosen trial, IQM [95 %] (share of the seeds that got there):",
@@ -306,9 +335,12 @@ def _text(by_game: dict, size: Size) -> str:
         lines.append(f"| {game.title} | " + " | ".join(cells) + " |")
     first = next(iter(by_game.values()))
     moves = ", ".join(
-        f"{study.LABELS[m]} {100 * first[m]['stays'][1]:.0f} %" for m in size.methods if is_trust_region(m) and m != "hatrpo"
+        f"{study.LABELS[m]} {100 * first[m]['stays'][1]:.0f} %"
+        for m in size.methods
+        if is_trust_region(m) and m != "hatrpo"
     )
-    lines += ["", "How often the agent with the largest share has it again in the next update (first game, joint budget "
+    lines += ["", "How often the agent with the largest share has it again in the next update (first game, joint "
+    "budget "
               f"{BUDGETS[1]}; by chance {100 / len(next(iter(by_game)).actions):.0f} %): {moves}."]  # fmt: skip
     return "\n".join(lines)
 

@@ -123,7 +123,8 @@ def report(results: Results) -> Report:
     rows = [_bound_row(results, size)]
     rows += [_separate_row(results, size, method) for method in size.methods if method != SHARED]
     figures = {
-        "price": (_figure(results, size), "Expected payoff after training, each method at the trial chosen on the search seeds: "
+        "price": (_figure(results, size), "Expected payoff after training, each method at the trial chosen on the "
+        "search seeds: "
                   "IQM over seeds and its 95 % interval; grey: the bound of Proposition 1."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size))
@@ -141,7 +142,10 @@ def _bound_row(results: Results, size: Size) -> Row:
         verdict,
         study.because(
             verdict,
-            {HOLDS: "A theorem, confirmed. The untrained team, which plays at random, is already there; learning keeps it."},
+            {
+                HOLDS: "A theorem, confirmed. The untrained team, which plays at random, is already there; learning "
+                "keeps it."
+            },
         ),
     )
 
@@ -150,7 +154,8 @@ def _separate_row(results: Results, size: Size, method: Method) -> Row:
     found = {n: study.estimate(last_values(results, method, n)) for n in size.agents}
     verdict = study.counted([study.judged(f, 0.99, bound(n)) for n, f in found.items()])
     reasons = {
-        PARTLY: "Only as long as the pay is met in the first batches: at random it is met 2/2ⁿ of the time. The optimum is "
+        PARTLY: "Only as long as the pay is met in the first batches: at random it is met 2/2ⁿ of the time. The "
+        "optimum is "
         "there to be learned, but not always found in this time.",
         HOLDS: "As soon as one of the two rewarded joint actions is met more often, separate networks run to it.",
     }
@@ -173,7 +178,9 @@ def _figure(results: Results, size: Size) -> Figure:
         middle = np.array([f.value for f in found])
         around = [middle - [f.low for f in found], [f.high for f in found] - middle]
         x = np.asarray(size.agents) + 0.1 * (place - 1.5)
-        axes.errorbar(x, middle, np.maximum(around, 0), linewidth=1.2, markersize=6, label=method.label, **_STYLES[method.name])
+        axes.errorbar(
+            x, middle, np.maximum(around, 0), linewidth=1.2, markersize=6, label=method.label, **_STYLES[method.name]
+        )
     axes.set_yscale("log")
     axes.set_xticks(size.agents)
     axes.set_xlabel("agents n")
@@ -185,8 +192,10 @@ def _figure(results: Results, size: Size) -> Figure:
 
 def _text(results: Results, size: Size) -> str:
     return (
-        f"Settings: batches of {BATCH}, {size.updates} updates, one hidden layer of 8, {size.seeds} seeds. Search, 4 trials for "
-        f"all: step size {list(LEARNING_RATES)} (MAPPO), joint KL budget {list(BUDGETS)} (HATRPO and its relatives), chosen on "
+        f"Settings: batches of {BATCH}, {size.updates} updates, one hidden layer of 8, {size.seeds} seeds. Search, 4 "
+        "trials for "
+        f"all: step size {list(LEARNING_RATES)} (MAPPO), joint KL budget {list(BUDGETS)} (HATRPO and its relatives), "
+        "chosen on "
         f"{SEARCH_SEEDS} other seeds. Payoffs are computed from the policies, not sampled."
     )
 
@@ -194,7 +203,8 @@ def _text(results: Results, size: Size) -> str:
 STUDY = study.Study(
     "parameter_sharing",
     "Proposition 1: the price of one policy for all",
-    "Half of the agents must play one action and the other half the other. What do teams earn that share one network, and "
+    "Half of the agents must play one action and the other half the other. What do teams earn that share one network, "
+    "and "
     "teams that do not?",
     pieces,
     report,

@@ -28,17 +28,18 @@ STUDIES = tuple(
 
 _INTRODUCTION = """# Results
 
-The papers' claims on games whose answer is known exactly, and what we measured. Written by `python -m experiments.report`
-from the raw results in [results](results); every number below is computed from them. One command makes each study again:
-`python -m experiments.<name> --quick` (run it from the repository's root). It says beforehand how long it takes, and goes on
-where it was stopped.
+The papers' claims on games whose answer is known exactly, and what we measured. Written by `python -m
+experiments.report` from the raw results in [results](results); every number below is computed from them. One command
+makes each study again:
+`python -m experiments.<name> --quick` (run it from the repository's root). It says beforehand how long it takes, and
+goes on where it was stopped.
 
-*Verdicts.* A claim that something is at least x **holds** if the whole 95 % interval is at or above x, **holds partly** if the
-interval excludes no effect only, and was **not seen** otherwise. A claim about several cases holds if it does in all of them,
-and was not seen if it was seen in none. Intervals are bootstraps over seeds, starts or games of the interquartile mean, or of
-the mean where what is counted is 0 or 1. No correction is made for the number of rows: of twenty claims without any truth one
-would seem to hold partly. All trust-region methods have equal joint KL budgets. The reasons are ours and belong to the verdict
-beside them; HATRPO-N is ours as well.
+*Verdicts.* A claim that something is at least x **holds** if the whole 95 % interval is at or above x, **holds
+partly** if the interval excludes no effect only, and was **not seen** otherwise. A claim about several cases holds if
+it does in all of them, and was not seen if it was seen in none. Intervals are bootstraps over seeds, starts or games
+of the interquartile mean, or of the mean where what is counted is 0 or 1. No correction is made for the number of
+rows: of twenty claims without any truth one would seem to hold partly. All trust-region methods have equal joint KL
+budgets. The reasons are ours and belong to the verdict beside them; HATRPO-N is ours as well.
 """
 
 

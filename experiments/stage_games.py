@@ -99,7 +99,11 @@ def _started_at(state, means: jax.Array):
     """The same start with Gaussian policies around `means` [N]."""
     params = state.learner.actors["params"]
     output = params["mean"]["output"]
-    output = {**output, "kernel": jnp.zeros_like(output["kernel"]), "bias": jnp.broadcast_to(means[:, None], output["bias"].shape)}
+    output = {
+        **output,
+        "kernel": jnp.zeros_like(output["kernel"]),
+        "bias": jnp.broadcast_to(means[:, None], output["bias"].shape),
+    }
     actors = {"params": {**params, "mean": {**params["mean"], "output": output}}}
     return state._replace(learner=state.learner._replace(actors=actors))
 
@@ -110,7 +114,8 @@ def probabilities(policy) -> jax.Array:
 
 
 def expected_payoff(probability: jax.Array, payoff: jax.Array) -> jax.Array:
-    """Mean of `payoff` [k_1, ..., k_N, ...] when agent i plays `probability[i, :k_i]`: the axes after the N-th are left."""
+    """Mean of `payoff` [k_1, ..., k_N, ...] when agent i plays `probability[i, :k_i]`: the axes after the N-th are
+    left."""
     total = payoff
     for agent in reversed(range(len(probability))):
         total = jnp.tensordot(probability[agent, : payoff.shape[agent]], jnp.moveaxis(total, agent, 0), axes=1)

@@ -159,7 +159,8 @@ def run(
     missing = [piece for piece in pieces if stored[piece.name] is None]
     left = sum(piece.seconds for piece in missing)
     done = len(pieces) - len(missing)
-    say(f"{study.name} --{size}: {done} of {len(pieces)} pieces are done; the others take about {duration(left)} on two "
+    say(f"{study.name} --{size}: {done} of {len(pieces)} pieces are done; the others take about {duration(left)} on "
+    "two "
         f"quiet CPU cores. Here: {machine()}")  # fmt: skip
     spent = expected = 0.0
     for piece in missing:
@@ -334,10 +335,11 @@ def show(study: Study, results: Results, out: Path) -> str:
 def markdown(study: Study, results: Results, report: Report, folder: str = "") -> str:
     """The section; `folder` is where its pictures are, seen from the file it will be in."""
     parts = [f"## {study.title}", study.question, table(report.rows)]
-    parts += [f"![{about}]({folder}{study.name}-{name}.png)\n\n*{about}*" for name, (_, about) in report.figures.items()]
-    source = f"`python -m experiments.{study.name} --{results.size}`, {duration(results.seconds)} in all on "
-    parts += [report.text.strip(), f"Made by {source}{'; '.join(results.machines)}. Raw results: "
-              f"[{study.name}.json]({folder}{study.name}.json)."]  # fmt: skip
+    parts += [
+        f"![{about}]({folder}{study.name}-{name}.png)\n\n*{about}*" for name, (_, about) in report.figures.items()
+    ]
+    source = f"`python -m experiments.{study.name} --{results.size}` on {'; '.join(results.machines)}"
+    parts += [report.text.strip(), f"Made by {source}. Raw results: [{study.name}.json]({folder}{study.name}.json)."]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -366,5 +368,7 @@ def point_style(algorithm: str) -> dict:
 
 def curve(axes, x: np.ndarray, scores: np.ndarray, algorithm: str) -> None:
     """IQM over runs of `scores` [R, X] and its interval."""
-    axes.fill_between(x, *bootstrap_interval(scores, num_resamples=500), color=COLOURS[algorithm], alpha=0.15, linewidth=0)
+    axes.fill_between(
+        x, *bootstrap_interval(scores, num_resamples=500), color=COLOURS[algorithm], alpha=0.15, linewidth=0
+    )
     axes.plot(x, interquartile_mean(scores), linewidth=1.8, **line_style(algorithm))

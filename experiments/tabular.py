@@ -176,7 +176,8 @@ class Iteration(NamedTuple):
     Attributes:
         policies: the new ones.
         thresholds: [N] largest KL over states that each agent was allowed.
-        gain: sum of the agents' surrogate gains. guaranteed: that less C times the KL spent, the lower bound of Theorem 2
+        gain: sum of the agents' surrogate gains. guaranteed: that less C times the KL spent, the lower bound of
+        Theorem 2
             on the gain in return.
         predicted: the same gain to first order: each agent's slope at its old policy, times the square root of its
             threshold.
@@ -215,7 +216,9 @@ def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget:
         gains = [_gain(visits, trial, own) for trial, own in zip(trials, now)] or [0.0] * n
         score = np.array(gains) / (budget / n + EPSILON)
         waiting = [agent not in moved for agent in range(n)]
-        state = Round(jnp.int32(position), jnp.asarray(score, jnp.float32), jnp.asarray(waiting), jnp.float32(remaining))
+        state = Round(
+            jnp.int32(position), jnp.asarray(score, jnp.float32), jnp.asarray(waiting), jnp.float32(remaining)
+        )
         agent, threshold = (part.item() for part in allocator.next(plan, state))
         own = expected_advantage(advantage, policies, new, moved, agent)
         new[agent] = best_within(policies[agent], own, threshold)

@@ -60,8 +60,8 @@ def pieces(size: str) -> list[Piece]:
         for method in study.TRUST_REGION
     ]
     orders = Piece(
-        "orders", 8 * chosen.games * len(chosen.budgets) / 48, settings | {"budgets": list(chosen.budgets), "orders": list(ORDERS)},
-        lambda: by_order(chosen),
+        "orders", 8 * chosen.games * len(chosen.budgets) / 48,
+        settings | {"budgets": list(chosen.budgets), "orders": list(ORDERS)}, lambda: by_order(chosen),
     )  # fmt: skip
     return [first, *budgeted, orders]
 
@@ -87,7 +87,8 @@ def algorithm_1(size: Size) -> study.Values:
     values = np.array(values)
     return {
         "value": values[:, :: max(1, size.iterations // 60)],
-        "smallest_change": np.diff(values).min(1), "gain": values[:, -1] - values[:, 0], "exploitability": np.array(exploited),
+        "smallest_change": np.diff(values).min(1), "gain": values[:, -1] - values[:, 0],
+        "exploitability": np.array(exploited),
     }  # fmt: skip
 
 
@@ -95,9 +96,9 @@ def with_budgets(method: str, size: Size) -> study.Values:
     """The same with a budget that `method` shares out.
 
     Returns:
-        real, surrogate, predicted, guaranteed: [budget, game, update] gain in return, the sum of surrogate gains, that to
-        first order, and the lower bound of Theorem 2; exploitability: [budget, game, 2]; value: [budget, game, update + 1];
-        largest: [budget, game, update] largest share of the budget.
+        real, surrogate, predicted, guaranteed: [budget, game, update] gain in return, the sum of surrogate gains, that
+        to first order, and the lower bound of Theorem 2; exploitability: [budget, game, 2]; value: [budget, game,
+        update + 1]; largest: [budget, game, update] largest share of the budget.
     """
     allocator = tabular.allocator_of(method)
     shape = (len(size.budgets), size.games, size.budgeted)
@@ -136,7 +137,9 @@ def by_order(size: Size) -> study.Values:
                 for g in range(size.games):
                     game, policies, _ = random_start(g, size.gamma)
                     done = tabular.budgeted_iteration(game, policies, allocator, budget, jax.random.key(g))
-                    gains[name][o, b, g] = tabular.evaluate(game, done.policies)[-1] - tabular.evaluate(game, policies)[-1]
+                    gains[name][o, b, g] = (
+                        tabular.evaluate(game, done.policies)[-1] - tabular.evaluate(game, policies)[-1]
+                    )
     return gains
 
 
@@ -151,10 +154,12 @@ def report(results: Results) -> Report:
     rows += [_greater_gain_row(results, size, method) for method in study.ADAPTIVE]
     rows.append(_order_row(results, size))
     figures = {
-        "algorithm_1": (_algorithm_1_figure(exact, size), "Algorithm 1 with exact advantages: share of the way from first to "
+        "algorithm_1": (_algorithm_1_figure(exact, size), "Algorithm 1 with exact advantages: share of the way from "
+        "first to "
                         "last return, one line per random game."),
         "budgets": (_budgets_figure(results, size), "A KL budget in place of the penalty, discount "
-                    f"{size.gamma}: updates that lowered the return; updates whose gain Theorem 2 guarantees; real gain over "
+                    f"{size.gamma}: updates that lowered the return; updates whose gain Theorem 2 guarantees; real "
+                    "gain over "
                     "the one predicted to first order."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size))
@@ -179,7 +184,8 @@ def _nash_row(exact: dict) -> Row:
     verdict = HOLDS if (end / start).max() < 0.01 else PARTLY if left.high < 0.5 else NOT_SEEN
     reasons = {
         HOLDS: "A theorem, confirmed (random orders, exact advantages).",
-        PARTLY: "It holds in the limit; in some games the steps that C allows are too small to get there in these iterations.",
+        PARTLY: "It holds in the limit; in some games the steps that C allows are too small to get there in these "
+        "iterations.",
     }
     return Row(
         "It ends in a Nash equilibrium (Theorem 3)",
@@ -209,8 +215,10 @@ def _budget_row(results: Results, size: Size, method: str) -> Row:
     verdict = HOLDS if not sum(falls) else PARTLY if falls[0] == 0 and not broken else NOT_SEEN
     reasons = {
         HOLDS: "The bound is far too careful: the return did not fall even where nothing guarantees it.",
-        PARTLY: "Thresholds that do not shrink with C are beyond the bound almost at once, whoever shares them out; the "
-        "return falls where steps are long for the visits of states, which change behind the surrogate's back, and near "
+        PARTLY: "Thresholds that do not shrink with C are beyond the bound almost at once, whoever shares them out; "
+        "the "
+        "return falls where steps are long for the visits of states, which change behind the surrogate's back, and "
+        "near "
         "the optimum, where a step of fixed length overshoots.",
         NOT_SEEN: "It fell at the smallest budget too: steps of fixed length overshoot once the optimum is near.",
     }
@@ -240,7 +248,8 @@ def _greater_gain_row(results: Results, size: Size, method: str) -> Row:
         NOT_SEEN: "The agents' utilities differ too little.",
     }
     return Row(
-        f"{study.LABELS[method]}'s first update gains at least 1 % more return than equal thresholds (same policies, exact utilities)",
+        f"{study.LABELS[method]}'s first update gains at least 1 % more return than equal thresholds (same policies, "
+        "exact utilities)",
         "mean ratio of gains: " + ", ".join(f"{f.text()} at {b:g}" for f, b in zip(found, size.budgets)),
         f"{found[best].interval()} at {size.budgets[best]:g}, the most favourable",
         verdict,
@@ -255,15 +264,20 @@ def _order_row(results: Results, size: Size) -> Row:
         largest, smallest, _ = gains[name]
         found = [study.estimate(a / b, np.mean) for a, b in zip(largest, smallest)]
         verdicts += [study.judged(f, 1.01, 1.0) for f in found]
-        parts.append(f"{name.replace('_', '-')} " + ", ".join(f"{f.text()} at {b:g}" for f, b in zip(found, size.budgets)))
+        parts.append(
+            f"{name.replace('_', '-')} " + ", ".join(f"{f.text()} at {b:g}" for f, b in zip(found, size.budgets))
+        )
     verdict = study.counted(verdicts)
     reasons = {
-        NOT_SEEN: "The sequential factor tells every agent what the others have done, so little depends on who is first.",
-        PARTLY: "The sequential factor tells every agent what the others have done; order matters a little where steps are "
+        NOT_SEEN: "The sequential factor tells every agent what the others have done, so little depends on who is "
+        "first.",
+        PARTLY: "The sequential factor tells every agent what the others have done; order matters a little where steps "
+        "are "
         "long.",
     }
     return Row(
-        "Moving in the order of the largest threshold gains at least 1 % more than in the reverse order (our choice of order)",
+        "Moving in the order of the largest threshold gains at least 1 % more than in the reverse order (our choice "
+        "of order)",
         "mean ratio of gains of one update: " + "; ".join(parts),
         "in brackets",
         verdict,
@@ -315,12 +329,17 @@ def _with_bars(axes, x, found, method: str, scale: float) -> None:
 
 def _text(results: Results, size: Size) -> str:
     lines = [
-        f"Random cooperative games: {STATES} states, {', '.join('x'.join(map(str, s)) for s in SHAPES)} actions, normal rewards, "
-        f"Dirichlet transitions; {size.games} games. Algorithm 1: discounts {list(DISCOUNTS)} (C grows like 1 / (1 - γ)²), "
-        f"{size.iterations} iterations, random orders. Budgets: discount {size.gamma}, {size.budgeted} updates, each agent "
-        "maximises the exact surrogate inside max KL over states <= its threshold; nothing is sampled and nothing searched.",
+        f"Random cooperative games: {STATES} states, {', '.join('x'.join(map(str, s)) for s in SHAPES)} actions, "
+        "normal rewards, "
+        f"Dirichlet transitions; {size.games} games. Algorithm 1: discounts {list(DISCOUNTS)} (C grows like 1 / (1 - "
+        "γ)²), "
+        f"{size.iterations} iterations, random orders. Budgets: discount {size.gamma}, {size.budgeted} updates, each "
+        "agent "
+        "maximises the exact surrogate inside max KL over states <= its threshold; nothing is sampled and nothing "
+        "searched.",
         "",
-        "After the last update: gain in return as a share of the largest that any of the four reached in that game, and what "
+        "After the last update: gain in return as a share of the largest that any of the four reached in that game, "
+        "and what "
         "the best deviation of one agent still gains, as a share of that at the start (means over games):",
         "",
         "| joint budget | " + " | ".join(study.LABELS[m] for m in study.TRUST_REGION) + " |",

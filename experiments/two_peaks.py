@@ -31,7 +31,8 @@ BATCH = 128
 
 
 class Size(NamedTuple):
-    """budgets: joint. grid: starts along a side. updates: of every run; enough for the smallest budget to cross the box."""
+    """budgets: joint. grid: starts along a side. updates: of every run; enough for the smallest budget to cross the
+    box."""
 
     budgets: tuple[float, ...]
     grid: int
@@ -70,7 +71,7 @@ def pieces(size: str) -> list[Piece]:
     sampled = [
         Piece(
             f"sampled-{method}",
-            40 * (chosen.sampled_grid / 6) ** 2 * chosen.seeds / 5 * len(chosen.sampled_budgets) / 3 * chosen.sampled_updates / 120,
+            40 * chosen.sampled_grid**2 * chosen.seeds * len(chosen.sampled_budgets) * chosen.sampled_updates / 64800,
             {"grid": chosen.sampled_grid, "seeds": chosen.seeds, "budgets": list(chosen.sampled_budgets),
              "updates": chosen.sampled_updates, "batch": BATCH},
             lambda method=method: climb_by_samples(method, chosen),
@@ -121,9 +122,7 @@ def climb_by_samples(method: str, size: Size) -> study.Values:
     runs = stage_games.combinations(**axes)
     begin, seeds = points[runs.pop("start")], runs.pop("seed")
     config = stage_games.game_config(method, BATCH, init_std=1.0)
-    kept = stage_games.learn(
-        env, method, config, runs, seeds, size.sampled_updates, _last_mean, start_means=begin
-    )
+    kept = stage_games.learn(env, method, config, runs, seeds, size.sampled_updates, _last_mean, start_means=begin)
     return {"ended": ended(kept["mean"][:, -1]).reshape(*map(len, axes.values()))}
 
 
@@ -161,8 +160,10 @@ def more_often(results: Results, case: str, method: str, index: int) -> study.Es
 
 
 _WHY = {
-    NOT_SEEN: "Which peak is climbed is decided by the slope at the start; no allocation steps over a valley that wide.",
-    PARTLY: "At some budgets only. Unequal shares bend the path (equal ones go diagonally), so starts near the ridge change "
+    NOT_SEEN: "Which peak is climbed is decided by the slope at the start; no allocation steps over a valley that "
+    "wide.",
+    PARTLY: "At some budgets only. Unequal shares bend the path (equal ones go diagonally), so starts near the ridge "
+    "change "
     "sides, in both directions; a local optimum that has been reached is not left.",
 }
 
@@ -174,9 +175,11 @@ def report(results: Results) -> Report:
     figures = {
         "paths": (_paths(results, size), "Means of the two policies on the expected reward, exact gradients, standard "
                   "deviation 1, from five starts (circles); + is the global peak, x the local one."),
-        "basins": (_basins(results, size), "Where a start ends, exact gradients, standard deviation 1: at the global peak, "
+        "basins": (_basins(results, size), "Where a start ends, exact gradients, standard deviation 1: at the global "
+        "peak, "
                    "at the local one, or elsewhere (off along the slope)."),
-        "shares": (_share_figure(results, size), "Share of the starts that end at the global peak, with 95 % intervals over "
+        "shares": (_share_figure(results, size), "Share of the starts that end at the global peak, with 95 % intervals "
+        "over "
                    "starts."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size))
@@ -192,9 +195,11 @@ def _row(results: Results, size: Size, method: str) -> Row:
     best = max(found, key=lambda key: found[key].low)
     worst = min(found, key=lambda key: found[key].high)
     return Row(
-        f"{study.LABELS[method]} ends at the global optimum where HATRPO stays at the local one (Shek et al. 2025): from at "
+        f"{study.LABELS[method]} ends at the global optimum where HATRPO stays at the local one (Shek et al. 2025): "
+        "from at "
         "least a tenth of the starts more, in every case",
-        f"difference of the share of starts: best {found[best].number(1, True)} ({_CASES[best[0]]}, joint budget {best[1]}), "
+        f"difference of the share of starts: best {found[best].number(1, True)} ({_CASES[best[0]]}, joint budget "
+        f"{best[1]}), "
         f"worst {found[worst].number(1, True)} ({_CASES[worst[0]]}, joint budget {worst[1]})",
         f"{found[best].interval(1, True)} % and {found[worst].interval(1, True)} %",
         verdict,
@@ -222,7 +227,8 @@ def _left_row(results: Results, size: Size) -> Row:
     return Row(
         "A local optimum can be left once one is there (sampled gradients, starts within "
         f"{max(NEAR / 2, float(distance.min())):.2g} of it)",
-        f"at most {100 * escaped[best]:.0f} % of {runs} runs ended at the global peak ({study.LABELS[best[0]]}, joint budget "
+        f"at most {100 * escaped[best]:.0f} % of {runs} runs ended at the global peak ({study.LABELS[best[0]]}, joint "
+        "budget "
         f"{best[1]})",
         "counted",
         verdict,
@@ -266,7 +272,9 @@ def _basins(results: Results, size: Size) -> Figure:
         ends = results.pieces[f"exact-fixed-{method}"]["ended"].reshape(lines, size.grid, size.grid)
         for line, budget in enumerate(size.budgets):
             axes = panels[line, column]
-            axes.pcolormesh(edges, edges, ends[line].T, cmap=colours, vmin=-0.5, vmax=2.5, shading="nearest", rasterized=True)
+            axes.pcolormesh(
+                edges, edges, ends[line].T, cmap=colours, vmin=-0.5, vmax=2.5, shading="nearest", rasterized=True
+            )
             axes.plot(*GLOBAL, "+", color="white", markersize=8, markeredgewidth=1.6)
             axes.plot(*LOCAL, "x", color="white", markersize=6, markeredgewidth=1.6)
             share = 100 * np.mean(ends[line] == AT_GLOBAL)
@@ -291,7 +299,14 @@ def _share_figure(results: Results, size: Size) -> Figure:
             found = [study.estimate(share, np.mean) for share in shares]
             middle = np.array([f.value for f in found])
             around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-            axes.errorbar(budgets * 1.06 ** (place - 1.5), middle, around, linewidth=1.2, markersize=4.5, **study.point_style(method))
+            axes.errorbar(
+                budgets * 1.06 ** (place - 1.5),
+                middle,
+                around,
+                linewidth=1.2,
+                markersize=4.5,
+                **study.point_style(method),
+            )
         axes.set_xscale("log")
         axes.set_ylim(0, 1)
         axes.set_title(title, fontsize=9, loc="left")
@@ -304,15 +319,19 @@ def _share_figure(results: Results, size: Size) -> Figure:
 
 def _text(results: Results, size: Size) -> str:
     lines = [
-        f"*The global peak* is the higher one of the two, at means ({GLOBAL[0]}, {GLOBAL[1]:.2f}); it is no maximum of the whole "
+        f"*The global peak* is the higher one of the two, at means ({GLOBAL[0]}, {GLOBAL[1]:.2f}); it is no maximum "
+        "of the whole "
         "plane, because beyond a mean of 8.86 the slope 0.1 a1 alone pays more. A start belongs to its basin if the "
-        f"team's last means are both within {NEAR:g} of it. Starts: a grid of {size.grid} x {size.grid} on [-1, 6]^2 (exact), "
-        f"{size.sampled_grid} x {size.sampled_grid} with {size.seeds} seeds each and batches of {BATCH} (sampled); {size.updates} and {size.sampled_updates} updates, more than every budget needs to cross the box. Nothing is "
+        f"team's last means are both within {NEAR:g} of it. Starts: a grid of {size.grid} x {size.grid} on [-1, 6]^2 "
+        "(exact), "
+        f"{size.sampled_grid} x {size.sampled_grid} with {size.seeds} seeds each and batches of {BATCH} (sampled); "
+        f"{size.updates} and {size.sampled_updates} updates, more than every budget needs to cross the box. Nothing is "
         "searched: all four have the same budgets and the same line search.",
         "",
         "Share of starts that end at the global peak / at the local peak:",
         "",
-        "| case | joint budget | " + " | ".join(study.LABELS[m] for m in methods_of(results)) + " | starts that W, G, N gain / "
+        "| case | joint budget | " + " | ".join(study.LABELS[m] for m in methods_of(results)) + " | starts that W, G, "
+        "N gain / "
         "lose against HATRPO |",
         "|---|---|" + "---|" * (len(methods_of(results)) + 1),
     ]  # fmt: skip
@@ -332,7 +351,8 @@ def _text(results: Results, size: Size) -> str:
 STUDY = study.Study(
     "two_peaks",
     "Two peaks: basins of attraction",
-    "Does adaptive allocation reach the higher peak from starts where HATRPO ends at the lower one? One pretty trajectory "
+    "Does adaptive allocation reach the higher peak from starts where HATRPO ends at the lower one? One pretty "
+    "trajectory "
     "proves nothing, so a whole grid of starts is run.",
     pieces,
     report,

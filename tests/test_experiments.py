@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 
 import envs
 from envs.games import two_peaks_expectation
-from experiments import allocation_ablations, exact_gaussians, parameter_sharing, report, stage_games, study, tabular, theory
+from experiments import (
+    allocation_ablations,
+    exact_gaussians,
+    parameter_sharing,
+    report,
+    stage_games,
+    study,
+    tabular,
+    theory,
+)
 from experiments.exact_gaussians import Team
 from experiments.study import HOLDS, NOT_SEEN, PARTLY, Piece, Report, Row, Study
 from marl_kl import allocators
@@ -46,7 +55,9 @@ def counting_study(log, numbers=(1.0, 2.0), broken=()):
         return Report([Row("a claim", f"{values}", "", HOLDS, "why")], {"it": (Figure(), "nothing")}, "text")
 
     def pieces(size):
-        return [Piece(f"piece-{i}", 1.0, {"number": n, "size": size}, lambda n=n: work(n)) for i, n in enumerate(numbers)]
+        return [
+            Piece(f"piece-{i}", 1.0, {"number": n, "size": size}, lambda n=n: work(n)) for i, n in enumerate(numbers)
+        ]
 
     return Study("counting", "Counting", "How many?", pieces, shown)
 
@@ -137,9 +148,7 @@ def test_expected_payoff_is_the_sum_over_joint_actions():
     np.testing.assert_allclose(got, summed, rtol=1e-5)
     small = payoff[:, :2, :, :3]
     even = np.full((3, 2), 0.5)
-    regrets = [
-        max(small[..., i].mean(tuple(j for j in range(3) if j != i))) - small[..., i].mean() for i in range(3)
-    ]
+    regrets = [max(small[..., i].mean(tuple(j for j in range(3) if j != i))) - small[..., i].mean() for i in range(3)]
     got = allocation_ablations.total_regret(jnp.asarray(even), jnp.asarray(small))
     np.testing.assert_allclose(got, sum(regrets), rtol=1e-5)
 
@@ -158,7 +167,9 @@ def test_payoff_of_the_sharing_game():
 def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(method, float64):
     update = exact_gaussians.make_update(two_peaks_expectation, exact_gaussians.ALLOCATORS[method](), learn_std=True)
     key, budget = jax.random.key(0), 0.3
-    teams, done = jax.jit(lambda team: exact_gaussians.follow(update, key, team, budget, 12))(Team(jnp.zeros(2), jnp.zeros(2)))
+    teams, done = jax.jit(lambda team: exact_gaussians.follow(update, key, team, budget, 12))(
+        Team(jnp.zeros(2), jnp.zeros(2))
+    )
     values = jax.vmap(lambda t: two_peaks_expectation(t.mean, jnp.exp(t.log_std)))(teams)
     assert np.diff(values).min() >= 0 and values[-1] > values[0]
     assert np.asarray(done.kl).sum(-1).max() <= budget * (1 + 1e-6)
@@ -166,7 +177,8 @@ def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(metho
 
 
 def test_the_bilinear_game_by_hand(float64):
-    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 at once and rises to 15/16 in turns."""
+    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 at once and rises to 15/16 in
+    turns."""
     for simultaneous, after in ((True, -9 / 16), (False, 15 / 16)):
         allocator = exact_gaussians.ALLOCATORS["hatrpo"]()
         update = exact_gaussians.make_update(lambda mean, std: jnp.prod(mean), allocator, False, simultaneous)
@@ -178,7 +190,9 @@ def test_orders_differ_in_nothing_but_the_order():
     """With one agent of influence the order cannot matter, and thresholds are those of the share function."""
     game, policies, _ = theory.random_start(1, 0.5)
     done = [
-        tabular.budgeted_iteration(game, policies, tabular.planned_in(order, allocators.natural), 0.1, jax.random.key(0))
+        tabular.budgeted_iteration(
+            game, policies, tabular.planned_in(order, allocators.natural), 0.1, jax.random.key(0)
+        )
         for order in theory.ORDERS
     ]
     for one in done[1:]:
