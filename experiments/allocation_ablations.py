@@ -257,13 +257,10 @@ def report(results: Results) -> Report:
     rows += [_goals_row(results, name, kind) for kind in range(2) for name in adaptive]
     figures = {
         "settings": (_settings_figure(results, plain), "The game in which agents matter 8 : 4 : 2 : 1. Mean expected "
-        "payoff over "
-                     "the run (1 is the most), and how far the shares are from the optimum: against budget, epsilon "
-                     "and noise; "
-                     "IQM over seeds with 95 % intervals."),
+                     "payoff over the run (1 is the most), and how far the shares are from the optimum: against "
+                     "budget, epsilon and noise; IQM over seeds with 95 % intervals."),
         "gains": (_gains_figure(results, plain), "Gain of the first ten updates: exact over predicted to first order, "
-        "and KL "
-                  "spent as a share of the budget."),
+                  "and KL spent as a share of the budget."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size, names, plain))
 
@@ -281,8 +278,7 @@ def _unequal_row(results: Results, name: str) -> Row:
     best = max(range(len(found)), key=lambda b: found[b].low)
     return Row(
         f"Where agents matter unequally, {study.LABELS[name]} learns faster than equal shares (mean payoff over the "
-        "run at "
-        "least 0.01 higher), at every budget",
+        "run at least 0.01 higher), at every budget",
         ", ".join(f"{f.value:+.3f} at {b:g}" for f, b in zip(found, BUDGETS)),
         f"{found[best].interval(3)} at {BUDGETS[best]:g}, the most favourable",
         verdict,
@@ -370,8 +366,7 @@ def _large_budget_row(results: Results, name: str) -> Row:
     verdict = study.judged(study.Estimate(-found[-1].value, -found[-1].high, -found[-1].low), -0.5, -found[0].value)
     reasons = {
         HOLDS: "Gains are bounded and the prediction grows with the root of the budget; in ten updates there is no "
-        "more to "
-        "gain than 1 - p.",
+        "more to gain than 1 - p.",
         PARTLY: "Gains are bounded and the prediction grows with the root of the budget.",
     }
     return Row(
@@ -398,9 +393,8 @@ def _goals_row(results: Results, name: str, kind: int) -> Row:
     }  # fmt: skip
     budgets = (USUAL_BUDGET, BUDGETS[-1])
     return Row(
-        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[name]} ends nearer to a Nash equilibrium than "
-        "equal shares "
-        "(total regret at least 0.1 lower)",
+        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[name]} ends nearer to a Nash equilibrium than equal "
+        "shares (total regret at least 0.1 lower)",
         "difference in regret: " + ", ".join(f"{f.value:+.2f} at {b:g}" for f, b in zip(found, budgets))
         + f" (equal shares: {', '.join(f'{e.mean():.2f}' for e in equal)})",
         "; ".join(f.interval() for f in found),
@@ -464,15 +458,12 @@ def _gains_figure(results: Results, names: list[str]) -> Figure:
 def _text(results: Results, size: Size, names: list[str], plain: list[str]) -> str:
     lines = [
         f"Settings: 4 agents with {NUM_ACTIONS} actions, batches of {BATCH}, {size.updates} updates, {size.seeds} "
-        "seeds; joint budget "
-        f"{USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not varied. Noise is added to the reward, which "
-        "in a game "
-        "with one state is noise on the advantages; its variance is a share of the reward's under the untrained team, "
-        "so its "
-        "part grows as the team learns. *In the wrong hands*: half the distance between the shares given and the "
-        "exact KKT "
-        f"optimum, updates 2 to 11. Different goals: {size.games} random games of each kind, batches of {4 * BATCH}, "
-        f"{size.game_updates} updates; regret is the mean over the last ten. Nothing is searched.",
+        f"seeds; joint budget {USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not varied. Noise is added "
+        "to the reward, which in a game with one state is noise on the advantages; its variance is a share of the "
+        "reward's under the untrained team, so its part grows as the team learns. *In the wrong hands*: half the "
+        f"distance between the shares given and the exact KKT optimum, updates 2 to 11. Different goals: {size.games} "
+        f"random games of each kind, batches of {4 * BATCH}, {size.game_updates} updates; regret is the mean over the "
+        "last ten. Nothing is searched.",
         "",
         "At the usual settings, means over the run: largest share "
         + ", ".join(f"{name} {results.pieces[name]['largest'][index_of()]:.2f}" for name in names)
@@ -487,8 +478,7 @@ STUDY = study.Study(
     "allocation_ablations",
     "Allocation: epsilon, utility, noise, large budgets, different goals",
     "What do the details of the allocation change in a game where agents matter unequally, and what does a joint "
-    "budget do "
-    "to agents that want different things?",
+    "budget do to agents that want different things?",
     pieces,
     report,
 )

@@ -79,8 +79,7 @@ def report(results: Results) -> Report:
     size = SIZES[results.size]
     rows = [_row(results, size, index) for index in range(1, len(size.methods))]
     figure = (_figure(results, size), "Seconds of one update: medians over repeats with 95 % intervals; dotted: in "
-        "proportion to "
-              "the number of agents.")  # fmt: skip
+              "proportion to the number of agents.")  # fmt: skip
     return Report(rows, {"seconds": figure}, _text(results, size))
 
 
@@ -96,8 +95,7 @@ def _row(results: Results, size: Size, index: int) -> Row:
     verdict = study.counted([study.judged(f, -1.25, -2.1) for f in closeness])
     reasons = {
         PARTLY: "A trial step of every agent is a second conjugate-gradient solve each, so the update takes up to "
-        "twice as "
-        "long; beside a rollout and the critic that is little.",
+        "twice as long; beside a rollout and the critic that is little.",
         NOT_SEEN: "Trial steps of all agents are weighed anew before every move: N² / 2 more passes over the batch.",
         HOLDS: "The solves of the trial steps are cheap beside the line search.",
     }
@@ -135,8 +133,7 @@ def _figure(results: Results, size: Size) -> Figure:
 def _text(results: Results, size: Size) -> str:
     lines = [
         f"Batch {BATCH}, hidden layers {'-'.join(map(str, size.hidden))}, the defaults otherwise (conjugate gradient "
-        "on a tenth of "
-        f"the batch); {size.repeats} repeats, the methods taking turns.",
+        f"on a tenth of the batch); {size.repeats} repeats, the methods taking turns.",
         "",
         "Conjugate-gradient solves + trial steps weighed, per update:",
         "",

@@ -116,8 +116,7 @@ def report(results: Results) -> Report:
     ]
     figures = {
         "change": (_figure(results, size), "Change of the expected reward by one exact update, by start; joint KL "
-        "budget "
-                   f"{size.budgets[-1]:g}. White cross: (-1/4, 1/4)."),
+                   f"budget {size.budgets[-1]:g}. White cross: (-1/4, 1/4)."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size))
 
@@ -128,8 +127,7 @@ def _paper_row(results: Results, size: Size) -> Row:
     verdict = HOLDS if together < start < turns else NOT_SEEN
     return Row(
         "From means (-1/4, 1/4), trust-region steps at the same time lower the reward and steps in turns raise it "
-        "(Kuba et "
-        "al. 2022)",
+        "(Kuba et al. 2022)",
         f"{start:.4f} becomes {together:.4f} at the same time and {turns:.4f} in turns (joint KL budget "
         f"{size.budgets[-1]:g})",
         "exact",
@@ -146,10 +144,8 @@ def _grid_row(results: Results, size: Size) -> Row:
     shares = ", ".join(f"{100 * share:.1f} % at {budget:g}" for share, budget in zip(together, size.budgets))
     reasons = {
         HOLDS: "In turns, the line search tests the very reward that the team will get. At the same time the reward "
-        "falls from "
-        "every start whose means have opposite signs, and sizes whose sum is below the step's length; short steps "
-        "leave a region finer "
-        "than the grid.",
+        "falls from every start whose means have opposite signs, and sizes whose sum is below the step's length; short "
+        "steps leave a region finer than the grid.",
     }
     return Row(
         "In turns no start is made worse, whoever shares out the budget; at the same time some are",
@@ -167,8 +163,7 @@ def _sampled_row(results: Results, size: Size, method: str) -> Row:
     verdict = study.counted([study.judged(f, 0.9, 0.5) for f in found])
     reasons = {
         PARTLY: "Gradients of samples: both slopes are only 1/4 at the start, and short steps from a wrong sign are "
-        "not made "
-        "good by the factor.",
+        "not made good by the factor.",
         NOT_SEEN: "Gradients of samples: both slopes are only 1/4 at the start, and the sign is often wrong.",
         HOLDS: "Enough samples tell the signs of both slopes.",
     }
@@ -202,10 +197,9 @@ def _figure(results: Results, size: Size) -> Figure:
 
 def _text(results: Results, size: Size) -> str:
     return (
-        f"r = a1 a2, Gaussian policies of standard deviation 1, one update. Exact: a grid of {size.grid} x "
-        f"{size.grid} starts on "
-        f"[-2, 2]^2. Sampled: {size.seeds} seeds, batches of {BATCH}, the standard deviation may move too. Nothing is "
-        "searched."
+        f"r = a1 a2, Gaussian policies of standard deviation 1, one update. Exact: a grid of {size.grid} x {size.grid} "
+        f"starts on [-2, 2]^2. Sampled: {size.seeds} seeds, batches of {BATCH}, the standard deviation may move too. "
+        "Nothing is searched."
     )
 
 

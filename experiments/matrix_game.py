@@ -170,26 +170,20 @@ def report(results: Results) -> Report:
         "curves": (_curves(by_game, size), "Expected payoff against env steps, each method at the trial chosen on the "
                    "search seeds: IQM over seeds and its 95 % interval."),
         "steps": (_steps(by_game, size), "Env steps to 99 % of the maximum at equal joint KL budgets: IQM over seeds "
-        "and "
-                  "its 95 % interval; runs that did not get there count as the whole run."),
+                  "and its 95 % interval; runs that did not get there count as the whole run."),
         "shares": (_shares(by_game[main], methods, size), f"Who is given how much, {main.title}. Upper row: the shares "
-        "of "
-                   "one run. Below: the largest share, mean over seeds. HATRPO-G gives shares of what is left, the "
-                   "last agent all "
-                   "of it."),
+                   "of one run. Below: the largest share, mean over seeds. HATRPO-G gives shares of what is left, the "
+                   "last agent all of it."),
     }  # fmt: skip
     return Report(rows, figures, _text(by_game, size))
 
 
 _WHY_EQUAL = {
     NOT_SEEN: "Agents that have about equally far to go: on average equal shares are right. Utilities differ by the "
-    "chance of "
-    "64 samples of a rare reward, and shares that follow chance waste KL; with a large budget they hand most of it to "
-    "one "
-    "agent, which settles on an action that may be wrong. Tried: budgets over a factor of 30, four games.",
+    "chance of 64 samples of a rare reward, and shares that follow chance waste KL; with a large budget they hand most "
+    "of it to one agent, which settles on an action that may be wrong. Tried: budgets over a factor of 30, four games.",
     PARTLY: "What the first agents' line searches do not spend goes to the next one, so more of the budget is used; "
-    "that is "
-    "worth a little where the budget is what limits learning, and harmful where it is large.",
+    "that is worth a little where the budget is what limits learning, and harmful where it is large.",
 }
 
 
@@ -212,8 +206,7 @@ def _equal_budget_row(method: str, game: Game, values: dict, size: Size) -> Row:
 
 _WHY_BEST = {
     NOT_SEEN: "HATRPO can use a larger budget: its best trial is one at which unequal shares already let single agents "
-    "settle "
-    "too early.",
+    "settle too early.",
     PARTLY: "In some games only, see the numbers.",
 }
 
@@ -313,13 +306,10 @@ def _shares(values: dict, methods: list[str], size: Size) -> Figure:
 def _text(by_game: dict, size: Size) -> str:
     lines = [
         f"Settings: batches of {BATCH} joint actions, one hidden layer of 8, everything else the defaults; "
-        f"{size.seeds} seeds "
-        f"and {size.updates} updates. Search, the same number of trials for all: joint KL budget {list(BUDGETS)} for "
-        "the "
-        f"trust-region methods, step size {list(LEARNING_RATES)} for HAPPO and MAPPO; the trial is chosen on "
-        f"{SEARCH_SEEDS} other seeds. The expected payoff is computed from the policies after every update, not "
-        "sampled. "
-        "The paper prints neither the size of its game nor its budget.",
+        f"{size.seeds} seeds and {size.updates} updates. Search, the same number of trials for all: joint KL budget "
+        f"{list(BUDGETS)} for the trust-region methods, step size {list(LEARNING_RATES)} for HAPPO and MAPPO; the "
+        f"trial is chosen on {SEARCH_SEEDS} other seeds. The expected payoff is computed from the policies after every "
+        "update, not sampled. The paper prints neither the size of its game nor its budget.",
         "",
         "Env steps to 99 % at the chosen trial, IQM [95 %] (share of the seeds that got there):",
         "",
@@ -340,8 +330,7 @@ def _text(by_game: dict, size: Size) -> str:
         if is_trust_region(m) and m != "hatrpo"
     )
     lines += ["", "How often the agent with the largest share has it again in the next update (first game, joint "
-    "budget "
-              f"{BUDGETS[1]}; by chance {100 / len(next(iter(by_game)).actions):.0f} %): {moves}."]  # fmt: skip
+              f"budget {BUDGETS[1]}; by chance {100 / len(next(iter(by_game)).actions):.0f} %): {moves}."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -124,8 +124,7 @@ def report(results: Results) -> Report:
     rows += [_separate_row(results, size, method) for method in size.methods if method != SHARED]
     figures = {
         "price": (_figure(results, size), "Expected payoff after training, each method at the trial chosen on the "
-        "search seeds: "
-                  "IQM over seeds and its 95 % interval; grey: the bound of Proposition 1."),
+                  "search seeds: IQM over seeds and its 95 % interval; grey: the bound of Proposition 1."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, size))
 
@@ -155,8 +154,7 @@ def _separate_row(results: Results, size: Size, method: Method) -> Row:
     verdict = study.counted([study.judged(f, 0.99, bound(n)) for n, f in found.items()])
     reasons = {
         PARTLY: "Only as long as the pay is met in the first batches: at random it is met 2/2ⁿ of the time. The "
-        "optimum is "
-        "there to be learned, but not always found in this time.",
+        "optimum is there to be learned, but not always found in this time.",
         HOLDS: "As soon as one of the two rewarded joint actions is met more often, separate networks run to it.",
     }
     return Row(
@@ -193,10 +191,8 @@ def _figure(results: Results, size: Size) -> Figure:
 def _text(results: Results, size: Size) -> str:
     return (
         f"Settings: batches of {BATCH}, {size.updates} updates, one hidden layer of 8, {size.seeds} seeds. Search, 4 "
-        "trials for "
-        f"all: step size {list(LEARNING_RATES)} (MAPPO), joint KL budget {list(BUDGETS)} (HATRPO and its relatives), "
-        "chosen on "
-        f"{SEARCH_SEEDS} other seeds. Payoffs are computed from the policies, not sampled."
+        f"trials for all: step size {list(LEARNING_RATES)} (MAPPO), joint KL budget {list(BUDGETS)} (HATRPO and its "
+        f"relatives), chosen on {SEARCH_SEEDS} other seeds. Payoffs are computed from the policies, not sampled."
     )
 
 
@@ -204,8 +200,7 @@ STUDY = study.Study(
     "parameter_sharing",
     "Proposition 1: the price of one policy for all",
     "Half of the agents must play one action and the other half the other. What do teams earn that share one network, "
-    "and "
-    "teams that do not?",
+    "and teams that do not?",
     pieces,
     report,
 )

@@ -160,8 +160,7 @@ def run(
     left = sum(piece.seconds for piece in missing)
     done = len(pieces) - len(missing)
     say(f"{study.name} --{size}: {done} of {len(pieces)} pieces are done; the others take about {duration(left)} on "
-    "two "
-        f"quiet CPU cores. Here: {machine()}")  # fmt: skip
+        f"two quiet CPU cores. Here: {machine()}")  # fmt: skip
     spent = expected = 0.0
     for piece in missing:
         begin = time.perf_counter()

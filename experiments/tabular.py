@@ -81,9 +81,12 @@ def evaluate(game, policies):
 
 
 def kl_at(policy, gap, slack):
-    """KL(p || q) per state [S] for q proportional to p / (slack + gap), slack [S]; stable for large slack."""
+    """KL(p || q) per state [S] for q proportional to p / (slack + gap), slack [S]; stable for large and small slack."""
     tilt = gap / slack[:, None]
-    return (policy * np.log1p(tilt)).sum(-1) + np.log1p(-(policy * tilt / (1 + tilt)).sum(-1))
+    lost = (policy * tilt / (1 + tilt)).sum(-1)
+    # 1 - lost has no digits left where almost all of p is lost, and its logarithm is most of the KL
+    kept = (policy / (1 + tilt)).sum(-1)
+    return (policy * np.log1p(tilt)).sum(-1) + np.where(lost < 0.5, np.log1p(-np.minimum(lost, 0.5)), np.log(kept))
 
 
 def best_policy_within(policy, gap, radius):

@@ -143,6 +143,14 @@ def test_compound_factor_terms_add_up_to_the_gain_of_a_matrix_game(order):
 # Algorithm 1: multi-agent policy iteration with monotonic improvement.
 
 
+def test_best_policy_within_keeps_the_radius_when_a_lost_action_is_best():
+    policy, gap = np.array([[1 - 1e-25, 1e-25]]), np.array([[1.0, 0.0]])
+    for radius in (0.1, 2.0, 60.0):
+        best, _ = tabular.best_policy_within(policy, gap, radius)
+        kl = (policy * (np.log(policy) - np.log(best))).sum()
+        assert kl <= radius * (1 + 1e-6) and kl > 0.5 * radius
+
+
 def penalised_objective(new, policy, advantage, visits, penalty):
     kl = (policy * np.log(policy / new)).sum(axis=-1)
     return visits @ (new * advantage).sum(axis=-1) - penalty * kl.max()
