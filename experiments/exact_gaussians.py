@@ -126,7 +126,7 @@ def make_update(
             )
             return (now, waiting.at[agent].set(False), jnp.maximum(remaining - kl, 0.0), done), None
 
-        nothing = Update(jnp.zeros(n), jnp.zeros(n), jnp.zeros(n, jnp.int32))
+        nothing = Update(jnp.zeros(n), jnp.zeros(n), jnp.zeros_like(jnp.arange(n)))
         start: Any = (team, jnp.ones(n, bool), jnp.asarray(kl_budget, utility.dtype), nothing)
         (team, _, _, done), _ = jax.lax.scan(turn, start, jnp.arange(n))
         return team, done
