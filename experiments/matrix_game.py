@@ -99,8 +99,8 @@ def play(game: Game, method: str, size: Size) -> study.Values:
 
     Returns:
         steps: [trial, seed] env steps until the expected payoff was 99 % of the maximum; NaN if it never was.
-        value: [trial, seed, 50] expected payoff after updates spread evenly over the run (the last 32 seeds count,
-        the first 8 are for the search). largest, spent: [trial, update] mean over seeds of the largest share of the
+        value: [seed, 50] expected payoff of the chosen trial, at the env steps `shown`, the reported seeds (the last
+        32; the first 8 are for the search). largest, spent: [trial, update] mean over seeds of the largest share of the
         budget and of the KL spent; one_run: [update, agent] shares of one run of the second trial.
     """
     payoff = game.payoff()
@@ -124,12 +124,9 @@ def play(game: Game, method: str, size: Size) -> study.Values:
     reached = value >= NEAR * payoff.max()
     steps = np.where(reached.any(-1), (reached.argmax(-1) + 1) * BATCH, np.nan)
     shown = np.unique(np.linspace(0, size.updates - 1, 50).astype(int))
-    results = {
-        "steps": steps,
-        "shown": (shown + 1) * BATCH,
-        "value": value[..., shown],
-        "spent": by_trial["spent"].mean(1),
-    }
+    results = {"steps": steps, "shown": (shown + 1) * BATCH, "spent": by_trial["spent"].mean(1)}
+    curves = value[chosen_trial(results, size), SEARCH_SEEDS:]
+    results["value"] = np.round(curves[:, shown], 3)
     if trust_region:
         share = by_trial["threshold"] / np.asarray(BUDGETS)[:, None, None, None]
         in_front = share.argmax(-1)
@@ -229,7 +226,7 @@ def _best_row(method: str, by_game: dict, size: Size) -> Row:
 
 
 def _panels(count: int, height: float = 2.9) -> tuple[Figure, np.ndarray]:
-    columns = min(3, count)
+    columns = 2 if count in (2, 4) else min(3, count)
     lines = -(-count // columns)
     figure = Figure(figsize=(3.6 * columns, height * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -242,15 +239,14 @@ def _curves(by_game: dict, size: Size) -> Figure:
     figure, panels = _panels(len(by_game))
     for axes, (game, values) in zip(panels, by_game.items()):
         for method, of_method in values.items():
-            trial = chosen_trial(of_method, size)
-            study.curve(axes, of_method["shown"], of_method["value"][trial, SEARCH_SEEDS:], method)
-        slowest = max(np.nanmax(censored(v, size)[chosen_trial(v, size)]) for v in values.values())
-        axes.set_xlim(0, min(1.2 * slowest, size.updates * BATCH))
+            study.curve(axes, of_method["shown"], of_method["value"], method)
+        slowest = max(study.estimate(censored(v, size)[chosen_trial(v, size)]).value for v in values.values())
+        axes.set_xlim(0, min(1.5 * slowest, size.updates * BATCH))
         axes.set_title(game.title, fontsize=9, loc="left")
         axes.set_xlabel("env steps")
         axes.set_ylabel("expected payoff")
         study.strip(axes)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -175,7 +175,7 @@ def _figure(results: Results, size: Size) -> Figure:
         found = [study.estimate(last_values(results, method, n)) for n in size.agents]
         middle = np.array([f.value for f in found])
         around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-        x = np.asarray(size.agents) + 0.1 * (place - 1.5)
+        x = np.asarray(size.agents) + 0.08 * place
         axes.errorbar(
             x, middle, np.maximum(around, 0), linewidth=1.2, markersize=6, label=method.label, **_STYLES[method.name]
         )
