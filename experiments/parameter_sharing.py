@@ -54,7 +54,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "smoke": Size((2,), METHODS[:1] + METHODS[3:4], 1, 2),
+    "smoke": Size((2,), METHODS[:1], 1, 2),
     "quick": Size((2, 4, 6, 8, 10), (SHARED, *METHODS[2:4]), 8, 80),
     "full": Size((2, 4, 6, 8, 10, 12), METHODS, 50, 600),
 }
