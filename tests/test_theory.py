@@ -1,12 +1,12 @@
 """The theory of sequential trust-region updates, checked exactly in numpy (float64) on small games.
 
 Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinforcement Learning": Lemma 1, Proposition 1,
-Proposition 2, Algorithm 1 with Theorems 2 and 3, and the bilinear game. Nothing here uses the trainer:
-rewards come from `envs` where a game exists there, everything else is enumeration, linear solves and quadrature.
+Proposition 2, Algorithm 1 with Theorems 2 and 3, and the bilinear game. Nothing here uses the trainer: rewards come
+from `envs` where a game exists there, everything else is enumeration, linear solves and quadrature; Markov games and
+Algorithm 1 are those of `experiments.tabular`.
 """
 
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,68 +14,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 import envs
+from experiments import tabular
+from experiments.tabular import (
+    algorithm_1_iteration,
+    evaluate,
+    expected_advantage,
+    exploitability,
+    penalised_argmax,
+    random_game,
+    random_policy,
+)
 
 KEY = jax.random.key(0)
-SMALLEST_PROBABILITY = 1e-30
-
-
-class Game(NamedTuple):
-    """A cooperative Markov game: reward [S, k_1, ..., k_n], transition [S, k_1, ..., k_n, S], start [S]."""
-
-    reward: np.ndarray
-    transition: np.ndarray
-    start: np.ndarray
-    gamma: float
-
-    @property
-    def action_sizes(self):
-        return self.reward.shape[1:]
-
-
-def random_policy(rng, num_states, num_actions):
-    """[S, k], every action possible."""
-    return 0.9 * rng.dirichlet(np.ones(num_actions), size=num_states) + 0.1 / num_actions
-
-
-def random_game(rng, num_states, action_sizes, gamma):
-    """A random game and two random joint policies for it (one [S, k_i] array per agent)."""
-    shape = (num_states, *action_sizes)
-    game = Game(
-        reward=rng.normal(size=shape),
-        transition=rng.dirichlet(np.ones(num_states), size=shape),
-        start=np.full(num_states, 1 / num_states),
-        gamma=gamma,
-    )
-    old, new = ([random_policy(rng, num_states, k) for k in action_sizes] for _ in range(2))
-    return game, old, new
-
-
-def joint_policy(policies):
-    """[S, k_1, ..., k_n] probability of every joint action."""
-    joint = policies[0]
-    for policy in policies[1:]:
-        joint = joint[..., None] * policy.reshape(len(policy), *[1] * (joint.ndim - 1), -1)
-    return joint
-
-
-def over_actions(weights, values):
-    """[S, ...] sum of weights * values over all joint actions; `values` may have further axes."""
-    num_states = len(weights)
-    flat = values.reshape(num_states, weights[0].size, -1)
-    return np.einsum("sa,sax->sx", weights.reshape(num_states, -1), flat)
-
-
-def evaluate(game, policies):
-    """V [S], Q [S, k_1, ..., k_n], visitation [S] (sum of gamma^t P(s_t = s)) and the return, by linear solves."""
-    joint = joint_policy(policies)
-    reward, transition = over_actions(joint, game.reward)[:, 0], over_actions(joint, game.transition)
-    system = np.eye(len(reward)) - game.gamma * transition
-    value = np.linalg.solve(system, reward)
-    visits = np.linalg.solve(system.T, game.start)
-    return value, game.reward + game.gamma * game.transition @ value, visits, game.start @ value
 
 
 class MultiAgentQ:
@@ -190,96 +143,17 @@ def test_compound_factor_terms_add_up_to_the_gain_of_a_matrix_game(order):
 # Algorithm 1: multi-agent policy iteration with monotonic improvement.
 
 
-def kl_at(policy, gap, slack):
-    """KL(p || q) per state [S] for q proportional to p / (slack + gap), slack [S]; stable for large slack."""
-    tilt = gap / slack[:, None]
-    return (policy * np.log1p(tilt)).sum(-1) + np.log1p(-(policy * tilt / (1 + tilt)).sum(-1))
-
-
-def best_policy_within(policy, gap, radius):
-    """argmax_q <q, A> s.t. KL(p || q) <= radius in every state, and d max / d radius; `gap` = max A - A, [S, k].
-
-    Stationarity gives q_a = mu p_a / (slack + gap_a); the KL falls in slack, so bisect on its logarithm.
-    """
-    scale = gap.max(axis=-1)
-    low, high = np.log(1e-40 * scale), np.log(1e14 * scale)
-    for _ in range(58):
-        middle = (low + high) / 2
-        inside = kl_at(policy, gap, np.exp(middle)) <= radius
-        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
-    unnormalised = policy / (np.exp(high)[:, None] + gap)
-    multiplier = 1 / unnormalised.sum(axis=-1)
-    # Exact policies stay positive, so that an action can come back; floats underflow to 0 and would be stuck there.
-    return np.maximum(multiplier[:, None] * unnormalised, SMALLEST_PROBABILITY), multiplier
-
-
-def penalised_argmax(policy, advantage, visits, penalty):
-    """argmax_q sum_s visits_s <q_s, A_s> - penalty max_s KL(p_s || q_s), one step of Algorithm 1, [S, k].
-
-    All states may use the largest KL d, so the problem is concave in d alone: sum_s visits_s mu_s(d) = penalty.
-    """
-    gap = advantage.max(axis=-1, keepdims=True) - advantage
-    matters = gap.max(axis=-1) > 1e-12
-    if not matters.any():
-        return policy
-
-    def slope(log_radius):
-        _, multiplier = best_policy_within(policy[matters], gap[matters], np.exp(log_radius))
-        return np.log(visits[matters] @ multiplier) - np.log(penalty)
-
-    smallest, largest = np.log(1e-12), np.log(20.0)
-    if slope(smallest) <= 0:
-        return policy
-    log_radius = largest if slope(largest) >= 0 else brentq(slope, smallest, largest, xtol=1e-6)
-    new = policy.copy()
-    new[matters], _ = best_policy_within(policy[matters], gap[matters], np.exp(log_radius))
-    return new
+def test_best_policy_within_keeps_the_radius_when_a_lost_action_is_best():
+    policy, gap = np.array([[1 - 1e-25, 1e-25]]), np.array([[1.0, 0.0]])
+    for radius in (0.1, 2.0, 60.0):
+        best, _ = tabular.best_policy_within(policy, gap, radius)
+        kl = (policy * (np.log(policy) - np.log(best))).sum()
+        assert kl <= radius * (1 + 1e-6) and kl > 0.5 * radius
 
 
 def penalised_objective(new, policy, advantage, visits, penalty):
     kl = (policy * np.log(policy / new)).sum(axis=-1)
     return visits @ (new * advantage).sum(axis=-1) - penalty * kl.max()
-
-
-def expected_advantage(advantage, old, new, moved, agent):
-    """[S, k_agent]: A^{i_m}, its predecessors `moved` playing `new`, for each action of `agent`; mean 0 under `old`.
-
-    Unlike MultiAgentQ this averages axis by axis: it is called thousands of times.
-    """
-    n = len(old)
-    total = advantage
-    for i in reversed(range(n)):
-        if i != agent:
-            weights = (new if i in moved else old)[i]
-            shape = [len(weights)] + [1] * (total.ndim - 1)
-            shape[i + 1] = -1
-            total = (total * weights.reshape(shape)).sum(axis=i + 1, keepdims=True)
-    total = total.reshape(len(old[agent]), -1)
-    return total - (old[agent] * total).sum(axis=-1, keepdims=True)
-
-
-def algorithm_1_iteration(game, policies, order):
-    """One iteration: C = 4 gamma max|A| / (1 - gamma)^2, then each agent in turn maximises L - C max_s KL."""
-    value, q, visits, _ = evaluate(game, policies)
-    advantage = q - value.reshape(-1, *[1] * len(policies))
-    penalty = 4 * game.gamma * np.abs(advantage).max() / (1 - game.gamma) ** 2
-    new = list(policies)
-    for m, agent in enumerate(order):
-        own = expected_advantage(advantage, policies, new, set(order[:m]), agent)
-        new[agent] = penalised_argmax(policies[agent], own, visits, penalty)
-    return new
-
-
-def exploitability(game, policies):
-    """The most that any one agent could add to the return by deviating alone: 0 in a Nash equilibrium."""
-    num_states = len(game.start)
-    value = evaluate(game, policies)[-1]
-    gains = []
-    for agent, k in enumerate(game.action_sizes):
-        for choice in itertools.product(range(k), repeat=num_states):
-            deviation = [*policies[:agent], np.eye(k)[list(choice)], *policies[agent + 1 :]]
-            gains.append(evaluate(game, deviation)[-1] - value)
-    return max(gains)
 
 
 @settings(max_examples=10, deadline=None)
@@ -327,6 +201,26 @@ def test_algorithm_1_improves_to_a_nash_equilibrium(action_sizes, gamma):
     assert np.diff(returns).min() > -1e-12, "Theorem 2: the return never falls"
     assert returns[-1] > returns[0] + 0.5
     assert exploitability(game, policies) < 0.01 * at_start, "Theorem 3: no agent gains by deviating alone"
+
+
+@pytest.mark.parametrize("method", ["hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n"])
+def test_budgeted_iteration_keeps_the_budget_and_its_bound(method):
+    """The gain in return is at least the bound of Theorem 2, whoever shares out the budget; in one state it is L."""
+    rng = np.random.default_rng(1)
+    for num_states, gamma in ((3, 0.5), (1, 0.0)):
+        game, policies, _ = random_game(rng, num_states, (2, 3, 2), gamma)
+        for budget in (1e-3, 0.3):
+            allocator = tabular.allocator_of(method)
+            done = tabular.budgeted_iteration(game, policies, allocator, budget, jax.random.key(1))
+            real = evaluate(game, done.policies)[-1] - evaluate(game, policies)[-1]
+            spent = sum(
+                (old * np.log(old / new)).sum(-1).max() for old, new in zip(policies, done.policies)
+            )
+            assert spent <= budget * (1 + 1e-4) and done.thresholds.min() >= 0
+            assert real >= done.guaranteed - 1e-9
+            if num_states == 1:
+                np.testing.assert_allclose(real, done.gain, atol=1e-10)
+        np.testing.assert_allclose(done.gain, done.predicted, rtol=0.5)
 
 
 @pytest.mark.parametrize("num_agents", [2, 4, 6])
