@@ -17,15 +17,15 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl import networks
 from marl_kl.config import Config
-from marl_kl.policies import Actor, Categorical, Gaussian, make_actor
+from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner
-
-AgentFunction = Callable[..., jax.Array]
+from marl_kl.types import Memory
 
 PLATFORMS = ("cpu", "cuda")
 """What an exported agent runs on."""
 
-_FEED_FORWARD = (networks.GaussianNetwork, networks.CategoricalNetwork)
+Act = Callable[..., tuple[jax.Array, Memory]]
+"""`act(obs, memory, action_mask, key=None) -> (action, memory)`, see `function`."""
 
 
 def index(spec: EnvSpec, agent: int | str) -> int:
@@ -40,54 +40,62 @@ def index(spec: EnvSpec, agent: int | str) -> int:
     )
 
 
-def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> AgentFunction:
-    """`act(obs[..., O_i], action_mask[..., A_i], key=None) -> action`, pure: [..., A_i] float for continuous actions,
-    [...] int32 for discrete ones; the mode without a key. Sizes are the agent's own, without padding.
+def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> Act:
+    """One agent's policy as a pure function at the agent's own sizes, without padding.
+
+    `act(obs[..., O_i], memory[..., H], action_mask[..., A_i], key=None) -> (action, memory)`: the action as the
+    environment takes it, [..., A_i] float for continuous actions, [...] or [..., D_i] int32 for one or several choices;
+    the mode without a key. `memory` is `()` if the team is feed-forward, else `no_memory(...)` where an episode begins.
 
     Args:
         spec, config: of the run.
         learner: of one seed.
         agent: its index.
-
-    Raises:
-        ValueError: a policy that is more than a function of the observation at hand.
     """
     actor = make_actor(spec, config)
-    _refuse_others(actor)
     params = jax.tree.map(lambda leaf: leaf[0 if actor.shared else agent], learner.actors)
     observed, acted = spec.observation_sizes[agent], spec.action_sizes[agent]
 
-    def act(obs, action_mask, key=None):
+    def act(obs, memory, action_mask, key=None):
         batch = obs.shape[:-1]
-        # the other agents' places stay empty: a standardised observation depends on nobody else's
+        # the other agents' places stay empty: a standardised observation depends on nobody else's, nor does an action
         team = jnp.zeros((*batch, spec.num_agents, spec.observation_size)).at[..., agent, :observed].set(obs)
         mask = jnp.zeros((*batch, spec.action_size), bool).at[..., :acted].set(action_mask)
-        outputs = actor.outputs(params, actor.inputs(learner.obs_moments, team)[..., agent, :])
+        own_inputs = actor.inputs(learner.obs_moments, team)[..., agent, :]
+        outputs, memory = networks.step(actor.network, params, own_inputs, memory)
         distribution = actor.distribution(outputs, mask)
         action = distribution.mode() if key is None else distribution.sample(key)
-        return action[..., :acted] if spec.action_kind == "continuous" else action
+        actions = jnp.zeros((*batch, *spec.action_shape), action.dtype).at[_place(spec, agent)].set(action)
+        return actor.env_action(actions)[_place(spec, agent, own_size(spec, agent))], memory
 
     return act
 
 
-def _refuse_others(actor: Actor) -> None:
-    # whatever else an actor may have (a memory, a transformation of its actions) would be left out without a word
-    is_known = isinstance(actor.network, _FEED_FORWARD) and actor.family in (Gaussian, Categorical)
-    if not is_known or actor != Actor(actor.network, actor.family, actor.shared, actor.agent_ids):
-        kind = f"{type(actor.network).__name__} with {actor.family.__name__} actions"
-        raise ValueError(
-            "agents on their own must be feed-forward networks whose Gaussian or categorical actions are used as they "
-            f"are; this run has another policy ({kind})"
-        )
+def no_memory(spec: EnvSpec, config: Config, batch: tuple[int, ...] = ()) -> Memory:
+    """What an agent remembers where an episode begins: [*batch, H], or `()` if the team is feed-forward."""
+    return make_actor(spec, config).no_memory(batch)
+
+
+def own_size(spec: EnvSpec, agent: int) -> int | None:
+    """The length of the agent's own action: A_i, D_i, or None for one choice."""
+    lengths = {"continuous": spec.action_sizes, "discrete": None, "multi_discrete": spec.sub_actions}[spec.action_kind]
+    if lengths is None:
+        return None
+    return lengths[agent] if spec.action_kind == "continuous" else len(lengths[agent])
+
+
+def _place(spec: EnvSpec, agent: int, size: int | None = None) -> tuple:
+    """Where the agent's action (the first `size` entries of it) is in a joint action."""
+    return (..., agent) if spec.action_kind == "discrete" else (..., agent, slice(size))
 
 
 def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes:
     """The deterministic `function` of an agent as a file for `jax.export.deserialize(content).call`.
 
-    Called with obs [B, O_i] float32, and for discrete actions also action_mask [B, A_i] bool; any B.
+    Called with obs [B, O_i] float32, any B; for choices also with action_mask [B, A_i] bool; if the team remembers,
+    last of all with its memory [B, H] float32 (zeros where an episode begins): it then returns (action, memory).
 
     Raises:
-        ValueError: see `function`.
         ModuleNotFoundError: flatbuffers is not installed.
     """
     if importlib.util.find_spec("flatbuffers") is None:
@@ -95,13 +103,18 @@ def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes
             "exporting an agent needs flatbuffers, which is not installed; pip install 'marl_kl[export]'"
         )
     act = function(spec, config, learner, agent)
+    has_choices, remembers = spec.action_kind != "continuous", no_memory(spec, config) != ()
     (batch,) = jax.export.symbolic_shape("b")
-    obs = jax.ShapeDtypeStruct((batch, spec.observation_sizes[agent]), jnp.float32)
-    mask = jax.ShapeDtypeStruct((batch, spec.action_sizes[agent]), jnp.bool_)
-    if spec.action_kind == "discrete":
-        return bytes(jax.export.export(jax.jit(act), platforms=PLATFORMS)(obs, mask).serialize())
+    arguments = [jax.ShapeDtypeStruct((batch, spec.observation_sizes[agent]), jnp.float32)]
+    if has_choices:
+        arguments.append(jax.ShapeDtypeStruct((batch, spec.action_sizes[agent]), jnp.bool_))
+    if remembers:
+        arguments.append(jax.ShapeDtypeStruct((batch, config.recurrent_size), jnp.float32))
 
-    def act_freely(obs):
-        return act(obs, jnp.ones((obs.shape[0], spec.action_sizes[agent]), bool))
+    def call(obs, *others):
+        mask = others[0] if has_choices else jnp.ones((obs.shape[0], spec.action_sizes[agent]), bool)
+        if remembers:
+            return act(obs, others[-1], mask)
+        return act(obs, (), mask)[0]
 
-    return bytes(jax.export.export(jax.jit(act_freely), platforms=PLATFORMS)(obs).serialize())
+    return bytes(jax.export.export(jax.jit(call), platforms=PLATFORMS)(*arguments).serialize())

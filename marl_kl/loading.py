@@ -15,6 +15,7 @@ from marl_kl import agents, checkpoints, run_folder
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.trainer import Learner, learner_shapes
+from marl_kl.types import Memory
 
 Policy = Callable[..., jax.Array]
 """`policy(obs[N, O], key=None, action_mask=None) -> actions`, see `Run.policy`."""
@@ -27,7 +28,7 @@ class RecurrentPolicy(NamedTuple):
         actions, state = policy(obs, state)             # at every step; key= and action_mask= as in `Run.policy`
 
     Attributes:
-        initial_state: `initial_state() -> [N, H]`.
+        initial_state: `initial_state() -> [N, H]`; [H] of one agent alone.
         act: what a call calls.
     """
 
@@ -112,11 +113,9 @@ class Run(NamedTuple):
                 )
             return act(jnp.asarray(obs, jnp.float32), memory, key, mask)
 
-        if actor.recurrent:
-            return RecurrentPolicy(lambda: nothing, policy)
-        return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
+        return _with_or_without_memory(policy, nothing)
 
-    def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy:
+    def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy | RecurrentPolicy:
         """One agent of the team that `seed` trained, to be run where only its own observation is known.
 
         Args:
@@ -125,23 +124,28 @@ class Run(NamedTuple):
 
         Returns:
             `policy(obs[..., O_i], key=None, action_mask=None) -> action`, as `policy` acts for this agent, but at the
-            agent's true sizes: `[..., A_i]` or, for discrete actions, `[...]`.
+            agent's true sizes: `[..., A_i]`, or `[...]` for one choice, `[..., D_i]` for several. Of a team with
+            `config.recurrent`, a `RecurrentPolicy` with states [..., H].
 
         Raises:
-            ValueError: no such agent or seed, or a policy that is no function of one observation.
+            ValueError: no such agent or seed.
         """
         chosen = agents.index(self.spec, agent)
         learner = self.learner_of(self.seeds[0] if seed is None else seed)
         act = jax.jit(agents.function(self.spec, self.config, learner, chosen))
         size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
+        real = self.spec.action_mask[chosen, :actions]
+        nothing = agents.no_memory(self.spec, self.config)
 
-        def policy(obs, key=None, action_mask=None):
+        def policy(obs, memory, key, action_mask):
             if np.shape(obs)[-1:] != (size,):
                 raise ValueError(f"obs has shape {np.shape(obs)}; agent {agent!r} observes [..., {size}]")
-            mask = np.ones((*np.shape(obs)[:-1], actions), bool) if action_mask is None else action_mask
-            return act(jnp.asarray(obs, jnp.float32), jnp.asarray(mask), key)
+            batch = np.shape(obs)[:-1]
+            mask = np.broadcast_to(real, (*batch, actions)) if action_mask is None else action_mask
+            memory = jax.tree.map(lambda state: jnp.broadcast_to(state, (*batch, *nothing.shape)), memory)
+            return act(jnp.asarray(obs, jnp.float32), memory, jnp.asarray(mask), key)
 
-        return policy
+        return _with_or_without_memory(policy, nothing)
 
     def export(self, agent: int | str, seed: int | None = None) -> bytes:
         """One agent's deterministic policy as a file that needs nothing of this package (`marl_kl.agents.export`).
@@ -160,6 +164,13 @@ class Run(NamedTuple):
         if seed not in self.seeds:
             raise ValueError(f"seed={seed!r} is not in this run; it has {', '.join(map(str, self.seeds))}")
         return self.seeds.index(seed)
+
+
+def _with_or_without_memory(policy: Callable, nothing: Memory) -> Policy | RecurrentPolicy:
+    """What users call, of `policy(obs, memory, key, action_mask) -> (action, memory)`."""
+    if nothing != ():
+        return RecurrentPolicy(lambda: nothing, policy)
+    return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
 
 
 def load(path: str | PathLike, which: Literal["last", "best"] = "last") -> Run:

@@ -4,15 +4,23 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
 import marl_kl
 from envs.types import EnvSpec
-from marl_kl import agents, files, loading, networks
+from marl_kl import agents, files, loading
 from marl_kl.trainer import learner_shapes
 
 UNEVEN = EnvSpec("uneven", ("a", "b", "c"), (2, 4, 3), (1, 2, 3), "continuous", 4, 10)
+BOUNDED = EnvSpec(
+    "bounded", ("a", "b", "c"), (2, 4, 3), (1, 2, 3), "continuous", 4, 10,
+    action_low=((0.0,), (-2.0, 1.0), (-1.0,) * 3), action_high=((1.0,), (2.0, 5.0), (1.0,) * 3),
+)  # fmt: skip
+SEVERAL = EnvSpec(
+    "several", ("a", "b", "c"), (2, 4, 3), (3, 6, 6), "multi_discrete", 4, 10, sub_actions=((2,), (3, 2), (2, 2))
+)
 CHOICES = EnvSpec("choices", ("a", "b", "c"), (2, 4, 3), (2, 4, 3), "discrete", 4, 10)
 
 
@@ -34,10 +42,15 @@ def _observations(spec, number=5):
 
 
 _SHARED = marl_kl.FirstOrderConfig(hidden_sizes=(8,), share_parameters=True)
+_SQUASHED, _RECURRENT = (
+    marl_kl.TrustRegionConfig(hidden_sizes=(8,), recurrent_size=6, **{name: True}) for name in ("squash", "recurrent")
+)
 
 
 @pytest.mark.parametrize(
-    "run", [_run(UNEVEN), _run(CHOICES), _run(UNEVEN, "mappo", _SHARED)], ids=["gaussian", "categorical", "shared"]
+    "run",
+    [_run(UNEVEN), _run(CHOICES), _run(UNEVEN, "mappo", _SHARED), _run(BOUNDED, config=_SQUASHED), _run(SEVERAL)],
+    ids=["gaussian", "categorical", "shared", "squashed", "several"],
 )
 def test_an_agent_alone_acts_as_in_the_team(run):
     spec, obs = run.spec, _observations(run.spec)
@@ -46,13 +59,29 @@ def test_an_agent_alone_acts_as_in_the_team(run):
     for i, name in enumerate(spec.agents):
         alone = run.agent_policy(name, seed=7)
         own = obs[:, i, : spec.observation_sizes[i]]
-        wanted = together[:, i, : spec.action_sizes[i]] if spec.action_kind == "continuous" else together[:, i]
+        size = agents.own_size(spec, i)
+        wanted = together[:, i] if size is None else together[:, i, :size]
         np.testing.assert_allclose(alone(own), wanted, rtol=1e-5, atol=1e-6)
     one = run.agent_policy(i, seed=7)(own[0])
     np.testing.assert_allclose(one, wanted[0], rtol=1e-5, atol=1e-6)
     samples = [alone(own, key=jax.random.key(i)) for i in range(4)]
     assert all(sample.shape == wanted.shape for sample in samples)
     assert not all(np.array_equal(sample, wanted) for sample in samples)
+
+
+@pytest.mark.parametrize("spec", [UNEVEN, SEVERAL], ids=lambda spec: spec.name)
+def test_an_agent_alone_remembers_as_in_the_team(spec):
+    run, obs = _run(spec, config=_RECURRENT), _observations(spec)
+    team, alone = run.policy(seed=4), run.agent_policy("b", seed=4)
+    team_state, state = team.initial_state(), alone.initial_state()
+    for one in obs:
+        together, team_state = team(one, team_state)
+        action, state = alone(one[1, :4], state)
+        np.testing.assert_allclose(action, together[1, : agents.own_size(spec, 1)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state, team_state[1], rtol=1e-5, atol=1e-6)
+    assert np.abs(state).max() > 0.01
+    both, _ = alone(np.stack([one[1, :4]] * 2), alone.initial_state())
+    assert both.shape[0] == 2
 
 
 def test_a_choice_that_is_not_available_is_not_made():
@@ -62,6 +91,19 @@ def test_a_choice_that_is_not_available_is_not_made():
     without = np.ones((5, 4), bool)
     without[np.arange(5), first] = False
     assert not np.any(np.asarray(alone(obs, action_mask=without)) == first)
+
+
+def test_an_exported_agent_remembers():
+    pytest.importorskip("flatbuffers")
+    run = _run(CHOICES, config=_RECURRENT)
+    obs, mask = _observations(CHOICES)[:, 1], np.ones((5, 4), bool)
+    alone = run.agent_policy("b")
+    exported = jax.export.deserialize(bytearray(run.export("b")))
+    action, state = exported.call(obs, mask, np.zeros((5, 6), np.float32))
+    wanted, wanted_state = alone(obs, alone.initial_state())
+    np.testing.assert_array_equal(action, wanted)
+    np.testing.assert_allclose(state, wanted_state, rtol=1e-5, atol=1e-6)
+    assert exported.call(obs, mask, state)[1].shape == state.shape
 
 
 @pytest.mark.parametrize("spec", [UNEVEN, CHOICES], ids=lambda spec: spec.name)
@@ -102,13 +144,6 @@ def test_what_does_not_exist_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(_run(UNEVEN))
     assert "\n" not in str(error.value)
-
-
-def test_other_policies_are_refused(monkeypatch):
-    real = agents.make_actor
-    monkeypatch.setattr(agents, "make_actor", lambda *a: real(*a)._replace(network=networks.MLP((8,), 1, 1.0, "tanh")))
-    with pytest.raises(ValueError, match="must be feed-forward networks .*; this run has another policy .MLP with"):
-        _run(UNEVEN).agent_policy("a")
 
 
 def test_a_missing_flatbuffers_is_named(monkeypatch):
