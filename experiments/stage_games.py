@@ -18,7 +18,7 @@ from envs.types import Env
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
-from marl_kl.rollout import distributions
+from marl_kl.rollout import decide
 
 GAME = {
     "rollout_length": 1, "hidden_sizes": (8,), "normalize_observations": False, "critic_epochs": 1,
@@ -91,7 +91,7 @@ def _policy(env: Env, actor, learner):
     """The team's distribution, axes [N]."""
     n = env.spec.num_agents
     mask = jnp.asarray(env.spec.action_mask)[None]
-    batched = distributions(actor, learner.actors, learner.obs_moments, jnp.ones((1, n, 1)), mask)
+    batched, _ = decide(actor, learner.actors, learner.obs_moments, jnp.ones((1, n, 1)), mask, ())
     return jax.tree.map(lambda leaf: leaf[:, 0], batched)
 
 

@@ -103,7 +103,7 @@ def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes
             "exporting an agent needs flatbuffers, which is not installed; pip install 'marl_kl[export]'"
         )
     act = function(spec, config, learner, agent)
-    has_choices, remembers = spec.action_kind != "continuous", no_memory(spec, config) != ()
+    has_choices, remembers = spec.action_kind != "continuous", config.recurrent
     (batch,) = jax.export.symbolic_shape("b")
     arguments = [jax.ShapeDtypeStruct((batch, spec.observation_sizes[agent]), jnp.float32)]
     if has_choices:

@@ -168,7 +168,7 @@ class Run(NamedTuple):
 
 def _with_or_without_memory(policy: Callable, nothing: Memory) -> Policy | RecurrentPolicy:
     """What users call, of `policy(obs, memory, key, action_mask) -> (action, memory)`."""
-    if nothing != ():
+    if not isinstance(nothing, tuple):
         return RecurrentPolicy(lambda: nothing, policy)
     return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
 

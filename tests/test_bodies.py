@@ -22,7 +22,7 @@ CONTRACT_NAMES = (
     "humanoid_9|8",
     "humanoidstandup_17x1",
     "manyagent_ant_2x1",
-    "manyagent_swimmer_10x2",
+    "manyagent_swimmer_3x2",
     "pusher_3p",
     "reacher_2x1",
     "swimmer_2x1",
