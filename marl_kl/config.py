@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable, Collection, Iterable
+from typing import Any, Callable, Collection, Iterable, Mapping
 
 import jax
 
@@ -108,6 +108,12 @@ class Config:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
+    def next_stop(self, done: int) -> int:
+        """Updates made when the host next looks, after `done`: at a chunk's end, an evaluation, a save, the end."""
+        intervals = (self.eval_interval, self.save_interval)
+        multiples = ((done // every + 1) * every for every in intervals if every)
+        return min(done + self.chunk_updates, self.num_updates, *multiples)
+
     def _refuse_uneven(self, name: str) -> None:
         if self.batch_size % getattr(self, name):
             raise ValueError(
@@ -135,7 +141,20 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")
-"""The fields that say how long and when, not what: no update depends on them, so a resumed run may change them."""
+"""The fields that say how long and when, not what; what of them a resumed run may change: `free_schedule`."""
+
+
+def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `SCHEDULE` that no update depends on, where the fields of `config` hold.
+
+    An annealed learning rate ends where the run does, so that its updates depend on `total_env_steps`.
+    """
+    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not config.get("anneal_lr"))
+
+
+def is_due(done: int, every: int) -> bool:
+    """Whether what comes every so many updates (0: never) comes after `done` of them."""
+    return every > 0 and done % every == 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from marl_kl import checkpoints, host_loop, run_folder, run_tables
 from marl_kl.run_folder import RunFolderError, RunWarning
 from tests import kills
 from tests.counting_env import counting_env
+from tests.faults import stopped
 from tests.kills import assert_same_run, train
 
 
@@ -42,22 +43,6 @@ def never_compile(*_):
     raise AssertionError("this must be settled before anything compiles")
 
 
-def _stopped(original, error, calls, when):
-    """`original`, but its `calls`-th call raises `error`, before or after its work."""
-    left = [calls]
-
-    def stopped(*arguments, **options):
-        left[0] -= 1
-        if not left[0] and when == "before":
-            raise error
-        result = original(*arguments, **options)
-        if not left[0]:
-            raise error
-        return result
-
-    return stopped
-
-
 def _stopped_in_a_chunk(calls):
     """`_advance`, whose `calls`-th call is interrupted while the chunk has the state's memory."""
     original, left = host_loop._Run._advance, [calls]
@@ -78,14 +63,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkey
     run, interrupt = host_loop._Run, KeyboardInterrupt()
     stops = (
         (run, "_advance", _stopped_in_a_chunk(6), "interrupted"),
-        (run, "_advance", _stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
-        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
-        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
-        (run_tables, "write_metrics", _stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
+        (run, "_advance", stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
+        (run, "_evaluate", stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
+        (run, "_evaluate", stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
+        (run_tables, "write_metrics", stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
     )
     seen = []
-    for place, name, stopped, status in stops:
-        monkeypatch.setattr(place, name, stopped)
+    for place, name, stopping, status in stops:
+        monkeypatch.setattr(place, name, stopping)
         with pytest.raises((KeyboardInterrupt, RuntimeError)):
             train(out, resume=True, save_interval=4 + len(seen))
         monkeypatch.undo()
