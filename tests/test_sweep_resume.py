@@ -125,7 +125,7 @@ def test_a_stream_has_one_name_for_all_its_processes(tmp_path, monkeypatch):
         _interrupted(monkeypatch, Programs, "chunk", 1, "before")
     first, again = streams[0], streams[2]
     assert first["id"] == again["id"] != streams[1]["id"]
-    assert [row.update for row in again["rows"]] == [0, 1, 2] == [row.update for row in first["rows"]][:3]
+    assert [row.update for row in again["rows"]] == [0, 1, 2, 3, 4] == [row.update for row in first["rows"]]
 
 
 def test_a_finished_sweep_has_nothing_to_do(whole, copy, monkeypatch):
@@ -141,17 +141,19 @@ def test_a_finished_sweep_has_nothing_to_do(whole, copy, monkeypatch):
 def test_how_runs_were_cut_is_remembered(tmp_path, monkeypatch, capsys):
     """With other neighbours a run is the same up to rounding only; another day has other free memory."""
     out = tmp_path / "sweep"
-    monkeypatch.setattr(sweeps.devices, "free_bytes", lambda mesh: 1)
+    free = iter([3])
+    monkeypatch.setattr(sweeps.devices, "free_bytes", lambda mesh: next(free, 2**60))
+    monkeypatch.setattr(Programs, "state_bytes", 1.0)
     _interrupted(monkeypatch, Programs, "chunk", 2, "before")
     with pytest.raises(KeyboardInterrupt):
         sweep(out, runs_at_once=None)
-    assert _document(out)["sizes"] == {"1": 1}
+    assert _document(out)["sizes"] == {"1": 2}
     monkeypatch.undo()
     made = []
     monkeypatch.setattr(Programs, "compile", lambda self: (made.append(self.num_runs), never()))
     with pytest.raises(AssertionError):
         sweep(out, runs_at_once=None, resume=True, progress="plain")
-    assert made == [1] and "going on: 0 of 3 runs are done" in capsys.readouterr().out
+    assert made == [2] and "going on: 0 of 3 runs are done" in capsys.readouterr().out
 
 
 def _truncate(out, name):
