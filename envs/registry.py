@@ -40,7 +40,7 @@ def make(name: str, **options) -> Env:
     accepted = inspect.signature(factory).parameters
     unknown = sorted(set(options) - set(accepted))
     if unknown:
-        raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
+        raise ValueError(f"env {name!r}: unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     env = factory(**options)
     return env._replace(spec=dataclasses.replace(env.spec, options=_noted(options)))
 
@@ -64,4 +64,4 @@ def _plain(value: Any) -> Any:
 def _near_misses(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
-    return f"unknown env '{name}'; {hint}"
+    return f"unknown env {name!r}; {hint}"

@@ -23,8 +23,8 @@ def with_time_limit(bare: Env) -> Env:
     `bare` never sets `truncated` itself; what it reports there is ignored.
     """
     limit = bare.spec.episode_length
-    if limit < 1:
-        raise ValueError(f"env '{bare.spec.name}': episode_length={limit}; it must be at least 1")
+    if not 1 <= limit < 2**31:
+        raise ValueError(f"env '{bare.spec.name}': episode_length={limit}; it must be at least 1 and below 2^31")
 
     def reset(key, params):
         inner, timestep = bare.reset(key, params)

@@ -24,6 +24,9 @@ from marl_kl.progress import Progress
 from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
 from marl_kl.trainer import TrainState, make_train
 
+MAX_SEEDS = 2**16
+"""The most seeds that one call takes: more are a slip of the keyboard."""
+
 
 def train(
     env: Env,
@@ -345,12 +348,12 @@ def check_env(env: Any) -> None:
 
 def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Distinct seeds in [0, 2^32), or ValueError."""
-    wanted = "it must be a number of seeds >= 1 or distinct integers in [0, 2^32)"
+    wanted = f"it must be a number of seeds from 1 to {MAX_SEEDS} or distinct integers in [0, 2^32)"
     try:
         is_count = isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool)
-        numbers = tuple(range(seeds)) if is_count else tuple(operator.index(seed) for seed in seeds)
+        numbers = tuple(range(min(seeds, MAX_SEEDS + 1)) if is_count else map(operator.index, seeds))
     except TypeError:
         raise ValueError(f"seeds={seeds!r}; {wanted}") from None
-    if not numbers or len(set(numbers)) != len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
+    if len(numbers) > MAX_SEEDS or not numbers or len(set(numbers)) != len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
         raise ValueError(f"seeds={seeds!r}; {wanted}")
     return numbers

@@ -14,6 +14,7 @@ import envs
 import marl_kl
 from envs.types import Env
 from marl_kl import loggers
+from marl_kl.files import first_line
 from marl_kl.progress import MODES
 
 
@@ -138,4 +139,4 @@ def make_env(name: str, options: dict[str, Any]) -> Env:
     try:
         return envs.make(name, **options)
     except TypeError as error:
-        raise ValueError(f"env '{name}' does not take {options}: {error}") from error
+        raise ValueError(f"env {name!r} does not take {options}: {first_line(error)}") from error
