@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl.config import Config, free_schedule
+from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
 from marl_kl.results import Failure, SweepFailure, Timing
 
@@ -121,9 +121,11 @@ def identity(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = document["config"]
     free = free_schedule(config)
+    # what is special about one run comes last: it is no difference where a field before it is
+    names = sorted((name for name in config if name not in free), key=SCHEDULE.__contains__)
     of_run = {
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
-        "config": {name: value for name, value in config.items() if name not in free},
+        "config": {name: config[name] for name in names},
         "env": env_identity(document["env"]),
     }
     if "settings" not in document:

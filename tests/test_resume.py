@@ -1,9 +1,15 @@
 """A run that stopped goes on as if it had not: the same bits, whatever stopped it, or one sentence why it cannot."""
 
+import datetime
+import errno
+import itertools
 import json
 import os
+import re
 import shutil
+import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +17,11 @@ import pytest
 
 import marl_kl
 from marl_kl import checkpoints, host_loop, run_folder, run_tables
+from marl_kl.programs import Programs
 from marl_kl.run_folder import RunFolderError, RunWarning
 from tests import kills
 from tests.counting_env import counting_env
-from tests.faults import stopped
+from tests.faults import fail_with, stopped
 from tests.kills import assert_same_run, train
 
 
@@ -222,3 +229,90 @@ def test_other_machinery_is_said(copy, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(copy, resume=True)
+
+
+# The faults of the world, one after another
+
+
+def _until(monkeypatch, code, update):
+    """`checkpoints.save`, but from `update` on the disk answers with the errno `code`."""
+    save = checkpoints.save
+
+    def until(out, snapshot, *arguments):
+        if snapshot.update >= update:
+            fail_with(monkeypatch, code)
+        save(out, snapshot, *arguments)
+
+    return until
+
+
+def _backwards(monkeypatch):
+    """Every clock that people can set runs backwards: that of Python, and that of `run.json`."""
+    seconds = itertools.count(2e9, -1000)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(seconds)) * 10**9)
+    monkeypatch.setattr(
+        run_folder, "_now", lambda: datetime.datetime.fromtimestamp(next(seconds), datetime.timezone.utc).isoformat()
+    )
+
+
+def test_no_fault_costs_more_than_an_interval(whole, tmp_path, monkeypatch):
+    """Ctrl-C while it compiles; Ctrl-C in a save, and in the save that answers it; a full disk; one that can only be
+    read; and all the time a clock that runs backwards."""
+    out, interrupt = tmp_path / "run", KeyboardInterrupt()
+    write = checkpoints._write_arrays
+    faults = (
+        (Programs, "compile", lambda _: stopped(None, interrupt, 1, "before"), "interrupted", None),
+        (checkpoints, "_write_arrays", lambda _: stopped(write, interrupt, 3, "from"), "interrupted", 8),
+        (checkpoints, "save", lambda patch: _until(patch, errno.ENOSPC, 20), "running", 16),
+        (checkpoints, "save", lambda patch: _until(patch, errno.EROFS, 28), "running", 24),
+    )
+    for place, name, fault, status, update in faults:
+        with monkeypatch.context() as patch:
+            _backwards(patch)
+            patch.setattr(place, name, fault(patch))
+            with pytest.raises((KeyboardInterrupt, RunFolderError)) as error:
+                train(out, resume=True)
+        assert error.type is KeyboardInterrupt or "\n" not in str(error.value)
+        assert _status(out) == status
+        found = checkpoints.load(out)
+        assert update == (found and found.update)
+    with monkeypatch.context() as patch:
+        _backwards(patch)
+        result = train(out, resume=True)
+    assert_same_run(out, whole[0])
+    assert min(result.timing) > 0 and result.steps_per_second > 0
+    document = json.loads((out / "run.json").read_text())
+    assert document["ended"] < document["started"]
+
+
+def test_nothing_asks_a_clock_that_can_be_set():
+    """But for the times in `run.json`, which are read by people, and the names of folders."""
+    found = {
+        path.name
+        for folder in ("marl_kl", "envs")
+        for path in (Path(__file__).parent.parent / folder).rglob("*.py")
+        if re.search(r"\btime\.time|mtime|datetime\.now|\.today\(", path.read_text())
+    }
+    assert found == {"run_folder.py", "words.py"}
+
+
+def test_an_annealed_run_keeps_its_end(tmp_path, monkeypatch):
+    """Its learning rate is 0 there; the rest of the schedule is free."""
+    monkeypatch.setattr(host_loop._Run, "loop", lambda run: None)
+    monkeypatch.setattr(host_loop, "_close", lambda run, status: None)
+    monkeypatch.setattr(host_loop.reporting, "finish", lambda *_, **__: None)
+
+    def resume(**options):
+        options = {"out": tmp_path / "run", "resume": True, "progress": "none", "anneal_lr": True, **options}
+        return marl_kl.train(counting_env(), "happo", **{**kills.CONFIG, **options})
+
+    resume()
+    resume(chunk_updates=7, save_interval=3)
+    steps = kills.CONFIG["total_env_steps"]
+    for other in (steps // 2, 2 * steps):
+        with pytest.raises(ValueError, match=f"total_env_steps={other}; with anneal_lr it must stay {steps}, as") as error:
+            resume(total_env_steps=other)
+        assert "\n" not in str(error.value) and "train a new run" in str(error.value)
+    with pytest.raises(RunFolderError, match="config.anneal_lr is True there and False here"):
+        resume(anneal_lr=False)

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import datetime
+import itertools
 from pathlib import Path
 from typing import Any, Callable
 
@@ -124,8 +125,10 @@ def _literal(text: str):
 
 
 def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
-    """The folder of a run that was given none."""
-    return Path(parent) / f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    """The folder of a run that was given none; one that is not there yet, whatever the clock says."""
+    name = f"{env_name}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(out for out in (Path(parent) / name for name in names) if not out.exists())
 
 
 def use_all_cpu_cores() -> None:
