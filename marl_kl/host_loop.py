@@ -354,6 +354,7 @@ def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
         numbers = tuple(range(min(seeds, MAX_SEEDS + 1)) if is_count else map(operator.index, seeds))
     except TypeError:
         raise ValueError(f"seeds={seeds!r}; {wanted}") from None
-    if len(numbers) > MAX_SEEDS or not numbers or len(set(numbers)) != len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
+    is_right_number = 0 < len(numbers) <= MAX_SEEDS and len(set(numbers)) == len(numbers)
+    if not is_right_number or not all(0 <= seed < 2**32 for seed in numbers):
         raise ValueError(f"seeds={seeds!r}; {wanted}")
     return numbers

@@ -6,8 +6,6 @@ as the seeds of a single run are. Settings that change shapes or branches make p
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 import time
 import uuid
@@ -24,12 +22,13 @@ from marl_kl import algorithms, checkpoints, devices, pieces, run_folder, sweep_
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.host_loop import check_env, seed_numbers
-from marl_kl.loggers import About, Log, Logger, Row, chosen_loggers, rows
+from marl_kl.loggers import Logger, chosen_loggers
 from marl_kl.pieces import Piece, Run, without_nonfinite
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
-from marl_kl.results import EpisodeStatistics, Evaluation, SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
 from marl_kl.search import Distribution, Setting, make_settings
+from marl_kl.sweep_logs import SweepLogs
 from marl_kl.trainer import make_train
 
 _SHARE_OF_MEMORY = 0.8
@@ -103,12 +102,13 @@ def sweep(
     seeds = seed_numbers(seeds)
     _check_runs_at_once(runs_at_once)
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
-    plan = _Plan(env, algorithm, settings, seeds, runs_at_once)
+    swept = (env, algorithm, settings, seeds, runs_at_once, show)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
-        logs = _Logs(loggers, plan, f"{env.spec.name}-{algorithm}", uuid.uuid4().hex[:16])
-        result = _Sweep(plan, show, logs, _Store()).result()
+        name = f"{env.spec.name}-{algorithm}"
+        logs = SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None)
+        result = _Sweep(*swept, logs, _Store()).result()
         show.table(result)
         return result
     document = run_folder.record(
@@ -126,8 +126,8 @@ def sweep(
             _go_on(out, document)
         identity = run_folder.identity(document)
         own = run_folder.lasting_id(out, identity, run_folder.SWEEP)
-        logs = _Logs(loggers, plan, out.absolute().name, own, out)
-        return _completed(_Sweep(plan, show, logs, _Store(out, identity)))
+        logs = SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out)
+        return _completed(_Sweep(*swept, logs, _Store(out, identity)))
 
 
 def _go_on(out: Path, document: Mapping[str, Any]) -> None:
@@ -210,58 +210,6 @@ class _Show:
             sweep_tables.show(result)
 
 
-class _Plan(NamedTuple):
-    """What is swept."""
-
-    env: Env
-    algorithm: str
-    settings: tuple[Setting, ...]
-    seeds: tuple[int, ...]
-    runs_at_once: int | None
-
-
-class _Logs:
-    """What a sweep's loggers get: the runs of a piece while it is trained, each a stream of its own."""
-
-    def __init__(self, loggers: Mapping[str, Logger], plan: _Plan, name: str, own: str, folder: Path | None = None):
-        """`name` is the sweep's, `own` stays the same whenever it goes on."""
-        self._loggers, self._plan, self._name, self._own, self._folder = loggers, plan, name, own, folder
-
-    @contextlib.contextmanager
-    def of(self, runs: Sequence[Run]):
-        """A function that hands over what a snapshot of these runs has more than the one before; open in this context.
-
-        As in `marl_kl.loggers`, a logger gets a run from its first row on, whatever of it was trained before.
-        """
-        logged = (0, 0)
-
-        def follow(now: Snapshot) -> None:
-            nonlocal logged
-            for index, (run, log) in enumerate(zip(runs, logs)):
-                log.write(self._rows(run, index, now, logged))
-            logged = now.extent
-
-        with contextlib.ExitStack() as stack:
-            opened = runs if self._loggers else ()
-            logs = [stack.enter_context(Log(self._loggers, self._about(run))) for run in opened]
-            yield follow
-
-    def _rows(self, run: Run, index: int, now: Snapshot, after: tuple[int, int]) -> list[Row]:
-        metrics = {name: values[index : index + 1] for name, values in without_nonfinite(now.metrics).items()}
-        update, env_steps, *episodes = now.evaluation
-        evaluation = Evaluation(update, env_steps, *(values[index : index + 1] for values in episodes))
-        agents = self._plan.env.spec.agents
-        return rows((run.seed,), agents, run.config.batch_size, metrics, evaluation, after)
-
-    def _about(self, run: Run) -> About:
-        own = f"setting{run.setting}"
-        facts = {"env": self._plan.env.spec.name, "algorithm": self._plan.algorithm, **dataclasses.asdict(run.config)}
-        return About(
-            self._name, f"{self._name}-{own}", f"{self._own}-{run.setting}", (run.seed,),
-            self._folder and self._folder / own, {**facts, "setting": run.setting},
-        )  # fmt: skip
-
-
 class _Store:
     """Where a sweep keeps what is done: nowhere, or in its folder.
 
@@ -296,9 +244,9 @@ class _Store:
 class _Sweep:
     """A sweep while it runs: group by group of settings with the same program, piece by piece of what fits."""
 
-    def __init__(self, plan: _Plan, show: _Show, logs: _Logs, store: _Store):
-        self.env, self.algorithm, self.settings, self.seeds, self.runs_at_once = plan
-        self.show, self.logs, self.store = show, logs, store
+    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs, store: _Store):
+        self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
+        self.runs_at_once, self.show, self.logs, self.store = runs_at_once, show, logs, store
         self._compiling = 0.0
         self._timing = Timing(0.0, 0.0, 0.0)
 

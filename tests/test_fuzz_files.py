@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import envs
@@ -20,7 +20,9 @@ import marl_kl
 from marl_kl import algorithms, cli, host_loop, presets, run_file, sweep_file, sweeps, toml_file
 from tests import synthetic
 
-PROFILE = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+PROFILE = settings(
+    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 FIELDS = sorted({name for entry in ("hatrpo_w", "happo") for name in vars(algorithms.get(entry).config_class())})
 GAMES = ("matrix_game", "bilinear", "parameter_sharing", "two_peaks", "digits")

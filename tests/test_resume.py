@@ -181,6 +181,7 @@ def _swap_run(out):
         (_from_the_future, {}, "checkpoints/60 was written by a newer marl_kl"),
         (_swap_run, {"gamma": 0.5}, "checkpoints/60 belongs to another run: config.gamma is 0.99 there and 0.5 here"),
         (lambda out: os.truncate(out / "run.json", 100), {}, "run.json is truncated or damaged"),
+        (lambda out: (out / "run.json").unlink(), {}, "is not empty .it holds 'checkpoints'."),
     ],
 )
 def test_what_cannot_go_on_is_one_sentence_and_stays_as_it_is(copy, monkeypatch, damage, options, message):

@@ -76,56 +76,63 @@ def never(*_):
     raise AssertionError("this must be settled before anything compiles")
 
 
-def _interrupted(monkeypatch, place, name, calls, when, error=KeyboardInterrupt):
-    monkeypatch.setattr(place, name, stopped(getattr(place, name), error, calls, when))
+def _full_from(update):
+    """`checkpoints.save`, but from `update` on the disk is full."""
+
+    def save(original, patch):
+        def until_full(folder, snapshot, *arguments):
+            if snapshot.update >= update:
+                fail_with(patch, errno.ENOSPC)
+            original(folder, snapshot, *arguments)
+
+        return until_full
+
+    return save
+
+
+def _stopped(error, calls, when):
+    return lambda original, patch: stopped(original, error, calls, when)
+
+
+_STOPS = (
+    (Piece, "_evaluated", _stopped(KeyboardInterrupt, 1, "after"), "interrupted", {}),
+    (Programs, "chunk", _stopped(KeyboardInterrupt, 2, "after"), "interrupted", {"1-1": [2]}),
+    (checkpoints, "_write_arrays", _stopped(RuntimeError("a fault"), 1, "after"), "failed", {"1-1": [2]}),
+    (checkpoints, "save", _full_from(6), "running", {"1-1": [2, 4]}),
+    (Piece, "_evaluated", _stopped(KeyboardInterrupt, 1, "before"), "interrupted", {"1-1": [4, 6]}),
+    (Piece, "_evaluated", _stopped(KeyboardInterrupt, 3, "before"), "interrupted", {"1-1": [7], "1-2": [4, 6]}),
+    (sweeps.sweep_tables, "write", _stopped(KeyboardInterrupt, 1, "before"), "interrupted", {"1-1": [7], "1-2": [7]}),
+)
 
 
 def test_stopped_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
-    """After the first evaluation, in a chunk, in a save, in the last evaluation, where the tables are written."""
-    out = tmp_path / "sweep"
-    stops = (
-        (Piece, "_evaluated", 1, "after", KeyboardInterrupt, "interrupted", {}),
-        (Programs, "chunk", 2, "after", KeyboardInterrupt, "interrupted", {"1-1": [2]}),
-        (checkpoints, "_write_arrays", 1, "after", RuntimeError, "failed", {"1-1": [2]}),
-        (Piece, "_evaluated", 1, "before", KeyboardInterrupt, "interrupted", {"1-1": [4, 6]}),
-        (Piece, "_evaluated", 3, "before", KeyboardInterrupt, "interrupted", {"1-1": [7], "1-2": [4, 6]}),
-        (sweeps.sweep_tables, "write", 1, "before", KeyboardInterrupt, "interrupted", {"1-1": [7], "1-2": [7]}),
-    )
-    for place, name, calls, when, error, status, stored in stops:
-        _interrupted(monkeypatch, place, name, calls, when, error)
-        with pytest.raises(error):
-            sweep(out, resume=True)
-        monkeypatch.undo()
+    """After the first evaluation, in a chunk, in a save, by a full disk, in the last evaluations, before the tables."""
+    out, streams = tmp_path / "sweep", []
+    for place, name, fault, status, stored in _STOPS:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fault(getattr(place, name), patch))
+            with pytest.raises((KeyboardInterrupt, RuntimeError, RunFolderError)) as error:
+                sweep(out, resume=True, loggers=[_noting(streams)])
+        assert "\n" not in str(error.value)
         assert _document(out)["status"] == status
         assert (_stored(out) if (out / "pieces").exists() else {}) == stored
     assert not (out / "table.csv").exists()
+    assert [stream["id"] for stream in streams[:4]] == [streams[0]["id"], streams[1]["id"]] * 2
+    last = []
     monkeypatch.setattr(Programs, "compile", never)
-    streams = []
-    result = sweep(out, resume=True, loggers=[_noting(streams)])
+    result = sweep(out, resume=True, loggers=[_noting(last)])
     _assert_same(result, whole)
     document = _document(out)
-    assert document["status"] == "finished" and len(document["resumed"]) == len(stops)
-    assert len({stream["id"] for stream in streams}) == 3
-    for k, stream in enumerate(streams):
+    assert document["status"] == "finished" and len(document["resumed"]) == len(_STOPS)
+    assert {stream["id"] for stream in last} == {stream["id"] for stream in streams} and len(last) == 3
+    for k, stream in enumerate(last):
         training = [(update, "training") for update in range(1, UPDATES + 1)]
         assert [(row.update, row.kind) for row in stream["rows"]] == [
             (0, "evaluation"), *training, (UPDATES, "evaluation")
-        ]
+        ]  # fmt: skip
         values = [row.values["kl_total"] for row in stream["rows"][1:-1]]
         np.testing.assert_allclose(values, result.metrics["kl_total"][k, 0], rtol=1e-6)
     assert _stored(out) == {"1-1": [7], "1-2": [7]}
-
-
-def test_a_stream_has_one_name_for_all_its_processes(tmp_path, monkeypatch):
-    streams = []
-    _interrupted(monkeypatch, Programs, "chunk", 3, "before")
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            sweep(tmp_path / "sweep", resume=True, loggers=[_noting(streams)])
-        _interrupted(monkeypatch, Programs, "chunk", 1, "before")
-    first, again = streams[0], streams[2]
-    assert first["id"] == again["id"] != streams[1]["id"]
-    assert [row.update for row in again["rows"]] == [0, 1, 2, 3, 4] == [row.update for row in first["rows"]]
 
 
 def test_a_finished_sweep_has_nothing_to_do(whole, copy, monkeypatch):
@@ -144,7 +151,7 @@ def test_how_runs_were_cut_is_remembered(tmp_path, monkeypatch, capsys):
     free = iter([3])
     monkeypatch.setattr(sweeps.devices, "free_bytes", lambda mesh: next(free, 2**60))
     monkeypatch.setattr(Programs, "state_bytes", 1.0)
-    _interrupted(monkeypatch, Programs, "chunk", 2, "before")
+    monkeypatch.setattr(Piece, "_state", stopped(None, KeyboardInterrupt, 1, "before"))
     with pytest.raises(KeyboardInterrupt):
         sweep(out, runs_at_once=None)
     assert _document(out)["sizes"] == {"1": 2}
@@ -202,28 +209,11 @@ def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
         sweep(copy, resume=True)
 
 
-def test_other_machinery_is_said(copy):
+def test_what_is_missing_is_trained_again_and_other_machinery_is_said(whole, copy):
+    shutil.rmtree(copy / "pieces" / "1-2")
     document = _document(copy)
     document["versions"]["jax"] = "0.0.1"
     (copy / "sweep.json").write_text(json.dumps(document | {"status": "interrupted"}))
     with pytest.warns(RunWarning, match="goes on, but perhaps not bit for bit: versions.jax is '0.0.1' before and"):
-        sweep(copy, resume=True)
-    assert _document(copy)["status"] == "finished"
-
-
-def test_a_full_disk_ends_it_and_space_lets_it_go_on(whole, tmp_path, monkeypatch):
-    out = tmp_path / "sweep"
-    save = checkpoints.save
-
-    def until_full(folder, snapshot, *arguments):
-        if snapshot.update == 4:
-            fail_with(monkeypatch, errno.ENOSPC)
-        save(folder, snapshot, *arguments)
-
-    monkeypatch.setattr(checkpoints, "save", until_full)
-    with pytest.raises(RunFolderError, match="cannot write .*: no space left on device") as error:
-        sweep(out)
-    assert "\n" not in str(error.value)
-    monkeypatch.undo()
-    assert _stored(out) == {"1-1": [2]}
-    _assert_same(sweep(out, resume=True), whole)
+        _assert_same(sweep(copy, resume=True), whole)
+    assert _document(copy)["status"] == "finished" and _stored(copy) == {"1-1": [7], "1-2": [7]}
