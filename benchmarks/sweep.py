@@ -7,6 +7,10 @@ The sweep is `--settings` KL budgets x `--seeds` seeds in one program. One after
 of one run, in two ways: compiled once and reused for all (what only a program with traced numbers allows; reckoned
 from the first run's compilation), and as a script would, `marl_kl.train` again and again, each call compiling.
 Evaluation before the first and after the last update is part of all. jax's compilation cache is switched off.
+
+After the sweep and the first single run a line says how long the rest will take. At the end: how far the runs of the
+sweep are from the single ones, as a share of the largest value of the metric that differs most, after the first update
+(rounding: batches of other sizes sum in another order) and over all updates (what training has made of it since).
 """
 
 from __future__ import annotations
@@ -30,15 +34,37 @@ def measure(env, algorithm: str, budgets, num_seeds: int, **fields) -> dict:
     begin = time.perf_counter()
     swept = marl_kl.sweep(env, algorithm, grid={"kl_budget": budgets}, seeds=num_seeds, **fields)
     row = {"sweep_s": time.perf_counter() - begin, "sweep_running_s": swept.timing.train + swept.timing.evaluate}
-    timings = []
+    singles = []
     begin = time.perf_counter()
-    for budget in budgets:
+    for setting, budget in enumerate(budgets):
         for seed in range(num_seeds):
-            timings.append(marl_kl.train(env, algorithm, seeds=[seed], kl_budget=float(budget), **fields).timing)
+            single = marl_kl.train(env, algorithm, seeds=[seed], kl_budget=float(budget), **fields)
+            singles.append((single.timing, _distances(swept, setting, seed, single)))
+            if len(singles) == 1:
+                left = len(budgets) * num_seeds - 1
+                seconds = (time.perf_counter() - begin) * left
+                print(f"sweep: {row['sweep_s']:.1f} s; {left} more single runs: about {seconds:.0f} s", flush=True)
     row["singles_s"] = time.perf_counter() - begin
+    timings, distances = zip(*singles)
     row["singles_running_s"] = sum(timing.train + timing.evaluate for timing in timings)
     row["singles_compiled_once_s"] = row["singles_running_s"] + timings[0].compile
+    row["distance_first_update"], row["distance"] = np.max(distances, axis=0).tolist()
     return row
+
+
+def _distances(swept: marl_kl.SweepResult, setting: int, seed: int, single: marl_kl.TrainResult) -> tuple[float, float]:
+    """Of one run of the sweep from the single run: after the first update, and over all updates."""
+    pairs = [(swept.metrics[name][setting, seed], wanted[0]) for name, wanted in single.metrics.items()]
+    return _distance([(got[:1], wanted[:1]) for got, wanted in pairs]), _distance(pairs)
+
+
+def _distance(pairs) -> float:
+    """The largest |got - wanted| of any metric, as a share of its largest |wanted|; NaN on one side only is inf."""
+    if any(np.any(np.isnan(got) != np.isnan(wanted)) for got, wanted in pairs):
+        return float("inf")
+    wide = [(np.nan_to_num(got, nan=0.0), np.nan_to_num(wanted, nan=0.0)) for got, wanted in pairs]
+    shares = [np.max(np.abs(got - wanted)) / max(float(np.max(np.abs(wanted))), 1e-12) for got, wanted in wide]
+    return float(max(shares))
 
 
 def main():
@@ -73,6 +99,8 @@ def main():
         sweep = row["sweep_running_s" if field == "running_s" else "sweep_s"]
         singles = row[f"singles_{field}"]
         print(f"{name:>18} {sweep:8.1f} {singles:10.1f} {singles / sweep:6.1f}")
+    print(f"distance of the sweep's runs from the single ones: {row['distance_first_update']:.1e} after the first update, "
+          f"{row['distance']:.1e} over all")  # fmt: skip
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"versions": versions, "machine": machine, "options": vars(options), **row}, file, indent=1)

@@ -230,12 +230,12 @@ def explain_unknown(name: str) -> str | None:
     known = ", ".join(entry.splits)
     grid = _GRID.fullmatch(split)
     if not grid:
-        return f"env '{name}': the {body} has no split {split!r}; known splits: {known}; or give partition=..."
+        return f"env {name!r}: the {body} has no split {split!r}; known splits: {known}; or give partition=..."
     num_agents, per_agent = map(int, grid.groups())
     if num_agents * per_agent != entry.joints:
-        return f"env '{name}': {kinematics.wrong_product(body, num_agents, per_agent, entry.joints, entry.splits)}"
+        return f"env {name!r}: {kinematics.wrong_product(body, num_agents, per_agent, entry.joints, entry.splits)}"
     alone = f"make {body} with partition='{num_agents}x{per_agent}' for this one"
-    return f"env '{name}': known splits: {known}; {alone}"
+    return f"env {name!r}: known splits: {known}; {alone}"
 
 
 _GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
@@ -257,7 +257,7 @@ def _read(name: str) -> tuple[str, str | None]:
 def _segments(name: str, split: str | None) -> int:
     grid = _GRID.fullmatch(split or "")
     if grid is None or int(grid[1]) * int(grid[2]) < 2:
-        raise ValueError(f"env '{name}': a split such as 10x2 (agents x segments each, 2 segments at least) is needed")
+        raise ValueError(f"env {name!r}: a split such as 10x2 (agents x segments each, 2 segments at least) is needed")
     return int(grid[1]) * int(grid[2])
 
 
@@ -279,7 +279,7 @@ def _agents(name: str, tree: KinematicTree, entry: Body, split: str | None, part
     try:
         return kinematics.parse_partition(tree, wanted)
     except ValueError as error:
-        raise ValueError(f"env '{name}': {error}") from None
+        raise ValueError(f"env {name!r}: {error}") from None
 
 
 class _View(NamedTuple):
@@ -384,4 +384,4 @@ def _is_int(value: Any) -> bool:
 
 def _check(name: str, field: str, value: Any, is_fine: bool, accepted: str) -> None:
     if not is_fine:
-        raise ValueError(f"env '{name}': {field}={value!r}; {accepted}")
+        raise ValueError(f"env {name!r}: {field}={value!r}; {accepted}")

@@ -31,6 +31,9 @@ from envs.types import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 MAX_PAYOFF_ENTRIES = 2**24
 """The largest payoff tensor that `matrix_game` builds by itself or accepts: 64 MiB of float32."""
 
+MAX_AGENTS = 2**12
+"""The most agents of a game whose size they do not limit otherwise."""
+
 
 def matrix_game(
     num_agents: int | None = None,
@@ -192,7 +195,7 @@ def bilinear(steps: int = 1, bound: float | None = None) -> Env:
     name = "bilinear"
     if bound is None:
         return _stage_game(_spec(name, (1, 1), "continuous", steps), lambda action, params: jnp.prod(action))
-    if not isinstance(bound, (int, float)) or isinstance(bound, bool) or not 0 < bound < math.inf:
+    if not isinstance(bound, (int, float)) or isinstance(bound, bool) or not 0 < bound < 2.0**128:
         raise ValueError(f"env '{name}': bound={bound!r}; it must be a finite number > 0, or None")
     bound = float(bound)
     low, high = ((-bound,),) * 2, ((bound,),) * 2
@@ -217,6 +220,8 @@ def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
     num_agents = _at_least_one(name, "num_agents", num_agents)
     if num_agents % 2:
         raise ValueError(f"env '{name}': num_agents={num_agents}; it must be even: the game has two halves")
+    if num_agents > MAX_AGENTS:
+        raise ValueError(f"env '{name}': num_agents={num_agents}; it must be at most {MAX_AGENTS}")
     half = num_agents // 2
 
     def reward(action, params):
@@ -238,8 +243,9 @@ def _at_least_one(name: str, field: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError:
         number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"env '{name}': {field}={value!r}; it must be an integer of at least 1")
+    if not 1 <= number < 2**31 or isinstance(value, bool):
+        limit = " and below 2^31" if number >= 1 else ""
+        raise ValueError(f"env '{name}': {field}={value!r}; it must be an integer of at least 1{limit}")
     return number
 
 
@@ -267,7 +273,7 @@ def _checked_payoff(
     """`payoff` as float32, and the number of actions of each agent."""
     try:
         payoff = np.asarray(payoff, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"env '{name}': payoff is not an array of numbers: {error}") from error
     wanted = "[k_1, ..., k_N, N]" if per_agent else "[k_1, ..., k_N]"
     problem = f"env '{name}': payoff of shape {list(payoff.shape)}"

@@ -67,7 +67,7 @@ def explain_unknown(name: str) -> str | None:
     by_lower = {known.lower(): known for known in NAMES}
     near = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
-    return f"unknown env '{name}'; {hint}"
+    return f"unknown env {name!r}; {hint}"
 
 
 def _own_name(name: str) -> str | None:

@@ -44,7 +44,7 @@ def make(name: str, **options) -> Env:
     checks_itself = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(options) - set(accepted))
     if unknown and not checks_itself:
-        raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
+        raise ValueError(f"env {name!r}: unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     env = factory(**options)
     return env._replace(spec=dataclasses.replace(env.spec, options=_noted(options)))
 
@@ -69,4 +69,4 @@ def _near_misses(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
     known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl_wrapper.PREFIX}..."
     hint = f"did you mean {' or '.join(near)}?" if near else known
-    return f"unknown env '{name}'; {hint}"
+    return f"unknown env {name!r}; {hint}"

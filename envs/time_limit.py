@@ -28,8 +28,8 @@ def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
             on the last step is then taken for the limit, which is wrong only if the task ended on that step too.
     """
     limit = bare.spec.episode_length
-    if limit < 1:
-        raise ValueError(f"env '{bare.spec.name}': episode_length={limit}; it must be at least 1")
+    if not 1 <= limit < 2**31:
+        raise ValueError(f"env '{bare.spec.name}': episode_length={limit}; it must be at least 1 and below 2^31")
 
     def reset(key, params):
         inner, timestep = bare.reset(key, params)

@@ -17,6 +17,7 @@ import jax
 import marl_kl
 from marl_kl import algorithms
 from marl_kl.commands import compare, evaluate, listing, render, report, sweep, train
+from marl_kl.commands.interrupts import second_one_ends_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `marl-kl`; None: those of this process.
 
     Returns:
-        The exit code: 0; 1 if every seed failed; 2 for bad input, said in one sentence; 130 after Ctrl-C.
+        The exit code: 0; 1 if every seed failed; 2 for bad input, said in one sentence; 130 after Ctrl-C. A second
+        Ctrl-C ends the process at once.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = _parse(argv)
-        return arguments.command(arguments)
+        with second_one_ends_at_once():
+            return arguments.command(arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         is_fault = isinstance(error, ModuleNotFoundError) and error.name is not None
         if is_fault or len(str(error).splitlines()) > 1:

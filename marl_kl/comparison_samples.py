@@ -1,7 +1,8 @@
 """What a comparison is made of: one curve per run and seed, told apart by task and by method.
 
 A *task* is an environment with all that makes it this one (physics, observations, parameters). A *method* is an
-algorithm with its setting: the config without what says only how long, when and how precisely (`_NO_SETTING`).
+algorithm with its setting: the config without what says only how long and when (`free_schedule`), and how precisely
+(`_NO_SETTING`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, Iterable, Literal, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from marl_kl import run_folder, stored_runs
-from marl_kl.config import SCHEDULE
+from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")
 
-_NO_SETTING = (*SCHEDULE, "eval_episodes")
+_NO_SETTING = ("eval_episodes",)
 
 
 class Sample(NamedTuple):
@@ -119,8 +120,7 @@ def _read_run(path: Path) -> _Run:
     record = run_folder.read_record(path)
     what = {"env": run_folder.env_identity(record.document["env"]), "params": record.document.get("env_params")}
     config = {field.name: getattr(record.config, field.name) for field in dataclasses.fields(record.config)}
-    # an annealed learning rate ends where the run does, so that its length is part of the setting
-    left_out = [name for name in _NO_SETTING if name != "total_env_steps" or not config.get("anneal_lr")]
+    left_out = (*free_schedule(config), *_NO_SETTING)
     setting = {name: value for name, value in config.items() if name not in left_out}
     result = stored_runs.read_result(path, record)
     return _Run(path, record, result, json.dumps(what, sort_keys=True), setting)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable, Collection, Iterable
+from typing import Any, Callable, Collection, Iterable, Mapping
 
 import jax
 
@@ -31,14 +31,20 @@ def _one_of(*options: str) -> _Check:
     return (lambda x: x in options, "one of " + ", ".join(options))
 
 
+_INT32, _INT64, _FLOAT32 = 2**31, 2**63, 2.0**128
+"""What numbers on the device, and those that only the host counts with, must stay below."""
+
+
 def _number(default: float, text: str, check: _Check = _POSITIVE):
     """A traced leaf."""
-    return dataclasses.field(default=default, metadata={"help": text, "static": False, "check": check})
+    return dataclasses.field(
+        default=default, metadata={"help": text, "static": False, "check": check, "below": _FLOAT32}
+    )
 
 
-def _static(default, text: str, check: _Check = _POSITIVE):
+def _static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
     """Part of the program's shape."""
-    return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check})
+    return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check, "below": below})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Config:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
     """
 
-    total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)")
+    total_env_steps: int = _static(
+        1_000_000, "env steps per seed (one env step is one joint step)", below=_INT64
+    )
     num_envs: int = _static(32, "parallel environments per seed")
     rollout_length: int = _static(128, "env steps per environment between two updates")
     gamma: float = _number(0.99, "discount", _UNIT)
@@ -96,6 +104,11 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _validated(field, getattr(self, field.name)))
+        if self.batch_size >= _INT32:
+            raise ValueError(
+                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}; "
+                f"it must be below {_INT32}"
+            )
         self._refuse_uneven("critic_minibatches", self.recurrent_critic)
 
     @property
@@ -112,6 +125,12 @@ class Config:
     def numbers(self) -> dict[str, float]:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
+
+    def next_stop(self, done: int) -> int:
+        """Updates made when the host next looks, after `done`: at a chunk's end, an evaluation, a save, the end."""
+        intervals = (self.eval_interval, self.save_interval)
+        multiples = ((done // every + 1) * every for every in intervals if every)
+        return min(done + self.chunk_updates, self.num_updates, *multiples)
 
     def _refuse_uneven(self, name: str, recurrent: bool) -> None:
         minibatches = getattr(self, name)
@@ -136,7 +155,7 @@ class Config:
         known = {f.name for f in dataclasses.fields(self)}
         for name in names:
             if name not in known:
-                raise ValueError(f"unknown config field '{name}' for {type(self).__name__}; {nearest(name, known)}")
+                raise ValueError(f"unknown config field {name!r} for {type(self).__name__}; {nearest(name, known)}")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -146,7 +165,20 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")
-"""The fields that say how long and when, not what: no update depends on them, so a resumed run may change them."""
+"""The fields that say how long and when, not what; what of them a resumed run may change: `free_schedule`."""
+
+
+def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `SCHEDULE` that no update depends on, where the fields of `config` hold.
+
+    An annealed learning rate ends where the run does, so that its updates depend on `total_env_steps`.
+    """
+    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not config.get("anneal_lr"))
+
+
+def is_due(done: int, every: int) -> bool:
+    """Whether what comes every so many updates (0: never) comes after `done` of them."""
+    return every > 0 and done % every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,14 +241,31 @@ def _validated(field: dataclasses.Field, value):
         return value
     accepts, range_text = field.metadata["check"]
     kind = type(field.default)
+    limit = field.metadata["below"]
     try:
         value = _coerced(kind, value)
-        if accepts(value):
-            return value
+        is_accepted = accepts(value)
     except (TypeError, ValueError, OverflowError):
-        pass
+        is_accepted = False
+    if is_accepted and _is_below(limit, value):
+        return value
     wanted = " and ".join(part for part in (_TYPE_NAMES[kind], range_text) if part)
-    raise ValueError(f"{field.name}={value!r}; it must be {wanted}")
+    raise ValueError(f"{field.name}={_shown(value)}; it must be {f'below {limit:g}' if is_accepted else wanted}")
+
+
+def _is_below(limit: float, value) -> bool:
+    """Whether all numbers in `value` are below `limit`, or infinite."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(x, (bool, str)) or x < limit or x == math.inf for x in numbers)
+
+
+def _shown(value) -> str:
+    """`value` in a message, even where it is a number of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers that long
+        text = f"a value of {type(value).__name__} too long to be shown"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", tuple: "a tuple of integers"}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import operator
 import time
 import uuid
-import warnings
 from os import PathLike
 from typing import Any, Mapping, Sequence
 
@@ -20,12 +17,15 @@ from envs.types import Env
 from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_folder, run_tables
 from marl_kl.best import better
 from marl_kl.checkpoints import Snapshot
-from marl_kl.config import Config
+from marl_kl.config import Config, is_due
 from marl_kl.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
-from marl_kl.results import EpisodeStatistics, Evaluation, Failure, Timing, TrainResult, first_nonfinite
+from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
 from marl_kl.trainer import TrainState, make_train
+
+MAX_SEEDS = 2**16
+"""The most seeds that one call takes: more are a slip of the keyboard."""
 
 
 def train(
@@ -51,8 +51,8 @@ def train(
         out: folder for metrics, pictures, config and checkpoints; None keeps nothing on disk.
         resume: go on with the run in `out` from its newest checkpoint, bit for bit as if it had never stopped (same
             versions, same devices); if there is no run yet, begin it. Everything but the schedule
-            (`marl_kl.config.SCHEDULE`) must be as it was; more `total_env_steps` extend a run, which keeps the
-            evaluation at its old end.
+            (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which keeps the
+            evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         loggers: where the numbers go besides, while the run runs: "tensorboard", "wandb", "mlflow", or functions of
@@ -116,9 +116,12 @@ def _completed(run: _Run) -> TrainResult:
 
 
 def _close(run: _Run, status: str):
-    """Leaves a true status behind even when the last save fails."""
+    """Leaves a true status behind even when the last save fails, or is interrupted."""
     try:
         run.save()
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     except BaseException:
         status = "failed"
         raise
@@ -162,6 +165,7 @@ class _Run:
             ValueError: the run is longer already than `total_env_steps`.
         """
         stored = run_folder.read_record(self.out).document
+        self._refuse_other_end(stored["config"])
         other = run_folder.difference(run_folder.identity(stored), self.identity)
         if other:
             raise run_folder.RunFolderError(f"out={str(self.out)!r} holds another run: {other}")
@@ -171,10 +175,20 @@ class _Run:
         elif (self.out / "metrics.csv").exists():
             raise run_folder.RunFolderError(f"there is no checkpoint in {str(self.out)!r}, only its metrics.csv")
         if not self._is_complete or stored["status"] != "finished":
-            _warn_of_other_machinery(run_folder.last_session(stored), document)
+            run_folder.warn_of_other_machinery(stored, document)
             run_folder.note_resumed(self.out, document, self.done)
         # those on disk may be of updates that the checkpoint does not have
         self._write_tables()
+
+    def _refuse_other_end(self, stored: Mapping[str, Any]):
+        """An annealed run cannot be made longer or shorter: what it has learned so far was meant for its old end."""
+        before, now = stored["total_env_steps"], self.config.total_env_steps
+        is_annealed = stored.get("anneal_lr") and getattr(self.config, "anneal_lr", False)
+        if is_annealed and before != now:
+            raise ValueError(
+                f"total_env_steps={now}; with anneal_lr it must stay {before}, as the run in {str(self.out)!r} has it, "
+                "because the learning rate falls to 0 at that end: train a new run of the length wanted"
+            )
 
     def _go_to(self, snapshot: Snapshot):
         if snapshot.update > self.config.num_updates:
@@ -194,7 +208,7 @@ class _Run:
         self.programs.compile()
         if self.state is None:
             self.state = jax.block_until_ready(self.programs.init(self.numbers, self.programs.keys(self.seeds)))
-        self.now = self.now._replace(timing=self._timing("compile", begin))
+        self.now = self.now._replace(timing=self.now.timing.since(begin, "compile"))
 
     def loop(self):
         """Updates, evaluates, logs and saves until the end."""
@@ -211,11 +225,11 @@ class _Run:
         while not self._is_complete:
             if self._evaluation_is_due:
                 self._evaluate()
-            if self.out is not None and _is_multiple(self.done, self.config.save_interval):
+            if self.out is not None and is_due(self.done, self.config.save_interval):
                 self.display.phase("saving")
                 self.save()
             if self.done < self.config.num_updates:
-                self._advance(self._next_stop() - self.done)
+                self._advance(self.config.next_stop(self.done) - self.done)
 
     def save(self):
         """Stores what there is, unless that is stored: a checkpoint, then its metrics and evaluations as tables."""
@@ -230,12 +244,10 @@ class _Run:
         """The run, for its loggers."""
         facts = {"env": self.env.spec.name, "algorithm": self.algorithm, **dataclasses.asdict(self.config)}
         if self.out is None:
-            name, own = f"{self.env.spec.name}-{self.algorithm}", uuid.uuid4().hex
+            name, own = f"{self.env.spec.name}-{self.algorithm}", uuid.uuid4().hex[:16]
         else:
-            started = run_folder.read_record(self.out).document["started"]
-            name = self.out.absolute().name
-            own = hashlib.sha256(json.dumps([name, started, self.identity], default=str).encode()).hexdigest()
-        return About(name, name, own[:16], self.seeds, self.out, facts)
+            name, own = self.out.absolute().name, run_folder.lasting_id(self.out, self.identity)
+        return About(name, name, own, self.seeds, self.out, facts)
 
     def _follow(self):
         """Hands to the loggers what they have not had yet."""
@@ -280,23 +292,12 @@ class _Run:
 
     @property
     def _evaluation_is_due(self) -> bool:
-        is_scheduled = self.done in (0, self.config.num_updates) or _is_multiple(self.done, self.config.eval_interval)
+        is_scheduled = self.done in (0, self.config.num_updates) or is_due(self.done, self.config.eval_interval)
         return is_scheduled and (self.now.evaluation is None or self.now.evaluation.update[-1] != self.done)
 
     @property
     def _is_complete(self) -> bool:
         return self.done == self.config.num_updates and not self._evaluation_is_due
-
-    def _next_stop(self) -> int:
-        config = self.config
-        intervals = [every for every in (config.eval_interval, config.save_interval) if every]
-        multiples = (_next_multiple(self.done, every) for every in intervals)
-        return min(self.done + config.chunk_updates, config.num_updates, *multiples)
-
-    def _timing(self, field: str, begin: float) -> Timing:
-        """The timing so far, with the seconds since `begin` in `field`."""
-        timing = self.now.timing
-        return timing._replace(**{field: getattr(timing, field) + time.perf_counter() - begin})
 
     def _advance(self, n: int):
         self.display.phase("training")
@@ -304,9 +305,9 @@ class _Run:
         self.state, chunk = self.programs.chunk(self.numbers, self.state, n)
         # a host copy, because the next chunk takes the state's own memory and may be interrupted
         state = checkpoints.flat(self.state)
-        timing = self._timing("train", begin)
+        timing = self.now.timing.since(begin, "train")
         failures = self.now.failures + self._new_failures(chunk.pop("nonfinite"))
-        metrics = _appended(self.now.metrics, chunk)
+        metrics = appended(self.now.metrics, chunk)
         self.now = self.now._replace(
             update=self.done + n, state=state, metrics=metrics, failures=failures, timing=timing
         )
@@ -319,16 +320,10 @@ class _Run:
         keys = self.programs.evaluation_keys(self.seeds, self.done)
         statistics = self.programs.evaluate(keys, self.state.learner)
         best = better(self.now.best, self.done, statistics.episode_return, checkpoints.flat(self.state.learner))
-        timing = self._timing("evaluate", begin)
-        self.now = self.now._replace(evaluation=self._with_evaluation(statistics), timing=timing, best=best)
+        timing = self.now.timing.since(begin, "evaluate")
+        evaluation = evaluated(self.now.evaluation, self.done, self.config.batch_size, statistics)
+        self.now = self.now._replace(evaluation=evaluation, timing=timing, best=best)
         self._follow()
-
-    def _with_evaluation(self, statistics: EpisodeStatistics) -> Evaluation:
-        before = self.now.evaluation
-        updates = np.append(np.empty(0, np.int64) if before is None else before.update, np.int64(self.done))
-        stacked = {name: values[:, None] for name, values in statistics._asdict().items()}
-        stacked = _appended({} if before is None else before._asdict(), stacked)
-        return Evaluation(updates, updates * self.config.batch_size, **stacked)
 
     def _new_failures(self, nonfinite: np.ndarray) -> tuple[Failure, ...]:
         """The first non-finite quantity of each seed that had none so far; nonfinite: [seed, n, len(WATCHED)]."""
@@ -345,21 +340,6 @@ class _Run:
         return (np.arange(self.done, dtype=np.int64) + 1) * self.config.batch_size
 
 
-def _appended(before: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`new` [seed, ...] behind `before`, along the second axis."""
-    return {
-        name: np.concatenate([before[name], values], axis=1) if name in before else values
-        for name, values in new.items()
-    }
-
-
-def _warn_of_other_machinery(before: Mapping[str, Any], now: Mapping[str, Any]):
-    other = run_folder.difference(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
-    if other:
-        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
-        warnings.warn(message.removesuffix(" here") + " now", run_folder.RunWarning, stacklevel=3)
-
-
 def check_env(env: Any) -> None:
     """Raises ValueError if `env` is no environment, but its name, say."""
     if not isinstance(env, Env):
@@ -368,20 +348,13 @@ def check_env(env: Any) -> None:
 
 def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Distinct seeds in [0, 2^32), or ValueError."""
-    wanted = "it must be a number of seeds >= 1 or distinct integers in [0, 2^32)"
+    wanted = f"it must be a number of seeds from 1 to {MAX_SEEDS} or distinct integers in [0, 2^32)"
     try:
         is_count = isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool)
-        numbers = tuple(range(seeds)) if is_count else tuple(operator.index(seed) for seed in seeds)
+        numbers = tuple(range(min(seeds, MAX_SEEDS + 1)) if is_count else map(operator.index, seeds))
     except TypeError:
         raise ValueError(f"seeds={seeds!r}; {wanted}") from None
-    if not numbers or len(set(numbers)) != len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
+    is_right_number = 0 < len(numbers) <= MAX_SEEDS and len(set(numbers)) == len(numbers)
+    if not is_right_number or not all(0 <= seed < 2**32 for seed in numbers):
         raise ValueError(f"seeds={seeds!r}; {wanted}")
     return numbers
-
-
-def _is_multiple(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _next_multiple(done: int, every: int) -> int:
-    return (done // every + 1) * every

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import jax
 import numpy as np
@@ -77,6 +78,24 @@ class Evaluation(NamedTuple):
     episode_length: np.ndarray
 
 
+def appended(before: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`new`, name -> [seed, ...], behind `before`, along the second axis."""
+    return {
+        name: np.concatenate([before[name], values], axis=1) if name in before else values
+        for name, values in new.items()
+    }
+
+
+def evaluated(
+    before: Evaluation | None, update: int, batch_size: int, statistics: EpisodeStatistics
+) -> Evaluation:
+    """The evaluations `before` and, behind them, episodes [seed, episode] after `update` updates."""
+    updates = np.append(np.empty(0, np.int64) if before is None else before.update, np.int64(update))
+    stacked = {name: values[:, None] for name, values in statistics._asdict().items()}
+    stacked = appended({} if before is None else before._asdict(), stacked)
+    return Evaluation(updates, updates * batch_size, **stacked)
+
+
 def first_nonfinite(nonfinite: np.ndarray) -> tuple[int, str] | None:
     """Update and quantity of the first True in `nonfinite` [update, len(WATCHED)]; None if there is none."""
     updates, quantities = np.nonzero(nonfinite)
@@ -121,6 +140,10 @@ class Timing(NamedTuple):
     compile: float
     train: float
     evaluate: float
+
+    def since(self, begin: float, field: str) -> "Timing":
+        """With the seconds since `begin`, a `time.perf_counter`, added to `field`."""
+        return self._replace(**{field: getattr(self, field) + time.perf_counter() - begin})
 
 
 @dataclasses.dataclass(frozen=True)

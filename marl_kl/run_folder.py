@@ -20,12 +20,14 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
@@ -33,7 +35,7 @@ import jax
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl.config import SCHEDULE, Config
+from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
 from marl_kl.results import Failure, SweepFailure, Timing
 
@@ -83,11 +85,11 @@ class RunRecord(NamedTuple):
 
 
 def record(
-    spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int], env_params: str | None = None
+    spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int], env_params: str | None = None, **more
 ) -> dict[str, Any]:
     """The content of a new run's `run.json`: what is run, on which versions and devices, since when.
 
-    `env_params` is what `checkpoints.digest` makes of the environment's params.
+    `env_params` is what `checkpoints.digest` makes of the environment's params; `more` is what a sweep adds.
     """
     from marl_kl import __version__  # the package is complete only after this module
 
@@ -108,16 +110,39 @@ def record(
         "failures": [],
         "versions": {"marl_kl": __version__, "python": platform.python_version(), **packages},
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+        **_jsonable(more),
     }
 
 
 def identity(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a `run.json` that makes it this run and no other: all that its numbers depend on."""
-    return {
+    """The part of a `run.json` that makes it this run and no other: all that its numbers depend on.
+
+    Of a `sweep.json` also how long its runs are, its settings, and how many runs were to be trained at once.
+    """
+    config = document["config"]
+    free = free_schedule(config)
+    # what is special about one run comes last: it is no difference where a field before it is
+    names = sorted((name for name in config if name not in free), key=SCHEDULE.__contains__)
+    of_run = {
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
-        "config": {name: value for name, value in document["config"].items() if name not in SCHEDULE},
+        "config": {name: config[name] for name in names},
         "env": env_identity(document["env"]),
     }
+    if "settings" not in document:
+        return of_run
+    return of_run | {
+        "total_env_steps": config["total_env_steps"],
+        "number of settings": len(document["settings"]),
+        "settings": {str(index): fields for index, fields in enumerate(document["settings"])},
+        "runs_at_once": document.get("runs_at_once"),
+    }
+
+
+def lasting_id(out: Path, identity: Mapping[str, Any], name: str = RUN) -> str:
+    """A text that stays the same whenever the run (or sweep) in `out` goes on, and that no other has."""
+    started = _read_document(out, name)["started"]
+    content = json.dumps([out.absolute().name, started, identity], default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def env_identity(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,26 +203,42 @@ def _begin(out: Path, new: Mapping[str, Any], is_made: bool, name: str) -> None:
         raise
 
 
-def holds_run(out: str | os.PathLike) -> bool:
-    """Whether there is a `run.json`, readable or not."""
+def holds_run(out: str | os.PathLike, name: str = RUN) -> bool:
+    """Whether there is a `run.json` (or what `name` says), readable or not."""
     with one_sentence("read", Path(out)):
-        return (Path(out) / "run.json").exists()
+        return (Path(out) / name).exists()
 
 
-def note_resumed(out: str | os.PathLike, document: Mapping[str, Any], update: int) -> None:
+def note_resumed(
+    out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN
+) -> None:
     """Notes in `run.json` that the run goes on.
 
     Args:
         out: the run folder.
         document: a `record` of the run as it goes on: this process's versions and device, and a schedule (see
-            `marl_kl.config.SCHEDULE`) that may be a new one.
-        update: updates already made.
+            `marl_kl.config.free_schedule`) that may be a new one.
+        update: updates already made; None in a sweep, whose runs have made different ones.
+        name: `RUN`, or `SWEEP`.
     """
-    stored = _read_document(Path(out))
+    stored = _read_document(Path(out), name)
     here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
     changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
-    resumed = [*stored.get("resumed", ()), here]
-    write_file(Path(out) / "run.json", _as_json({**stored, **changed, "resumed": resumed}))
+    note(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
+
+
+def note(out: str | os.PathLike, name: str, **entries) -> None:
+    """Notes `entries` in `run.json` (or `sweep.json`, as `name` says)."""
+    write_file(Path(out) / name, _as_json(_jsonable({**_read_document(Path(out), name), **entries})))
+
+
+def warn_of_other_machinery(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A `RunWarning` if other versions or devices (see `record`) than those that wrote last may round otherwise."""
+    before = last_session(stored)
+    other = difference(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
+    if other:
+        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
+        warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=3)
 
 
 def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,18 +256,16 @@ def set_status(
         status: one of `STATUSES`.
         failures: the seeds that met a non-finite number (in a sweep: `SweepFailure`s).
         name: `RUN`, or `SWEEP`.
-        timing: where the time went, for a sweep, which has no checkpoints to tell.
+        timing: where the time went, for a sweep; the checkpoints of a run tell it.
     """
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
-    document = _read_document(Path(out), name)
-    if document["status"] != status:
-        document["ended"] = None if status == "running" else _now()
-    document["status"] = status
-    document["failures"] = [failure._asdict() for failure in failures]
+    entries = {"status": status, "failures": [failure._asdict() for failure in failures]}
+    if _read_document(Path(out), name)["status"] != status:
+        entries["ended"] = None if status == "running" else _now()
     if timing is not None:
-        document["timing"] = timing._asdict()
-    write_file(Path(out) / name, _as_json(_jsonable(document)))
+        entries["timing"] = timing._asdict()
+    note(out, name, **entries)
 
 
 def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
@@ -260,10 +299,11 @@ def _check_not_taken(out: Path) -> None:
         return
     if not out.is_dir():
         raise RunExistsError(f"out={str(out)!r} is a file; it must be a new or empty folder")
-    if holds_run(out):
-        raise RunExistsError(
-            f"out={str(out)!r} already holds another run; choose a new folder, delete that one, or resume it"
-        )
+    for name, what in ((RUN, "another run"), (SWEEP, "another sweep")):
+        if holds_run(out, name):
+            raise RunExistsError(
+                f"out={str(out)!r} already holds {what}; choose a new folder, delete that one, or resume it"
+            )
     ours = (TEMPORARY, _LOCK)
     content = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith(ours))
     if content:

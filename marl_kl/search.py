@@ -10,6 +10,9 @@ import numpy as np
 
 from marl_kl.config import SCHEDULE, Config
 
+MAX_SETTINGS = 2**16
+"""The most settings that one sweep takes: more are a slip of the keyboard."""
+
 NOT_SWEPT = (*SCHEDULE, "eval_episodes")
 """Fields that are the same for all settings, or results could not be laid side by side."""
 
@@ -93,20 +96,29 @@ def make_settings(
         raise ValueError(f"'{twice[0]}' is in grid and in random; it must be in one of them")
     for name in (*grid, *random):
         _refuse_not_swept(name, fixed)
+    _check_samples(random, samples, search_seed)
+    count = math.prod(map(len, grid.values())) * (samples or 1)
+    if count > MAX_SETTINGS:
+        raise ValueError(f"these are {count} settings, grid times samples; there must be at most {MAX_SETTINGS}")
     points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     draws = _draws(random, samples, search_seed)
     return tuple(_setting(config, fixed, point | draw) for point in points for draw in draws)
 
 
-def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed: int) -> list[dict[str, Any]]:
+def _check_samples(random: Mapping[str, Distribution], samples: Any, search_seed: Any) -> None:
+    if not random and samples is not None:
+        raise ValueError(f"samples={samples!r}, but there is nothing to draw; give random={{field: distribution}}")
     if not random:
-        if samples is not None:
-            raise ValueError(f"samples={samples!r}, but there is nothing to draw; give random={{field: distribution}}")
-        return [{}]
+        return
     if not _is_whole(samples, at_least=1):
         raise ValueError(f"samples={samples!r}; with random it must be an integer >= 1")
     if not _is_whole(search_seed, at_least=0):
         raise ValueError(f"search_seed={search_seed!r}; it must be an integer >= 0")
+
+
+def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed: int) -> list[dict[str, Any]]:
+    if not random:
+        return [{}]
     drawn = {}
     for name, distribution in random.items():
         if not isinstance(distribution, Distribution):
@@ -149,8 +161,8 @@ def _listed(name: str, values: Any) -> list:
 
 def _between(name: str, low: Any, high: Any, at_least: float = -math.inf) -> str:
     try:
-        is_range = at_least < low < high < math.inf
-    except TypeError:
+        is_range = at_least < low < high < math.inf and math.isfinite(float(high) - float(low))
+    except (TypeError, OverflowError):
         is_range = False
     text = f"{name}({low!r}, {high!r})"
     if not is_range:

@@ -61,7 +61,8 @@ def read(path: Path) -> SweepFile:
     content = toml_file.read(path, _OPTIONS, _TABLES)
     tables = content.tables
     config_class = algorithms.get(content.algorithm).config_class
-    config_class().refuse_unknown(tables["config"])
+    for table in ("config", "grid", "random"):
+        config_class().refuse_unknown(tables[table])
     random = {name: _distribution(name, written) for name, written in tables["random"].items()}
     return SweepFile(
         content.env, tables["env_options"], content.algorithm,
@@ -78,7 +79,7 @@ def _distribution(field: str, written: Any) -> Distribution:
         )
     ((name, arguments),) = written.items()
     if name not in DISTRIBUTIONS:
-        raise ValueError(f"random.{field}: unknown distribution '{name}'; {nearest(name, DISTRIBUTIONS)}")
+        raise ValueError(f"random.{field}: unknown distribution {name!r}; {nearest(name, DISTRIBUTIONS)}")
     if name != "choice" and len(arguments) != 2:
         raise ValueError(f"random.{field}: {name} is {arguments!r}; it must be [low, high]")
     return DISTRIBUTIONS[name](*arguments)

@@ -6,44 +6,37 @@ as the seeds of a single run are. Settings that change shapes or branches make p
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 import time
 import uuid
 from os import PathLike
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
 from rich.console import Console
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, devices, run_folder, sweep_tables
+from marl_kl import algorithms, checkpoints, devices, pieces, run_folder, sweep_tables
+from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config
 from marl_kl.host_loop import check_env, seed_numbers
-from marl_kl.loggers import About, Log, Logger, chosen_loggers, rows
+from marl_kl.loggers import Logger, chosen_loggers
+from marl_kl.pieces import Piece, Run, without_nonfinite
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
-from marl_kl.results import EpisodeStatistics, Evaluation, SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
 from marl_kl.search import Distribution, Setting, make_settings
+from marl_kl.sweep_logs import SweepLogs
 from marl_kl.trainer import make_train
 
 _SHARE_OF_MEMORY = 0.8
 """What part of the free memory the runs may take; the rest is for what XLA's account leaves out."""
 
 
-class _Run(NamedTuple):
-    """setting: index of the setting. seed: the seed's own number. config: the setting's."""
-
-    setting: int
-    seed: int
-    config: Config
-
-
 class _Outcome(NamedTuple):
-    """What R runs leave; leaves [R, ...], metrics [R, update, ...] with `nonfinite` among them."""
+    """What one run leaves; metrics name -> [update, ...], `nonfinite` among them; episodes [episode]."""
 
     metrics: dict[str, np.ndarray]
     untrained: EpisodeStatistics
@@ -60,6 +53,7 @@ def sweep(
     search_seed: int = 0,
     seeds: int | Sequence[int] = 1,
     out: str | PathLike | None = None,
+    resume: bool = False,
     config: Config | None = None,
     runs_at_once: int | None = None,
     progress: str = "auto",
@@ -69,7 +63,7 @@ def sweep(
     """Trains every seed at every setting, side by side, as far as memory holds them.
 
     A run of a sweep is the run that `train` makes of its setting and seed, up to rounding. The evaluations are those
-    before the first and after the last update. Nothing is stored while a sweep runs: it cannot be resumed.
+    before the first and after the last update.
 
     Args:
         env: from `envs.make`, or your own.
@@ -80,8 +74,11 @@ def sweep(
         samples: how many draws.
         search_seed: seed of the draws.
         seeds: how many per setting (0, 1, ...), or which.
-        out: new folder for `table.csv` (one row per setting and seed), `summary.md` (one per setting) and `sweep.json`
-            (what was run); None keeps nothing on disk.
+        out: folder for `table.csv` (one row per setting and seed), `summary.md` (one per setting), `sweep.json` (what
+            was run) and `pieces` (what is done, stored every `save_interval` updates); None keeps nothing on disk.
+        resume: go on with the sweep in `out`: what is done is not trained again, and the results are bit for bit those
+            of a sweep that never stopped (same versions, same devices); if there is no sweep yet, begin it. Only how
+            often it looks and saves (`chunk_updates`, `save_interval`, `checkpoints_kept`) may be another than before.
         config: what is not swept; the defaults of the algorithm's config class if None.
         runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
         progress: "auto", "plain" or "none".
@@ -95,7 +92,7 @@ def sweep(
 
     Raises:
         ValueError: bad input, named in one sentence, before anything is compiled.
-        RunFolderError: `out` is taken or cannot be written.
+        RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
     """
     check_env(env)
     entry = algorithms.get(algorithm)
@@ -104,30 +101,58 @@ def sweep(
     make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
     _check_runs_at_once(runs_at_once)
-    show = _Show(progress)
-    logs = _Logs(chosen_loggers(loggers, out is not None), env, algorithm, settings, out)
-    sweeper = _Sweep(env, algorithm, settings, seeds, runs_at_once, show, logs)
+    show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
+    swept = (env, algorithm, settings, seeds, runs_at_once, show)
     if out is None:
-        result = sweeper.result(None)
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
+        name = f"{env.spec.name}-{algorithm}"
+        logs = SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None)
+        result = _Sweep(*swept, logs, _Store()).result()
         show.table(result)
         return result
-    document = run_folder.record(env.spec, algorithm, settings[0].config, seeds, checkpoints.digest(env.params))
-    searched = {
-        "grid": {name: list(values) for name, values in (grid or {}).items()},
-        "random": {name: distribution.text for name, distribution in (random or {}).items()},
-        "samples": samples,
-        "search_seed": search_seed,
-        "settings": [setting.fields for setting in settings],
-    }
-    with run_folder.claim(out, document | searched, run_folder.SWEEP) as out:
-        return _completed(sweeper, out, show)
+    document = run_folder.record(
+        env.spec, algorithm, settings[0].config, seeds, checkpoints.digest(env.params),
+        grid={name: list(values) for name, values in (grid or {}).items()},
+        random={name: distribution.text for name, distribution in (random or {}).items()},
+        samples=samples,
+        search_seed=search_seed,
+        settings=[setting.fields for setting in settings],
+        runs_at_once=runs_at_once,
+    )  # fmt: skip
+    is_known = resume and run_folder.holds_run(out, run_folder.SWEEP)
+    with run_folder.claim(out, None if is_known else document, run_folder.SWEEP) as out:
+        if is_known:
+            _go_on(out, document)
+        identity = run_folder.identity(document)
+        own = run_folder.lasting_id(out, identity, run_folder.SWEEP)
+        logs = SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out)
+        return _completed(_Sweep(*swept, logs, _Store(out, identity)))
 
 
-def _completed(sweeper: "_Sweep", out, show: "_Show") -> SweepResult:
+def _go_on(out: Path, document: Mapping[str, Any]) -> None:
+    """Refuses a folder with another sweep or without its pieces, and notes that this one goes on.
+
+    Args:
+        out: a folder with a `sweep.json`.
+        document: the `run_folder.record` of this call.
+    """
+    stored = run_folder.read_record(out, run_folder.SWEEP).document
+    other = run_folder.difference(*map(run_folder.identity, (stored, document)))
+    if other:
+        raise run_folder.RunFolderError(f"out={str(out)!r} holds another sweep: {other}")
+    if (out / "table.csv").exists() and not (out / pieces.FOLDER).exists():
+        raise run_folder.RunFolderError(f"there are no pieces in {str(out)!r}, only its table.csv")
+    if stored["status"] != "finished":
+        run_folder.warn_of_other_machinery(stored, document)
+        run_folder.note_resumed(out, document, None, run_folder.SWEEP)
+
+
+def _completed(sweeper: "_Sweep") -> SweepResult:
     """The result, on disk as well, with a true status beside it."""
-    status, failures, timing = "failed", (), None
+    out, status, failures, timing = sweeper.store.out, "failed", (), None
     try:
-        result = sweeper.result(out)
+        result = sweeper.result()
         failures, timing = result.failures, result.timing
         sweep_tables.write(result)
         status = "finished"
@@ -136,7 +161,7 @@ def _completed(sweeper: "_Sweep", out, show: "_Show") -> SweepResult:
         raise
     finally:
         run_folder.set_status(out, status, failures, run_folder.SWEEP, timing)
-    show.table(result)
+    sweeper.show.table(result)
     return result
 
 
@@ -167,82 +192,73 @@ class _Show:
         if self.mode != "none":
             Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
-    def progress(self, configs: Sequence[Config]) -> Progress:
+    def progress(self, configs: Sequence[Config], update: int) -> Progress:
+        """Of runs that have made `update` updates."""
         budgets = {getattr(config, "kl_budget", None) for config in configs}
-        return Progress(
+        progress = Progress(
             total_updates=configs[0].num_updates,
             env_steps_per_update=configs[0].batch_size,
             num_seeds=len(configs),
             kl_budget=budgets.pop() if len(budgets) == 1 else None,
             mode=self.mode,
         )
+        progress.start_at(update)
+        return progress
 
     def table(self, result: SweepResult) -> None:
         if self.mode != "none":
             sweep_tables.show(result)
 
 
-class _Logs:
-    """What a sweep's loggers get: the runs of a piece while it is trained, each a stream of its own."""
+class _Store:
+    """Where a sweep keeps what is done: nowhere, or in its folder.
 
-    def __init__(self, loggers, env, algorithm, settings, out):
-        self._loggers, self._env, self._algorithm, self._settings = loggers, env, algorithm, settings
-        self._folder = None if out is None else Path(out)
-        self._name = f"{env.spec.name}-{algorithm}" if out is None else self._folder.absolute().name
-        self._id = uuid.uuid4().hex[:16]  # a sweep is never gone on with
-        self._open: list[tuple[int, _Run, Log]] = []
+    How many runs a program takes is noted before the first of them is trained: what free memory would allow next time
+    may be another number, and with other neighbours a run is the same only up to rounding.
+    """
 
-    @contextlib.contextmanager
-    def of(self, runs: Sequence[_Run]):
-        """Open while these runs are trained, the first ones of a piece."""
-        with contextlib.ExitStack() as stack:
-            if self._loggers:
-                self._open = [
-                    (index, run, stack.enter_context(Log(self._loggers, self._about(run))))
-                    for index, run in enumerate(runs)
-                ]
-            yield
-        self._open = []
+    def __init__(self, out: Path | None = None, identity: Mapping[str, Any] | None = None):
+        self.out, self._identity = out, identity or {}
+        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
 
-    def chunk(self, done: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Metrics [run, n, ...] of the updates after the first `done`."""
-        for index, run, log in self._open:
-            own = {name: values[index : index + 1] for name, values in metrics.items()}
-            log.write(rows((run.seed,), self._env.spec.agents, run.config.batch_size, own, None, start=done))
+    def size(self, program: int) -> int | None:
+        """How many runs the program takes; None if that is open. Programs count from 1."""
+        return self._sizes.get(str(program))
 
-    def evaluation(self, update: int, statistics: EpisodeStatistics) -> None:
-        """Episodes [run, episode] after `update` updates."""
-        for index, run, log in self._open:
-            returns, lengths = (values[index][None, None] for values in statistics)
-            evaluation = Evaluation(np.array([update]), np.array([update * run.config.batch_size]), returns, lengths)
-            log.write(rows((run.seed,), self._env.spec.agents, run.config.batch_size, {}, evaluation))
+    def note_size(self, program: int, size: int) -> None:
+        """From now on it takes so many."""
+        self._sizes[str(program)] = size
+        if self.out is not None:
+            run_folder.note(self.out, run_folder.SWEEP, sizes=self._sizes)
 
-    def _about(self, run: _Run) -> About:
-        own = f"setting{run.setting}"
-        facts = {"env": self._env.spec.name, "algorithm": self._algorithm, **dataclasses.asdict(run.config)}
-        return About(
-            self._name, f"{self._name}-{own}", f"{self._id}-{run.setting}", (run.seed,),
-            self._folder and self._folder / own, {**facts, "setting": run.setting},
-        )  # fmt: skip
+    def pieces(self, program: int, runs: list[Run], size: int) -> list[Piece]:
+        """The runs of a program in pieces of `size`, the last one filled up: all of one size are one program."""
+        found = []
+        for number, start in enumerate(range(0, len(runs), size), 1):
+            piece = runs[start : start + size]
+            folder = self.out and self.out / pieces.FOLDER / f"{program}-{number}"
+            found.append(Piece(tuple((piece + runs)[:size]), len(piece), folder, self._identity))
+        return found
 
 
 class _Sweep:
     """A sweep while it runs: group by group of settings with the same program, piece by piece of what fits."""
 
-    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show, logs):
+    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs, store: _Store):
         self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
-        self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
-        self.timing = Timing(0.0, 0.0, 0.0)
+        self.runs_at_once, self.show, self.logs, self.store = runs_at_once, show, logs, store
+        self._compiling = 0.0
+        self._timing = Timing(0.0, 0.0, 0.0)
 
-    def result(self, out) -> SweepResult:
-        runs: list[_Run] = []
+    def result(self) -> SweepResult:
+        runs: list[Run] = []
         outcomes: list[_Outcome] = []
         groups = self._groups()
         for number, group in enumerate(groups, 1):
             if len(groups) > 1:
                 self.show.line(f"program {number} of {len(groups)}: {len(group)} runs")
             runs += group
-            outcomes += self._outcomes(group)
+            outcomes += self._outcomes(number, group)
         order = sorted(range(len(runs)), key=lambda i: (runs[i].setting, self.seeds.index(runs[i].seed)))
         runs, outcomes = [runs[i] for i in order], [outcomes[i] for i in order]
         return SweepResult(
@@ -256,104 +272,87 @@ class _Sweep:
             untrained=self._episodes([outcome.untrained for outcome in outcomes]),
             final=self._episodes([outcome.final for outcome in outcomes]),
             failures=_failures(runs, outcomes),
-            timing=self.timing,
-            out=out,
+            timing=self._timing,
+            out=self.store.out,
         )
 
-    def _groups(self) -> list[list[_Run]]:
+    def _groups(self) -> list[list[Run]]:
         """Runs by the program that they need: settings that differ in numbers alone share one."""
-        groups: dict[Config, list[_Run]] = {}
+        groups: dict[Config, list[Run]] = {}
         for index, setting in enumerate(self.settings):
             statics = setting.config.replace(**type(setting.config)().numbers)
-            groups.setdefault(statics, []).extend(_Run(index, seed, setting.config) for seed in self.seeds)
+            groups.setdefault(statics, []).extend(Run(index, seed, setting.config) for seed in self.seeds)
         return list(groups.values())
 
-    def _outcomes(self, runs: list[_Run]) -> list[_Outcome]:
-        """One per run."""
-        programs = self._fitting(runs)
-        size, outcomes = programs.num_runs, []
-        for start in range(0, len(runs), size):
-            piece = runs[start : start + size]
-            # the last piece is filled up: all of one size are one program
-            trained = self._trained(programs, (piece + runs)[:size], len(piece))
-            outcomes += [jax.tree.map(lambda leaf: leaf[i], trained) for i in range(len(piece))]  # noqa: B023
-        return outcomes
+    def _outcomes(self, number: int, runs: list[Run]) -> list[_Outcome]:
+        """One per run of program `number`."""
+        size = self.store.size(number)
+        programs = self._fitting(runs) if size is None else self._programs(runs, size)
+        if size is None:
+            self.store.note_size(number, programs.num_runs)
+        parts = self.store.pieces(number, runs, programs.num_runs)
+        stored = [part.stored() for part in parts]
+        is_done = [part.is_complete(now) for part, now in zip(parts, stored)]
+        if size is not None and not all(is_done):
+            done = sum(part.num_wanted for part, done in zip(parts, is_done) if done)
+            self.show.line(f"going on: {done} of {len(runs)} runs are done")
+            self._compiled(programs)
+        finished = [self._finished(part, programs, now) for part, now in zip(parts, stored)]
+        return [outcome for now in finished for outcome in _one_by_one(now)]
 
-    def _fitting(self, runs: list[_Run]) -> Programs:
+    def _finished(self, part: Piece, programs: Programs, now: Snapshot) -> Snapshot:
+        """The piece at its end; the seconds of compiling are those of the first piece trained."""
+        with self.logs.of(part.wanted) as follow:
+            if now.evaluation is not None:
+                follow(now)
+            if not part.is_complete(now):
+                timing = now.timing._replace(compile=now.timing.compile + self._compiling)
+                self._compiling = 0.0
+                with self.show.progress([run.config for run in part.wanted], now.update) as display:
+                    now = part.trained(programs, now._replace(timing=timing), follow, display)
+        self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
+        return now
+
+    def _fitting(self, runs: list[Run]) -> Programs:
         """Compiled programs for as many of `runs` at once as memory holds, in pieces of equal size."""
-        programs = self._programs(runs, self.runs_at_once or len(runs))
+        programs = self._cut_up(runs, self.runs_at_once or len(runs))
         # by the states alone, before the compiler is asked for a program that cannot fit
         programs = self._cut(runs, programs, programs.state_bytes)
         programs = self._compiled(programs)
         cut = self._cut(runs, programs, programs.bytes_per_run)
         programs = programs if cut is programs else self._compiled(cut)
         if programs.num_runs < len(runs):
-            pieces = math.ceil(len(runs) / programs.num_runs)
+            count = math.ceil(len(runs) / programs.num_runs)
             need = f"{programs.bytes_per_run / 2**20:,.1f} MiB a run"
             limit = f"{_free_text(programs)} free" if self.runs_at_once is None else f"runs_at_once={self.runs_at_once}"
-            self.show.line(f"{len(runs)} runs in {pieces} pieces of {programs.num_runs} ({need}, {limit})")
+            self.show.line(f"{len(runs)} runs in {count} pieces of {programs.num_runs} ({need}, {limit})")
         return programs
 
-    def _cut(self, runs: list[_Run], programs: Programs, bytes_per_run: float) -> Programs:
+    def _cut(self, runs: list[Run], programs: Programs, bytes_per_run: float) -> Programs:
         """Programs for fewer runs, if `programs` needs more memory than there is."""
         free = devices.free_bytes(programs.mesh)
         if free is None or bytes_per_run * programs.num_runs <= _SHARE_OF_MEMORY * free:
             return programs
-        fitting = self._programs(runs, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
+        fitting = self._cut_up(runs, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
         return fitting if fitting.num_runs < programs.num_runs else programs
 
-    def _programs(self, runs: list[_Run], at_most: int) -> Programs:
-        size = piece_size(len(runs), at_most, len(jax.local_devices()))
+    def _cut_up(self, runs: list[Run], at_most: int) -> Programs:
+        return self._programs(runs, piece_size(len(runs), at_most, len(jax.local_devices())))
+
+    def _programs(self, runs: list[Run], size: int) -> Programs:
         return Programs(self.env, self.algorithm, runs[0].config, size)
 
     def _compiled(self, programs: Programs) -> Programs:
         self.show.line(f"compiling {programs.num_runs} runs at once")
         begin = time.perf_counter()
         programs.compile()
-        self._count("compile", begin)
+        self._compiling += time.perf_counter() - begin
         return programs
-
-    def _trained(self, programs: Programs, runs: list[_Run], num_wanted: int) -> _Outcome:
-        """Trains runs that fill `programs`; the first `num_wanted` of them count."""
-        config, seeds = runs[0].config, [run.seed for run in runs]
-        wanted = runs[:num_wanted]
-        with self.logs.of(wanted), self.show.progress([run.config for run in wanted]) as display:
-            display.phase("compiling")
-            begin = time.perf_counter()
-            numbers = programs.numbers([run.config for run in runs])
-            state = jax.block_until_ready(programs.init(numbers, programs.keys(seeds)))
-            begin = self._count("compile", begin)
-            display.phase("evaluating")
-            untrained = programs.evaluate(programs.evaluation_keys(seeds, 0), state.learner)
-            self.logs.evaluation(0, untrained)
-            begin = self._count("evaluate", begin)
-            display.phase("training")
-            chunks = []
-            for done in range(0, config.num_updates, config.chunk_updates):
-                n = min(config.chunk_updates, config.num_updates - done)
-                state, metrics = programs.chunk(numbers, state, n)
-                chunks.append({name: values[:num_wanted] for name, values in metrics.items()})
-                reported = {name: values for name, values in chunks[-1].items() if name != "nonfinite"}
-                display.advance(n, reported)
-                self.logs.chunk(done, reported)
-            begin = self._count("train", begin)
-            display.phase("evaluating")
-            final = programs.evaluate(programs.evaluation_keys(seeds, config.num_updates), state.learner)
-            self.logs.evaluation(config.num_updates, final)
-            self._count("evaluate", begin)
-        metrics = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
-        return _Outcome(metrics, untrained, final)
 
     def _episodes(self, of_runs: list[EpisodeStatistics]) -> EpisodeStatistics:
         """[setting, seed, episode]."""
         shape = (len(self.settings), len(self.seeds))
         return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(*shape, *leaves[0].shape), *of_runs)
-
-    def _count(self, field: str, begin: float) -> float:
-        """Adds the seconds since `begin` to the timing; returns the time now."""
-        now = time.perf_counter()
-        self.timing = self.timing._replace(**{field: getattr(self.timing, field) + now - begin})
-        return now
 
 
 def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
@@ -370,6 +369,18 @@ def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
     return upwards if upwards <= at_most or at_most == num_runs else downwards
 
 
+def _one_by_one(now: Snapshot) -> list[_Outcome]:
+    """What each run of a finished piece leaves."""
+    returns, lengths = now.evaluation.episode_return, now.evaluation.episode_length
+    return [
+        _Outcome(
+            {name: values[i] for name, values in now.metrics.items()},
+            *(EpisodeStatistics(returns[i, k], lengths[i, k]) for k in range(2)),
+        )
+        for i in range(len(returns))
+    ]
+
+
 def _laid_together(of_runs: list[dict[str, np.ndarray]], num_seeds: int) -> dict[str, np.ndarray]:
     """name -> [setting, seed, update, ...] from one dict of [update, ...] per run; shorter runs end in NaN.
 
@@ -377,7 +388,7 @@ def _laid_together(of_runs: list[dict[str, np.ndarray]], num_seeds: int) -> dict
     """
     longest = max(len(values) for metrics in of_runs for values in metrics.values())
     together = {}
-    for name in (name for name in of_runs[0] if name != "nonfinite"):
+    for name in without_nonfinite(of_runs[0]):
         columns = [_lengthened(metrics[name], longest) for metrics in of_runs]
         stacked = np.stack(columns)
         together[name] = stacked.reshape(-1, num_seeds, *stacked.shape[1:])
@@ -398,7 +409,7 @@ def _env_steps(configs: Sequence[Config]) -> np.ndarray:
     return np.stack([updates * config.batch_size for updates, config in zip(made, configs)])
 
 
-def _failures(runs: Sequence[_Run], outcomes: Sequence[_Outcome]) -> tuple[SweepFailure, ...]:
+def _failures(runs: Sequence[Run], outcomes: Sequence[_Outcome]) -> tuple[SweepFailure, ...]:
     found = ((run, first_nonfinite(outcome.metrics["nonfinite"])) for run, outcome in zip(runs, outcomes))
     return tuple(SweepFailure(run.setting, run.seed, *first) for run, first in found if first is not None)
 

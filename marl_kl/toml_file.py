@@ -11,6 +11,7 @@ from typing import Any, Collection, Mapping, NamedTuple, Sequence
 
 from marl_kl import algorithms
 from marl_kl.config import nearest
+from marl_kl.files import first_line
 
 
 class Content(NamedTuple):
@@ -43,11 +44,13 @@ def read(path: Path, options: Collection[str], tables: Collection[str]) -> Conte
     try:
         content = tomllib.loads(path.read_text())
     except ValueError as error:  # also what is not UTF-8
-        raise ValueError(f"{path} is not a TOML file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a TOML file: {first_line(error)}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is not a TOML file that can be read: it is nested too deeply") from None
     known = ("env", "algorithm", *options, *tables)
     for key in content:
         if key not in known:
-            raise ValueError(f"{path}: unknown key '{key}'; {nearest(key, known)}")
+            raise ValueError(f"{path}: unknown key {key!r}; {nearest(key, known)}")
     for key in ("env", "algorithm"):
         if not isinstance(content.get(key), str):
             raise ValueError(f"{path}: {key} must be there, and be a name in quotes")

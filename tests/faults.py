@@ -12,3 +12,19 @@ def fail_with(monkeypatch, code: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", fail)
+
+
+def stopped(original, error, calls: int, when: str):
+    """`original`, but its `calls`-th call raises `error`, "before" or "after" its work; "from" then on: all calls."""
+    left = [calls]
+
+    def stop(*arguments, **options):
+        left[0] -= 1
+        if (not left[0] and when == "before") or (left[0] <= 0 and when == "from"):
+            raise error
+        result = original(*arguments, **options)
+        if not left[0] and when == "after":
+            raise error
+        return result
+
+    return stop

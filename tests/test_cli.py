@@ -1,6 +1,7 @@
 """The command line: what it passes on, what it explains, and that bad input is one sentence."""
 
 import dataclasses
+import datetime
 import subprocess
 import sys
 import warnings
@@ -216,3 +217,17 @@ def test_help_needs_neither_brax_nor_matplotlib():
         "sys.exit(any(name in sys.modules for name in ('brax', 'mujoco', 'matplotlib', 'orbax.checkpoint')))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_folder_of_a_clock_that_stands_still_is_another_one(tmp_path, monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2001, 2, 3, 4, 5, 6)
+
+    monkeypatch.setattr(words.datetime, "datetime", Clock)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-b-20010203-040506", "a-b-20010203-040506-2", "a-b-20010203-040506-3"):
+        out = words.default_out("a", "b")
+        assert str(out) == f"runs/{name}"
+        out.mkdir(parents=True)

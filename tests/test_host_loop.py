@@ -97,12 +97,16 @@ def test_seeds_can_be_named():
     np.testing.assert_allclose(reordered.metrics["kl"], three.metrics["kl"][[2, 0, 1]], rtol=1e-4, atol=1e-7)
 
 
-def test_a_nan_is_named(tmp_path, capsys):
-    env = counting_env(nan_start_above=0.97)
-    result = train(env, seeds=6, total_env_steps=192, chunk_updates=2, out=tmp_path / "run")
-    assert 0 < len(result.failures) < 6
-    failure = result.failures[0]
-    assert failure.quantity == "reward"
+def test_a_nan_in_one_seed_of_eight_is_named_and_leaves_the_others_alone(tmp_path):
+    env, options = counting_env(nan_start_above=0.995), {"total_env_steps": 192, "chunk_updates": 2}
+    result = train(env, seeds=[1, 3, 4, 5, 6, 7, 8, 9], out=tmp_path / "run", **options)
+    healthy = train(env, seeds=[1, 3, 4, 5, 12, 7, 8, 9], **options)
+    (failure,) = result.failures
+    assert failure.seed == 6 and failure.quantity == "reward" and failure.update < 3 and not healthy.failures
+    others = np.array(result.seeds) != failure.seed
+    for name, values in healthy.metrics.items():
+        np.testing.assert_array_equal(result.metrics[name][others], values[others], err_msg=name)
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["failures"][0] == failure._asdict()
     policy = marl_kl.load(tmp_path / "run").policy(seed=failure.seed)

@@ -1,9 +1,15 @@
 """A run that stopped goes on as if it had not: the same bits, whatever stopped it, or one sentence why it cannot."""
 
+import datetime
+import errno
+import itertools
 import json
 import os
+import re
 import shutil
+import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,9 +17,11 @@ import pytest
 
 import marl_kl
 from marl_kl import checkpoints, host_loop, run_folder, run_tables
+from marl_kl.programs import Programs
 from marl_kl.run_folder import RunFolderError, RunWarning
 from tests import kills
 from tests.counting_env import counting_env
+from tests.faults import fail_with, stopped
 from tests.kills import assert_same_run, train
 
 
@@ -42,22 +50,6 @@ def never_compile(*_):
     raise AssertionError("this must be settled before anything compiles")
 
 
-def _stopped(original, error, calls, when):
-    """`original`, but its `calls`-th call raises `error`, before or after its work."""
-    left = [calls]
-
-    def stopped(*arguments, **options):
-        left[0] -= 1
-        if not left[0] and when == "before":
-            raise error
-        result = original(*arguments, **options)
-        if not left[0]:
-            raise error
-        return result
-
-    return stopped
-
-
 def _stopped_in_a_chunk(calls):
     """`_advance`, whose `calls`-th call is interrupted while the chunk has the state's memory."""
     original, left = host_loop._Run._advance, [calls]
@@ -78,14 +70,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkey
     run, interrupt = host_loop._Run, KeyboardInterrupt()
     stops = (
         (run, "_advance", _stopped_in_a_chunk(6), "interrupted"),
-        (run, "_advance", _stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
-        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
-        (run, "_evaluate", _stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
-        (run_tables, "write_metrics", _stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
+        (run, "_advance", stopped(run._advance, RuntimeError(), 3, "after"), "failed"),
+        (run, "_evaluate", stopped(run._evaluate, interrupt, 2, "before"), "interrupted"),
+        (run, "_evaluate", stopped(run._evaluate, interrupt, 2, "after"), "interrupted"),
+        (run_tables, "write_metrics", stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
     )
     seen = []
-    for place, name, stopped, status in stops:
-        monkeypatch.setattr(place, name, stopped)
+    for place, name, stopping, status in stops:
+        monkeypatch.setattr(place, name, stopping)
         with pytest.raises((KeyboardInterrupt, RuntimeError)):
             train(out, resume=True, save_interval=4 + len(seen))
         monkeypatch.undo()
@@ -189,6 +181,7 @@ def _swap_run(out):
         (_from_the_future, {}, "checkpoints/60 was written by a newer marl_kl"),
         (_swap_run, {"gamma": 0.5}, "checkpoints/60 belongs to another run: config.gamma is 0.99 there and 0.5 here"),
         (lambda out: os.truncate(out / "run.json", 100), {}, "run.json is truncated or damaged"),
+        (lambda out: (out / "run.json").unlink(), {}, "is not empty .it holds 'checkpoints'."),
     ],
 )
 def test_what_cannot_go_on_is_one_sentence_and_stays_as_it_is(copy, monkeypatch, damage, options, message):
@@ -237,3 +230,90 @@ def test_other_machinery_is_said(copy, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(copy, resume=True)
+
+
+# The faults of the world, one after another
+
+
+def _until(monkeypatch, code, update):
+    """`checkpoints.save`, but from `update` on the disk answers with the errno `code`."""
+    save = checkpoints.save
+
+    def until(out, snapshot, *arguments):
+        if snapshot.update >= update:
+            fail_with(monkeypatch, code)
+        save(out, snapshot, *arguments)
+
+    return until
+
+
+def _backwards(monkeypatch):
+    """Every clock that people can set runs backwards: that of Python, and that of `run.json`."""
+    seconds = itertools.count(2e9, -1000)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(seconds)) * 10**9)
+    monkeypatch.setattr(
+        run_folder, "_now", lambda: datetime.datetime.fromtimestamp(next(seconds), datetime.timezone.utc).isoformat()
+    )
+
+
+def test_no_fault_costs_more_than_an_interval(whole, tmp_path, monkeypatch):
+    """Ctrl-C while it compiles; Ctrl-C in a save, and in the save that answers it; a full disk; one that can only be
+    read; and all the time a clock that runs backwards."""
+    out, interrupt = tmp_path / "run", KeyboardInterrupt()
+    write = checkpoints._write_arrays
+    faults = (
+        (Programs, "compile", lambda _: stopped(None, interrupt, 1, "before"), "interrupted", None),
+        (checkpoints, "_write_arrays", lambda _: stopped(write, interrupt, 3, "from"), "interrupted", 8),
+        (checkpoints, "save", lambda patch: _until(patch, errno.ENOSPC, 20), "running", 16),
+        (checkpoints, "save", lambda patch: _until(patch, errno.EROFS, 28), "running", 24),
+    )
+    for place, name, fault, status, update in faults:
+        with monkeypatch.context() as patch:
+            _backwards(patch)
+            patch.setattr(place, name, fault(patch))
+            with pytest.raises((KeyboardInterrupt, RunFolderError)) as error:
+                train(out, resume=True)
+        assert error.type is KeyboardInterrupt or "\n" not in str(error.value)
+        assert _status(out) == status
+        found = checkpoints.load(out)
+        assert update == (found and found.update)
+    with monkeypatch.context() as patch:
+        _backwards(patch)
+        result = train(out, resume=True)
+    assert_same_run(out, whole[0])
+    assert min(result.timing) > 0 and result.steps_per_second > 0
+    document = json.loads((out / "run.json").read_text())
+    assert document["ended"] < document["started"]
+
+
+def test_nothing_asks_a_clock_that_can_be_set():
+    """But for the times in `run.json`, which are read by people, and the names of folders."""
+    found = {
+        path.name
+        for folder in ("marl_kl", "envs")
+        for path in (Path(__file__).parent.parent / folder).rglob("*.py")
+        if re.search(r"\btime\.time|mtime|datetime\.now|\.today\(", path.read_text())
+    }
+    assert found == {"run_folder.py", "words.py"}
+
+
+def test_an_annealed_run_keeps_its_end(tmp_path, monkeypatch):
+    """Its learning rate is 0 there; the rest of the schedule is free."""
+    monkeypatch.setattr(host_loop._Run, "loop", lambda run: None)
+    monkeypatch.setattr(host_loop, "_close", lambda run, status: None)
+    monkeypatch.setattr(host_loop.reporting, "finish", lambda *_, **__: None)
+
+    def resume(**options):
+        options = {"out": tmp_path / "run", "resume": True, "progress": "none", "anneal_lr": True, **options}
+        return marl_kl.train(counting_env(), "happo", **{**kills.CONFIG, **options})
+
+    resume()
+    resume(chunk_updates=7, save_interval=3)
+    steps = kills.CONFIG["total_env_steps"]
+    for other in (steps // 2, 2 * steps):
+        with pytest.raises(ValueError, match=f"total_env_steps={other}; with anneal_lr it must stay {steps}, as") as error:
+            resume(total_env_steps=other)
+        assert "\n" not in str(error.value) and "train a new run" in str(error.value)
+    with pytest.raises(RunFolderError, match="config.anneal_lr is True there and False here"):
+        resume(anneal_lr=False)

@@ -49,7 +49,7 @@ def test_what_the_file_says_reaches_sweep(calls, tmp_path, capsys):
         """
     path = written(tmp_path, textwrap.dedent(text))
     assert cli.main(["sweep", path, "--progress", "none"]) == 130
-    assert capsys.readouterr().err == "marl-kl: interrupted; a sweep keeps nothing before its end\n"
+    assert capsys.readouterr().err == "marl-kl: interrupted\n"
     ((env, algorithm, options),) = calls
     assert algorithm == "hatrpo_w" and env.spec == envs.make("matrix_game", num_agents=3, steps=5).spec
     assert str(options.pop("out")).startswith("sweeps/matrix_game-hatrpo_w-2")
@@ -57,8 +57,20 @@ def test_what_the_file_says_reaches_sweep(calls, tmp_path, capsys):
     assert random == {"kl_budget": "log_uniform(0.01, 0.3)", "activation": "choice(['tanh', 'relu'])"}
     assert options == {
         "seeds": [3, 5], "samples": 4, "grid": {"hidden_sizes": [[8], [4, 4]]}, "progress": "none", "loggers": [],
-        "total_env_steps": 1e6,
+        "resume": False, "total_env_steps": 1e6,
     }
+
+
+def test_it_goes_on_where_it_was_interrupted(calls, tmp_path, capsys):
+    path, out = written(tmp_path, HEAD + "[grid]\ngamma = [0.9]"), tmp_path / "sweep"
+    assert cli.main(["sweep", path, "--resume"]) == 2
+    assert capsys.readouterr().err.startswith("marl-kl: --resume needs --out FOLDER")
+    out.mkdir()
+    (out / "sweep.json").touch()
+    assert cli.main(["sweep", path, "--resume", "--out", str(out)]) == 130
+    assert f"marl-kl sweep {path} --out {out} --resume goes on" in capsys.readouterr().err
+    ((_, _, options),) = calls
+    assert options["resume"] and options["out"] == out
 
 
 def test_the_example_is_one(tmp_path):

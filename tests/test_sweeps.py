@@ -175,7 +175,9 @@ def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
 
 
 def test_the_folder(swept):
-    assert {entry.name for entry in swept.out.iterdir()} == {"table.csv", "curves.csv", "summary.md", "sweep.json", ".lock"}
+    assert {entry.name for entry in swept.out.iterdir()} == {
+        "table.csv", "curves.csv", "summary.md", "sweep.json", "pieces", ".lock",
+    }  # fmt: skip
     table = pd.read_csv(swept.out / "table.csv")
     assert list(table.setting) == [0, 0, 1, 1, 2, 2] and list(table.seed) == [4, 7] * 3
     np.testing.assert_array_equal(table.kl_budget, np.repeat(BUDGETS, 2))
@@ -250,7 +252,7 @@ def test_bad_input_is_one_sentence_before_anything_compiles(options, message, mo
 
 def test_a_folder_that_holds_a_sweep_is_refused(swept, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never_compile)
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="already holds another sweep"):
         sweep(grid={"kl_budget": BUDGETS}, out=swept.out)
     with pytest.raises(run_folder.RunFolderError, match="is not a run folder: it has no run.json"):
         marl_kl.load(swept.out)

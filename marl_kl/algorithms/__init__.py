@@ -68,5 +68,5 @@ def get(name: str) -> Entry:
     if entry is None:
         near = difflib.get_close_matches(name, _ALGORITHMS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_ALGORITHMS)}"
-        raise ValueError(f"unknown algorithm '{name}'; {hint}")
+        raise ValueError(f"unknown algorithm {name!r}; {hint}")
     return entry

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import datetime
+import itertools
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,6 +15,7 @@ import envs
 import marl_kl
 from envs.types import Env
 from marl_kl import loggers
+from marl_kl.files import first_line
 from marl_kl.progress import MODES
 
 
@@ -123,8 +125,10 @@ def _literal(text: str):
 
 
 def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
-    """The folder of a run that was given none."""
-    return Path(parent) / f"{env_name.replace('/', '-')}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    """The folder of a run that was given none; one that is not there yet, whatever the clock says."""
+    name = f"{env_name.replace('/', '-')}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(out for out in (Path(parent) / name for name in names) if not out.exists())
 
 
 def use_all_cpu_cores() -> None:
@@ -138,4 +142,4 @@ def make_env(name: str, options: dict[str, Any]) -> Env:
     try:
         return envs.make(name, **options)
     except TypeError as error:
-        raise ValueError(f"env '{name}' does not take {options}: {error}") from error
+        raise ValueError(f"env {name!r} does not take {options}: {first_line(error)}") from error

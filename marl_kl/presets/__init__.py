@@ -49,7 +49,7 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Preset:
     """The preset called `name`; ValueError with those that exist if there is none."""
     if name not in names():
-        raise ValueError(f"unknown preset '{name}'; {nearest(name, names())}")
+        raise ValueError(f"unknown preset {name!r}; {nearest(name, names())}")
     content = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
     about, source, scenarios = (content.pop(key) for key in ("about", "source", "scenarios"))
     return Preset(name, about, source, content, scenarios)
@@ -71,7 +71,7 @@ def fields(name: str, scenario: str, algorithm: str) -> dict[str, Any]:
     if algorithm not in preset.algorithms:
         raise ValueError(f"preset '{name}' is not for {algorithm}; it is for {', '.join(preset.algorithms)}")
     if scenario not in preset.scenarios:
-        raise ValueError(f"preset '{name}' has nothing for '{scenario}'; it has {', '.join(preset.scenarios)}")
+        raise ValueError(f"preset '{name}' has nothing for {scenario!r}; it has {', '.join(preset.scenarios)}")
     classes = [kind.__name__ for kind in reversed(entry.config_class.__mro__)]
     tables = (table.get(kind, {}) for table in (preset.fields, preset.scenarios[scenario]) for kind in classes)
     return {field: value for table in tables for field, value in table.items()}
