@@ -197,6 +197,9 @@ def test_grids_beyond_all_bounds():
 
 @PROFILE
 @given(RUN_FILES)
+@example({**_GOOD, "env": "jaxmarl/a\nb"})
+@example({**_GOOD, "env": "ant_a\nb"})
+@example({**_GOOD, "env": "a\nb", "env_options": {"a\nb": 1}})
 def test_run_files(document):
     check(RUN, as_file(document))
 
