@@ -2,7 +2,7 @@
 
     python experiments/ecosystem.py [--tasks jaxmarl/3m ...] [--algorithms mappo ...] --out FOLDER [--smoke]
 
-Writes every run to FOLDER/<task>/<algorithm>, all evaluation episodes to FOLDER/evaluations.csv and a Markdown table
+Writes every run to FOLDER/<task>/<algorithm>, every seed's evaluations to FOLDER/evaluations.csv and a Markdown table
 to FOLDER/table.md: return of the deterministic team before and after training, mean over episodes and seeds with its
 95 % interval (bootstrap over seeds); where the environment says which returns are those of won episodes (SMAX), the
 share of won ones; and the return of the sampling team over the last tenth of the updates. All runs of a task take the same
@@ -91,15 +91,15 @@ def row(result: marl_kl.TrainResult) -> str:
     return markdown_row(cells) + "\n"
 
 
-def episodes(result: marl_kl.TrainResult) -> Iterator[tuple]:
-    """Every evaluation episode, as a line of the CSV file."""
+def evaluations(result: marl_kl.TrainResult) -> Iterator[tuple]:
+    """Every evaluation of every seed, as a line of the CSV file: means over its episodes."""
     returns = result.evaluation.episode_return
     wins = won(result.spec, returns)
-    for seed, evaluation, episode in np.ndindex(returns.shape):
-        index = seed, evaluation, episode
+    for seed, evaluation in np.ndindex(returns.shape[:2]):
+        index = seed, evaluation
         yield (
             result.spec.name, result.algorithm, result.seeds[seed], int(result.evaluation.env_steps[evaluation]),
-            episode, f"{returns[index]:.6g}", "" if wins is None else int(wins[index]),
+            f"{returns[index].mean():.6g}", "" if wins is None else f"{wins[index].mean():.6g}",
         )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def main():
     marl_kl.use_all_cpu_cores()
     table, lines = _HEADER, io.StringIO()
     writer = csv.writer(lines)
-    writer.writerow(("task", "algorithm", "seed", "env_steps", "episode", "return", "won"))
+    writer.writerow(("task", "algorithm", "seed", "env_steps", "return", "won"))
     for task in options.tasks:
         env = envs.make(task)
         for algorithm in options.algorithms:
@@ -125,7 +125,7 @@ def main():
                 progress="plain", **(SMOKE if options.smoke else fields),
             )  # fmt: skip
             table += row(result)
-            writer.writerows(episodes(result))
+            writer.writerows(evaluations(result))
             write_file(options.out / "table.md", table)
             write_file(options.out / "evaluations.csv", lines.getvalue())
     print(table)
