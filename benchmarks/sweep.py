@@ -57,16 +57,19 @@ def _distances(swept: marl_kl.SweepResult, setting: int, seed: int, single: marl
     pairs = {name: (swept.metrics[name][setting, seed], wanted[0]) for name, wanted in single.metrics.items()}
     where = f"budget {setting}, seed {seed}"
     return tuple(
-        max((_distance(got[:n], wanted[:n]), name, where) for name, (got, wanted) in pairs.items()) for n in (1, None)
+        max((_distance(got[:n], wanted[:n], swept.metrics[name]), name, where) for name, (got, wanted) in pairs.items())
+        for n in (1, None)
     )
 
 
-def _distance(got: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest |got - wanted| as a share of the largest |wanted|; inf where only one of them is NaN."""
+def _distance(got: np.ndarray, wanted: np.ndarray, everywhere: np.ndarray) -> float:
+    """The largest |got - wanted| as a share of the largest |value| of all runs, but at least of 1e-3: what is 0 but for
+    rounding has no scale of its own. Inf where only one of them is NaN.
+    """
     if np.any(np.isnan(got) != np.isnan(wanted)):
         return float("inf")
     got, wanted = np.nan_to_num(got), np.nan_to_num(wanted)
-    return float(np.max(np.abs(got - wanted)) / max(float(np.max(np.abs(wanted))), 1e-12))
+    return float(np.max(np.abs(got - wanted)) / max(float(np.nanmax(np.abs(everywhere))), 1e-3))
 
 
 def main():
