@@ -48,23 +48,28 @@ def measure(env, algorithm: str, budgets, num_seeds: int, **fields) -> dict:
     timings, distances = zip(*singles)
     row["singles_running_s"] = sum(timing.train + timing.evaluate for timing in timings)
     row["singles_compiled_once_s"] = row["singles_running_s"] + timings[0].compile
-    row["distance_first_update"], row["distance"] = np.max(distances, axis=0).tolist()
+    row["distance_first_update"], row["distance"] = map(max, zip(*distances))
     return row
 
 
-def _distances(swept: marl_kl.SweepResult, setting: int, seed: int, single: marl_kl.TrainResult) -> tuple[float, float]:
-    """Of one run of the sweep from the single run: after the first update, and over all updates."""
-    pairs = [(swept.metrics[name][setting, seed], wanted[0]) for name, wanted in single.metrics.items()]
-    return _distance([(got[:1], wanted[:1]) for got, wanted in pairs]), _distance(pairs)
+def _distances(swept: marl_kl.SweepResult, setting: int, seed: int, single: marl_kl.TrainResult):
+    """Of one run of the sweep from the single run: after the first update, and over all updates; see `_distance`."""
+    pairs = {name: (swept.metrics[name][setting, seed], wanted[0]) for name, wanted in single.metrics.items()}
+    where = f"budget {setting}, seed {seed}"
+    return tuple(
+        max((_distance(got[:n], wanted[:n], swept.metrics[name]), name, where) for name, (got, wanted) in pairs.items())
+        for n in (1, None)
+    )
 
 
-def _distance(pairs) -> float:
-    """The largest |got - wanted| of any metric, as a share of its largest |wanted|; NaN on one side only is inf."""
-    if any(np.any(np.isnan(got) != np.isnan(wanted)) for got, wanted in pairs):
+def _distance(got: np.ndarray, wanted: np.ndarray, everywhere: np.ndarray) -> float:
+    """The largest |got - wanted| as a share of the largest |value| of all runs, but at least of 1e-3: what is 0 but for
+    rounding has no scale of its own. Inf where only one of them is NaN.
+    """
+    if np.any(np.isnan(got) != np.isnan(wanted)):
         return float("inf")
-    wide = [(np.nan_to_num(got, nan=0.0), np.nan_to_num(wanted, nan=0.0)) for got, wanted in pairs]
-    shares = [np.max(np.abs(got - wanted)) / max(float(np.max(np.abs(wanted))), 1e-12) for got, wanted in wide]
-    return float(max(shares))
+    got, wanted = np.nan_to_num(got), np.nan_to_num(wanted)
+    return float(np.max(np.abs(got - wanted)) / max(float(np.nanmax(np.abs(everywhere))), 1e-3))
 
 
 def main():
@@ -99,8 +104,9 @@ def main():
         sweep = row["sweep_running_s" if field == "running_s" else "sweep_s"]
         singles = row[f"singles_{field}"]
         print(f"{name:>18} {sweep:8.1f} {singles:10.1f} {singles / sweep:6.1f}")
-    print(f"distance of the sweep's runs from the single ones: {row['distance_first_update']:.1e} after the first update, "
-          f"{row['distance']:.1e} over all")  # fmt: skip
+    for when, field in {"after the first update": "distance_first_update", "over all updates": "distance"}.items():
+        share, metric, where = row[field]
+        print(f"distance of the sweep's runs from the single ones {when}: {share:.1e} ({metric}, {where})")
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"versions": versions, "machine": machine, "options": vars(options), **row}, file, indent=1)
