@@ -97,11 +97,12 @@ def _make(own: str, **options) -> Env:
     try:
         env = _constructed(jaxmarl, own, options)
     except (TypeError, ValueError, AssertionError, KeyError, NotImplementedError, ImportError) as error:
-        raise ValueError(f"env '{name}': JaxMARL does not make it with {options}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env '{name}': JaxMARL does not make it with {options}: {reason}") from error
     accepted = _accepted(type(env))
     unknown = sorted(set(options) - set(accepted))
     if unknown:
-        raise ValueError(f"env '{name}': unknown option '{unknown[0]}'; accepted: {', '.join(accepted)}")
+        raise ValueError(f"env '{name}': unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     return from_jaxmarl(env, name, **shaping)
 
 
