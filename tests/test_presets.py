@@ -1,5 +1,6 @@
 """Presets: each one that ships fits its environment and its algorithms, and says where its numbers are from."""
 
+import functools
 import subprocess
 import sys
 import tomllib
@@ -30,7 +31,7 @@ def test_every_preset_fits_its_environments_and_algorithms(name):
     assert set(preset.fields) <= classes
     for scenario, tables in preset.scenarios.items():
         assert set(tables) <= classes
-        spec = envs.make(scenario, **({} if scenario.startswith("manyagent") else {"backend": "spring"})).spec
+        spec = _spec(scenario)
         assert spec.name == scenario
         for algorithm in preset.algorithms:
             config = presets.config(name, scenario, algorithm)
@@ -40,6 +41,11 @@ def test_every_preset_fits_its_environments_and_algorithms(name):
                 kept = getattr(config, field)
                 assert kept == (tuple(value) if isinstance(value, list) else value)
             make_train(_bare(spec), algorithm, config)
+
+
+@functools.cache
+def _spec(scenario):
+    return envs.make(scenario, **({} if scenario.startswith("manyagent") else {"backend": "spring"})).spec
 
 
 def _bare(spec):
