@@ -1,6 +1,7 @@
 """Every algorithm on every kind of action: finite, of the right shapes, inside the budget, nothing unavailable done."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import advantages, algorithms, evaluate, rollout
+from marl_kl import advantages, algorithms, evaluate, rollout, sequences
 from marl_kl.policies import init_actors, init_obs_moments, make_actor
 from marl_kl.types import Batch
 from tests import random_run
@@ -18,30 +19,40 @@ from tests.test_trainer import check_contract, run, small
 NUM_ENVS, LENGTH = 4, 8
 
 
-def config_of(algorithm, kind, shared=False):
+def config_of(algorithm, kind, shared=False, recurrent=False):
     config_class = algorithms.get(algorithm).config_class
     quick = {"actor_epochs": 2} if config_class is marl_kl.FirstOrderConfig else {"cg_subsample": 0.5}
     return config_class(
         hidden_sizes=(8,), num_envs=NUM_ENVS, rollout_length=LENGTH, squash=kind == "squashed", share_parameters=shared,
-        **quick,
+        recurrent=recurrent, recurrent_size=4, **quick,
     )  # fmt: skip
 
 
 @functools.cache
-def sampled(kind, shared):
+def sampled(kind, shared, recurrent):
     """`batch(key, actors, worlds) -> (worlds, Trajectory, Batch)`, actors, worlds: one program for all algorithms."""
-    env, config = kinds_env(kind), config_of("hatrpo", kind, shared)
+    env, config = kinds_env(kind), config_of("hatrpo", kind, shared, recurrent)
     actor, moments = make_actor(env.spec, config), init_obs_moments(env.spec, config)
+
+    def feed_forward(inputs, done, memory, *others):
+        return [jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1) for x in (inputs, *others)]
+
+    def through_time(inputs, done, memory, *others):
+        seen = jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, done, memory)
+        return [seen, *(jnp.moveaxis(sequences.by_environment(x), 2, 0) for x in others)]
 
     @jax.jit
     def batch(key, actors, worlds):
+        memory = worlds.memory
         worlds, trajectory = rollout.rollout(key, env, actor, actors, moments, worlds, LENGTH)
-        flat = lambda x: jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1)  # noqa: E731
-        seen = (flat(x) for x in (actor.inputs(moments, trajectory.obs), trajectory.action, trajectory.action_mask))
-        advantage = advantages.standardize(trajectory.reward.reshape(-1, 3)).T
-        return worlds, trajectory, Batch(*seen, advantage)
+        advantage = advantages.standardize(trajectory.reward.reshape(-1, 3)).reshape(trajectory.reward.shape)
+        as_rows = through_time if recurrent else feed_forward
+        inputs = actor.inputs(moments, trajectory.obs)
+        rows = as_rows(inputs, trajectory.done, memory, trajectory.action, trajectory.action_mask, advantage)
+        return worlds, trajectory, Batch(*rows)
 
-    begin = jax.jit(lambda key: (init_actors(key, env.spec, config), rollout.start(key, env, NUM_ENVS)))
+    nothing = actor.no_memory((3, NUM_ENVS))
+    begin = jax.jit(lambda key: (init_actors(key, env.spec, config), rollout.start(key, env, NUM_ENVS, nothing)))
     return batch, *begin(jax.random.key(0))
 
 
@@ -56,14 +67,20 @@ def check_actions(env, config, trajectory):
 
 # one network's step is checked on the other kinds in tests/test_schemes.py
 @pytest.mark.parametrize(
-    ("algorithm", "kind", "shared"),
-    [*((name, kind, False) for name in algorithms.names() for kind in KINDS), ("hatrpo", "discrete", True)],
+    ("algorithm", "kind", "shared", "recurrent"),
+    [
+        *((name, kind, False, False) for name in algorithms.names() for kind in KINDS),
+        ("hatrpo", "discrete", True, False),
+        # every algorithm and every kind, though not each with each
+        *((name, kind, False, True) for name, kind in zip(algorithms.names(), itertools.cycle(KINDS))),
+        ("hatrpo", "multi_discrete", True, True),
+    ],
 )
-def test_two_updates_keep_the_contract(algorithm, kind, shared):
-    config = config_of(algorithm, kind, shared)
+def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
+    config = config_of(algorithm, kind, shared, recurrent)
     env = kinds_env(kind)
     built = algorithms.get(algorithm).build(make_actor(env.spec, config), config)
-    batch_of, actors, worlds = sampled(kind, shared)
+    batch_of, actors, worlds = sampled(kind, shared, recurrent)
     state, update = built.init(actors), jax.jit(built.update)
     for key in jax.random.split(jax.random.key(2), 2):
         worlds, trajectory, batch = batch_of(key, actors, worlds)
