@@ -25,7 +25,8 @@ def pytest_configure(config):
     if _CACHE not in os.environ:
         os.environ[_CACHE] = config.marl_kl_cache = tempfile.mkdtemp(prefix="marl_kl-tests-")
     jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # small programs are not worth a file; jaxlib 0.10 once crashed while it serialised one of the thousands of them
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compile_cheaply(True)
 
