@@ -74,7 +74,7 @@ class Critic(NamedTuple):
 
     def value(self, critic: CriticState, states: jax.Array | Sequences) -> jax.Array:
         """V(s) in reward units, like `normalized`."""
-        return self.normalized(critic.params, states) * critic.moments.std + critic.moments.mean
+        return _in_reward_units(critic, self.normalized(critic.params, states))
 
     def estimate(
         self, critic: CriticState, states: jax.Array, next_states: jax.Array, done: jax.Array, memory: Memory
@@ -93,9 +93,9 @@ class Critic(NamedTuple):
             value, next_value = (self.value(critic, x) for x in (states, next_states))
             return Estimate(states.reshape(-1, *states.shape[2:]), value, next_value, memory)
         seen = sequences.from_rollout(states, done, memory)
-        _, reached = self.network.apply(critic.params, seen)  # [E, T, H]
+        values, reached = self.network.apply(critic.params, seen)  # [E, T, V], [E, T, H]
         successors = networks.one_step(sequences.by_environment(next_states), reached)
-        value, next_value = self.value(critic, seen), self.value(critic, successors)[..., 0, :]
+        value, next_value = _in_reward_units(critic, values), self.value(critic, successors)[..., 0, :]
         value, next_value = (jnp.swapaxes(x, 0, 1) for x in (value, next_value))
         return Estimate(seen, value, next_value, sequences.forget(reached[:, -1], done[-1]))
 
@@ -110,6 +110,10 @@ class Critic(NamedTuple):
     def fit(self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array, targets: jax.Array):
         """See the function `fit`."""
         return fit(key, config, self, critic, states, targets)
+
+
+def _in_reward_units(critic: CriticState, normalized: jax.Array) -> jax.Array:
+    return normalized * critic.moments.std + critic.moments.mean
 
 
 class IndependentCritics(NamedTuple):
