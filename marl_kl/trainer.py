@@ -92,8 +92,7 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
         learner = _init_learner(key_learner, spec, config, parts)
         everyone = (spec.num_agents, config.num_envs)
         worlds = start(key_worlds, env, config.num_envs, actor.no_memory(everyone))
-        is_central = parts.algorithm.critic_sees == "state"
-        critic_memory = critic.no_memory(everyone[1:] if is_central else everyone)
+        critic_memory = critic.no_memory(everyone[1:] if parts.is_central else everyone)
         return TrainState(key, learner, worlds, jnp.ones((), bool), critic_memory)
 
     def update(state):
@@ -143,6 +142,11 @@ class _Parts(NamedTuple):
     critic: Critic | IndependentCritics
     algorithm: Algorithm
 
+    @property
+    def is_central(self) -> bool:
+        """Whether the critic sees the global state."""
+        return self.algorithm.critic_sees == "state"
+
 
 def _make_parts(spec: EnvSpec, algorithm: str, config: Config) -> _Parts:
     entry = algorithms.get(algorithm)
@@ -162,10 +166,9 @@ def _make_parts(spec: EnvSpec, algorithm: str, config: Config) -> _Parts:
 def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, parts: _Parts) -> Learner:
     key_actors, key_critic = jax.random.split(key)
     actors = init_actors(key_actors, spec, config)
-    is_central = parts.algorithm.critic_sees == "state"
     return Learner(
         actors,
-        parts.critic.init(key_critic, spec.state_size if is_central else input_size(spec, config)),
+        parts.critic.init(key_critic, spec.state_size if parts.is_central else input_size(spec, config)),
         init_obs_moments(spec, config),
         normalizers.init((spec.state_size,)),
         parts.algorithm.init(actors),
@@ -174,7 +177,7 @@ def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, parts: _Parts) 
 
 def _views(parts: _Parts, learner: Learner, obs: jax.Array, state: jax.Array) -> jax.Array:
     """What the critic sees: the standardised state [..., S], or what each agent sees [..., N, I]."""
-    if parts.algorithm.critic_sees == "observation":
+    if not parts.is_central:
         return parts.actor.inputs(learner.obs_moments, obs)
     return normalizers.standardize(learner.state_moments, state)
 
