@@ -5,8 +5,12 @@ workers). All workers of one run therefore share a persistent compilation cache 
 (JAX_COMPILATION_CACHE_DIR names one that is kept), and programs are compiled with few optimisations, except in tests
 marked `optimized`, whose promise is about the bits that users get. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs all tests as
 users run.
+
+Every compiled program holds memory maps of its process, of which Linux allows 65,530; a worker that reaches them dies of
+a segmentation fault somewhere in jaxlib. The programs of a file are therefore forgotten when it has been run.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,8 +29,8 @@ def pytest_configure(config):
     if _CACHE not in os.environ:
         os.environ[_CACHE] = config.marl_kl_cache = tempfile.mkdtemp(prefix="marl_kl-tests-")
     jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
-    # small programs are not worth a file; jaxlib 0.10 once crashed while it serialised one of the thousands of them
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # small programs are not worth a file
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compile_cheaply(True)
 
@@ -54,3 +58,11 @@ def float64():
 def _as_users_compile(request):
     """Full optimisation for the tests marked `optimized`."""
     compile_cheaply(request.node.get_closest_marker("optimized") is None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """After each file; see above."""
+    yield
+    jax.clear_caches()
+    gc.collect()
