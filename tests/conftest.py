@@ -2,18 +2,21 @@
 
 Most of the suite's time is compilation, and most programs are compiled more than once (by several tests, by both
 workers). All workers of one run therefore share a persistent compilation cache that is thrown away at the end
-(JAX_COMPILATION_CACHE_DIR names one that is kept), and programs are compiled with few optimisations, except in tests
-marked `optimized`, whose promise is about the bits that users get. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs all tests as
-users run.
+(JAX_COMPILATION_CACHE_DIR names one that is kept), and programs are compiled with few optimisations and by XLA's older
+emitters, which are twice as fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= runs all tests as users run; the
+test whose promise is about the bits that users get does so in a process of its own (`tests.chunks`).
 
 Every compiled program holds memory maps of its process, of which Linux allows 65,530; a worker that reaches them dies of
-a segmentation fault somewhere in jaxlib. The programs of a file are therefore forgotten when it has been run.
+a segmentation fault somewhere in jaxlib. Where many are held after a file of tests, the programs are forgotten.
 """
 
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -22,23 +25,28 @@ import marl_kl.devices  # noqa: F401  sets the size of XLA's thread pool before 
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CHEAP = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+_FLAGS = "XLA_FLAGS"
+_FAST_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+_MANY_MAPS = 20_000
 
 
 def pytest_configure(config):
     """In the controller, which starts the workers with its own environment."""
     if _CACHE not in os.environ:
         os.environ[_CACHE] = config.marl_kl_cache = tempfile.mkdtemp(prefix="marl_kl-tests-")
+    if _FLAGS not in os.environ:
+        os.environ[_FLAGS] = _FAST_TO_COMPILE if _xla_knows(_FAST_TO_COMPILE) else ""
+    os.environ.setdefault(_CHEAP, "1")
+    jax.config.update(_CHEAP.lower(), os.environ[_CHEAP] not in ("", "0", "false"))
     jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
-    # small programs are not worth a file
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compile_cheaply(True)
 
 
-def compile_cheaply(cheaply):
-    """Unless the environment has already said which."""
-    if _CHEAP not in os.environ:
-        jax.config.update(_CHEAP.lower(), cheaply)
+def _xla_knows(flags):
+    """Whether this XLA has the flags; it ends the process that gives it an unknown one."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env={**os.environ, _FLAGS: flags}, capture_output=True).returncode == 0
 
 
 def pytest_unconfigure(config):
@@ -54,15 +62,11 @@ def float64():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _as_users_compile(request):
-    """Full optimisation for the tests marked `optimized`."""
-    compile_cheaply(request.node.get_closest_marker("optimized") is None)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """After each file; see above."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > _MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()

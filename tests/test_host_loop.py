@@ -1,6 +1,9 @@
 """`train` from its arguments to its run folder, and back through `load`."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,13 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import evaluate, host_loop, loading
+from marl_kl import cli, evaluate, host_loop, loading
 from marl_kl.policies import make_actor
 from marl_kl.results import TEAM_METRICS
 from marl_kl.rollout import decide
 from marl_kl.trainer import make_train
 from tests.counting_env import counting_env
+from tests.faults import stopped
 
 SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
 
@@ -74,15 +78,11 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
         run.policy(seed=4)(np.zeros(3))
 
 
-@pytest.mark.optimized
 def test_chunks_of_any_length_give_the_same_bits():
-    whole = train(counting_env(), seeds=2, total_env_steps=320, chunk_updates=10)
-    for chunk_updates in (1, 3, 4):
-        chunked = train(counting_env(), seeds=2, total_env_steps=320, chunk_updates=chunk_updates)
-        for name, values in whole.metrics.items():
-            np.testing.assert_array_equal(chunked.metrics[name], values, err_msg=name)
-        for part, other in zip(whole.evaluation, chunked.evaluation):
-            np.testing.assert_array_equal(part, other)
+    """Compiled as users compile."""
+    as_users = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "tests.chunks"]
+    assert "the same bits" in subprocess.run(command, env=as_users, check=True, capture_output=True, text=True).stdout
 
 
 def test_evaluating_more_often_does_not_change_the_training():
@@ -152,6 +152,23 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 4
     assert marl_kl.load(tmp_path / "run").update == 4
+
+
+def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """Before the first update if XLA's account says so, and from the command line as well."""
+    what = r"training seeds=2 at once with num_envs=4, rollout_length=8"
+    with monkeypatch.context() as patch:
+        patch.setattr(host_loop.devices, "free_bytes", lambda mesh: 1)
+        patch.setattr(host_loop._Run, "_advance", never_compile)
+        with pytest.raises(MemoryError, match=f"{what} needs about 0.0 GiB of memory, of which 0.0 GiB are free; fewer"):
+            train(counting_env(), seeds=2, total_env_steps=320)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it")
+    monkeypatch.setattr(host_loop._Run, "compile", stopped(None, error, 1, "before"))
+    words = f"train matrix_game --seeds 2 --num-envs 4 --rollout-length 8 --progress none --out {tmp_path / 'run'}"
+    assert cli.main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("marl-kl: training seeds=2 at once") and "does not fit into the device's" in said
+    assert said.count("\n") == 1 and json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
 def never_compile(*_):
