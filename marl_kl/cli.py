@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(argv)
         with second_one_ends_at_once():
             return arguments.command(arguments)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         is_fault = isinstance(error, ModuleNotFoundError) and error.name is not None
         if is_fault or len(str(error).splitlines()) > 1:
             raise  # not one of our sentences but a fault, whose traceback is wanted

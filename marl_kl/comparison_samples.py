@@ -15,7 +15,7 @@ from typing import Any, Iterable, Literal, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from marl_kl import run_folder, stored_runs
+from marl_kl import run_folder, run_tables, stored_runs
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
 
@@ -32,6 +32,7 @@ class Sample(NamedTuple):
         task, method: their labels. seed: its number. path: the run's folder.
         env_steps: [K] where it was measured, rising.
         episodes: [K, E] returns: evaluation episodes, or one training return (already a mean) per update.
+        absolute: [E] returns of the absolute metric; None where it was not measured, or training returns are compared.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     path: Path
     env_steps: np.ndarray
     episodes: np.ndarray
+    absolute: np.ndarray | None = None
 
     @property
     def returns(self) -> np.ndarray:
@@ -173,6 +175,7 @@ def _text(value: Any) -> str:
 def _samples_of(run: _Run, task: str, method: str, metric: Metric) -> tuple[list[Sample], list[str]]:
     """The seeds that count, and a sentence for each that does not."""
     failed = {failure.seed: failure for failure in run.result.failures}
+    absolute = run_tables.read_absolute(run.path) if metric == "evaluation" else {}
     if metric == "training":
         env_steps, returns = stored_runs.training_curve(run.result)
         episodes = returns[..., None]
@@ -189,7 +192,8 @@ def _samples_of(run: _Run, task: str, method: str, metric: Metric) -> tuple[list
         if not finite.any():
             left_out.append(f"seed {seed} of {run.path} has no {metric} return and is left out")
             continue
-        samples.append(Sample(task, method, seed, run.path, env_steps[finite], episodes[index][finite]))
+        measured = env_steps[finite], episodes[index][finite], absolute.get(seed)
+        samples.append(Sample(task, method, seed, run.path, *measured))
     return samples, left_out
 
 

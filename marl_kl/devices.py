@@ -5,10 +5,11 @@ In a sweep the same axis holds settings x seeds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import jax
 import numpy as np
@@ -82,6 +83,37 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def refuse_too_large(num_bytes: float, mesh: Mesh, what: str, advice: str) -> None:
+    """Raises MemoryError, one sentence, if the devices of `mesh` do not have `num_bytes` left.
+
+    On a CPU the process would not even see an error: the operating system kills it.
+
+    Args:
+        num_bytes: of all devices together. mesh: where it would run.
+        what: needs so much. advice: what would need less.
+    """
+    free = free_bytes(mesh)
+    if free is not None and num_bytes > free:
+        raise MemoryError(
+            f"{what} needs about {_gibibytes(num_bytes)} of memory, of which {_gibibytes(free)} are free; {advice}"
+        )
+
+
+@contextlib.contextmanager
+def out_of_memory_in_one_sentence(what: str, advice: str) -> Iterator[None]:
+    """Turns a device's own report that its memory is full into a MemoryError of one sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{what} does not fit into the device's memory; {advice}") from error
+
+
+def _gibibytes(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

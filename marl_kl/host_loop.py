@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, files, reporting, run_file, run_folder, run_tables
+from marl_kl import algorithms, checkpoints, devices, files, reporting, run_file, run_folder, run_tables
 from marl_kl.best import better
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config, is_due
@@ -67,6 +67,7 @@ def train(
         ValueError: bad input, named in one sentence, before anything is compiled.
         ModuleNotFoundError: the package of a logger is not installed.
         RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written.
+        MemoryError: the run does not fit into the devices' memory; mostly said before the first update.
     """
     check_env(env)
     entry = algorithms.get(algorithm)
@@ -206,13 +207,14 @@ class _Run:
         self.display.phase("compiling")
         begin = time.perf_counter()
         self.programs.compile()
+        devices.refuse_too_large(self.programs.bytes_per_run * len(self.seeds), self.programs.mesh, *self._size)
         if self.state is None:
             self.state = jax.block_until_ready(self.programs.init(self.numbers, self.programs.keys(self.seeds)))
         self.now = self.now._replace(timing=self.now.timing.since(begin, "compile"))
 
     def loop(self):
         """Updates, evaluates, logs and saves until the end."""
-        with Log(self._loggers, self._about()) as self._log:
+        with Log(self._loggers, self._about()) as self._log, devices.out_of_memory_in_one_sentence(*self._size):
             self._follow()
             self._loop()
 
@@ -221,6 +223,7 @@ class _Run:
             return
         if self.out is not None:
             self._write_config()
+            (self.out / run_tables.ABSOLUTE).unlink(missing_ok=True)  # of teams that may not be the best for long
         self.compile()
         while not self._is_complete:
             if self._evaluation_is_due:
@@ -239,6 +242,13 @@ class _Run:
             checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
         self._write_tables()
         self._saved = self.now.extent
+
+    @property
+    def _size(self) -> tuple[str, str]:
+        """What the run is where it is too large, and what would be smaller."""
+        config, count = self.config, len(self.seeds)
+        what = f"training seeds={count} at once with num_envs={config.num_envs}, rollout_length={config.rollout_length}"
+        return what, "fewer of any of the three, or smaller hidden_sizes, need less"
 
     def _about(self) -> About:
         """The run, for its loggers."""

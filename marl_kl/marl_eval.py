@@ -24,8 +24,8 @@ def as_json(comparison: Comparison) -> str:
     """The curves as they were measured, inside the range that the runs of a task have in common.
 
     marl-eval wants as many runs of every algorithm and as many steps of every run; it says so itself where that is not
-    the case. `absolute_metrics` are the episodes of the last evaluation (training: the last return), since no policy
-    but the last is kept; the protocol wants those of the best policy, over ten times as many episodes.
+    the case. `absolute_metrics` are the episodes of the absolute metric where `marl-kl evaluate RUN --absolute` has
+    measured it; elsewhere those of the last evaluation (training: the last return).
     """
     tasks: dict[str, Any] = {}
     scales = {scale.name: scale for scale in comparison.tasks}
@@ -49,4 +49,5 @@ def _run(sample: Sample, scale: TaskScale) -> dict[str, Any]:
         for k, (count, values) in enumerate(zip(steps, episodes), start=1)
     }
     # last: marl-eval takes the last entry for it
-    return run | {"absolute_metrics": {METRIC: [float(value) for value in episodes[-1]]}}
+    absolute = episodes[-1] if sample.absolute is None else sample.absolute
+    return run | {"absolute_metrics": {METRIC: [float(value) for value in absolute]}}

@@ -16,6 +16,7 @@ import jax
 from marl_kl import checkpoints
 from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config, is_due
+from marl_kl.files import RunFolderError
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
 from marl_kl.results import Timing, appended, evaluated
@@ -66,7 +67,11 @@ class Piece(NamedTuple):
         Raises:
             RunFolderError: its checkpoints are damaged, or another sweep's.
         """
-        found = None if self.folder is None else checkpoints.load(self.folder, self._identity)
+        try:
+            found = None if self.folder is None else checkpoints.load(self.folder, self._identity)
+        except RunFolderError as error:
+            advice = f"without the folder {self.folder} its {self.num_wanted} runs are trained again"
+            raise RunFolderError(f"{error}; {advice}") from error
         return Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0)) if found is None else found
 
     def is_complete(self, now: Snapshot) -> bool:

@@ -4,6 +4,7 @@
     config.toml       the same run again: `marl_kl.run_file`
     metrics.csv       one row per seed and update
     evaluation.csv    one row per evaluation episode
+    absolute.csv      those of the absolute metric, once `marl-kl evaluate RUN --absolute` has measured it
     log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.loggers`
     checkpoints/      where to go on after an interruption, learner included: `marl_kl.checkpoints`
     *.png, summary.md what `marl_kl.reporting` makes of them

@@ -1,5 +1,5 @@
-"""The two tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each; and the
-curves of a sweep's folder, one row per setting, seed and update."""
+"""The tables of a run folder: metrics, one row per seed and update, and evaluation episodes, one row each (those of the
+absolute metric apart); and the curves of a sweep's folder, one row per setting, seed and update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Mapping, NamedTuple, Sequence
 import numpy as np
 
 from marl_kl.files import RunFolderError, one_sentence, write_file
-from marl_kl.results import AGENT_METRICS, TEAM_METRICS, Evaluation
+from marl_kl.results import AGENT_METRICS, TEAM_METRICS, EpisodeStatistics, Evaluation
 
 
 class StoredMetrics(NamedTuple):
@@ -28,6 +28,10 @@ class StoredMetrics(NamedTuple):
     seeds: tuple[int, ...]
     env_steps: np.ndarray
     values: dict[str, np.ndarray]
+
+
+ABSOLUTE = "absolute.csv"
+"""The episodes of the absolute metric, if it has been measured (`marl-kl evaluate RUN --absolute`)."""
 
 
 class StoredEvaluation(NamedTuple):
@@ -119,6 +123,46 @@ def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: E
         "episode_length": np.asarray(evaluation.episode_length).reshape(-1),
     }
     write_file(Path(out) / "evaluation.csv", _as_csv(columns))
+
+
+def write_absolute(
+    out: str | os.PathLike, seeds: Sequence[int], updates: Sequence[int], batch_size: int, episodes: EpisodeStatistics
+) -> None:
+    """Writes `absolute.csv`, with the columns of `evaluation.csv`: the best teams' episodes of the absolute metric.
+
+    Args:
+        out: the run folder.
+        seeds, updates: [S] which teams: each seed's best update.
+        batch_size: env steps per update.
+        episodes: [S, episode].
+    """
+    returns = np.asarray(episodes.episode_return)
+    seed, episode = (index.reshape(-1) for index in np.indices(returns.shape))
+    columns = {
+        "seed": np.asarray(seeds)[seed],
+        "update": np.asarray(updates, np.int64)[seed],
+        "env_steps": np.asarray(updates, np.int64)[seed] * batch_size,
+        "episode": episode,
+        "episode_return": returns.reshape(-1),
+        "episode_length": np.asarray(episodes.episode_length).reshape(-1),
+    }
+    write_file(Path(out) / ABSOLUTE, _as_csv(columns))
+
+
+def read_absolute(out: str | os.PathLike) -> dict[int, np.ndarray]:
+    """Seed -> [episode] returns of the absolute metric; empty where it was not measured.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = Path(out) / ABSOLUTE
+    if not path.exists():
+        return {}
+    columns = _columns(path)
+    if not {"seed", "episode_return"} <= set(columns):
+        raise RunFolderError(f"{path} is damaged: it lacks 'seed' or 'episode_return'")
+    seeds = columns["seed"].astype(np.int64)
+    return {int(seed): columns["episode_return"][seeds == seed] for seed in np.unique(seeds)}
 
 
 def write_curves(

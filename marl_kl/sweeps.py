@@ -93,6 +93,7 @@ def sweep(
     Raises:
         ValueError: bad input, named in one sentence, before anything is compiled.
         RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
+        MemoryError: not even the pieces that the runs are cut into fit into the devices' memory.
     """
     check_env(env)
     entry = algorithms.get(algorithm)
@@ -308,7 +309,8 @@ class _Sweep:
             if not part.is_complete(now):
                 timing = now.timing._replace(compile=now.timing.compile + self._compiling)
                 self._compiling = 0.0
-                with self.show.progress([run.config for run in part.wanted], now.update) as display:
+                display = self.show.progress([run.config for run in part.wanted], now.update)
+                with display, devices.out_of_memory_in_one_sentence(*_size_of(programs)):
                     now = part.trained(programs, now._replace(timing=timing), follow, display)
         self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
         return now
@@ -321,6 +323,7 @@ class _Sweep:
         programs = self._compiled(programs)
         cut = self._cut(runs, programs, programs.bytes_per_run)
         programs = programs if cut is programs else self._compiled(cut)
+        devices.refuse_too_large(programs.bytes_per_run * programs.num_runs, programs.mesh, *_size_of(programs))
         if programs.num_runs < len(runs):
             count = math.ceil(len(runs) / programs.num_runs)
             need = f"{programs.bytes_per_run / 2**20:,.1f} MiB a run"
@@ -412,6 +415,14 @@ def _env_steps(configs: Sequence[Config]) -> np.ndarray:
 def _failures(runs: Sequence[Run], outcomes: Sequence[_Outcome]) -> tuple[SweepFailure, ...]:
     found = ((run, first_nonfinite(outcome.metrics["nonfinite"])) for run, outcome in zip(runs, outcomes))
     return tuple(SweepFailure(run.setting, run.seed, *first) for run, first in found if first is not None)
+
+
+def _size_of(programs: Programs) -> tuple[str, str]:
+    """What a program is where it is too large, and what would be smaller."""
+    if programs.num_runs == 1:
+        return "training a single run", "smaller num_envs, rollout_length or hidden_sizes need less"
+    what = f"training {programs.num_runs} runs at once"
+    return what, f"give runs_at_once a number below {programs.num_runs}, and the sweep another folder if it has one"
 
 
 def _free_text(programs: Programs) -> str:

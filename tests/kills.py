@@ -1,6 +1,6 @@
-"""A run that is killed again and again, and must end as one that was never interrupted.
+"""A run or a sweep that is killed again and again, and must end as one that was never interrupted.
 
-    python -m tests.kills FOLDER [KILLS]     a reference and a victim in FOLDER, and the verdict (default: 20 kills)
+    python -m tests.kills run|sweep FOLDER [KILLS]     a reference and a victim in FOLDER, and the verdict (default: 20)
 
 A kill is SIGKILL, so nothing can be tidied up. Odd ones come from outside, at a random moment after the first update
 of that process; even ones from the process itself, at a random one of the moments when files change their names, which
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import marl_kl
@@ -28,10 +29,34 @@ CONFIG = {
 }  # fmt: skip
 
 
+GRID = {"kl_budget": (0.02, 0.08, 0.3)}
+"""Of the sweep: in pieces of two runs, the second one filled up."""
+
+
 def train(out, **options):
     return marl_kl.train(
         counting_env(), "hatrpo_w", **{"seeds": [4, 7], "out": out, "progress": "none", **CONFIG, **options}
     )
+
+
+def sweep(out, **options):
+    config = {**CONFIG, "eval_interval": 0}
+    return marl_kl.sweep(
+        counting_env(), "hatrpo_w",
+        **{"grid": GRID, "seeds": [4], "runs_at_once": 2, "out": out, "progress": "none", **config, **options},
+    )  # fmt: skip
+
+
+def assert_same_sweep(out, reference):
+    """The same tables, byte for byte, and every piece's numbers, bit for bit."""
+    for table in ("table.csv", "curves.csv"):
+        assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
+    for piece in sorted((Path(reference) / "pieces").iterdir()):
+        found, wanted = (checkpoints.load(Path(folder) / "pieces" / piece.name) for folder in (out, reference))
+        assert found.extent == wanted.extent
+        for name, values in wanted.metrics.items():
+            np.testing.assert_array_equal(found.metrics[name], values, err_msg=name)
+        np.testing.assert_array_equal(found.evaluation.episode_return, wanted.evaluation.episode_return)
 
 
 def assert_same_run(out, reference):
@@ -48,9 +73,24 @@ def assert_same_run(out, reference):
             np.testing.assert_array_equal(tree[name], leaf, err_msg=name)
 
 
-def train_and_be_killed(out, kill, seed, updates=UPDATES, environment=None):
+KINDS = {"run": (train, assert_same_run), "sweep": (sweep, assert_same_sweep)}
+"""What can be killed: how it begins or goes on, and what must hold at its end."""
+
+
+def as_here():
+    """The environment of a victim that compiles as this process does (see conftest.py), and finds what it compiled."""
+    settings = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return settings | os.environ
+
+
+def be_killed(kind, out, kill, seed, updates=UPDATES, environment=None):
     """One victim: `kill` is "inside" (by itself, at a random rename) or "outside"; returns what became of it."""
-    command = [sys.executable, "-m", "tests.kills", "--victim", str(out), kill, str(seed), str(updates)]
+    command = [sys.executable, "-m", "tests.kills", "--victim", kind, str(out), kill, str(seed), str(updates)]
     before = _last_update(out)
     victim = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment)
     while kill == "outside" and victim.poll() is None and _last_update(out) == before:
@@ -63,15 +103,17 @@ def train_and_be_killed(out, kill, seed, updates=UPDATES, environment=None):
 
 
 def _last_update(out):
-    """Of the newest checkpoint, by its name; 0 if there is none."""
-    folder = Path(out) / "checkpoints"
-    return max((int(entry.name) for entry in folder.glob("[0-9]*")), default=0)
+    """Of the newest checkpoint, by its name, pieces of a sweep added up; 0 if there is none."""
+    newest = {}
+    for entry in Path(out).glob("**/checkpoints/[0-9]*"):
+        newest[entry.parent] = max(int(entry.name), newest.get(entry.parent, 0))
+    return sum(newest.values())
 
 
-def _be_victim(out, kill, seed, updates):
+def _be_victim(kind, out, kill, seed, updates):
     if kill == "inside":
         _die_at_rename(random.Random(seed).randrange(5, 40))
-    train(out, resume=True, total_env_steps=32 * updates)
+    KINDS[kind][0](out, resume=True, total_env_steps=32 * updates)
 
 
 def _die_at_rename(count):
@@ -89,19 +131,20 @@ def _die_at_rename(count):
     os.replace = slow
 
 
-def main(folder, kills="20"):
+def main(kind, folder, kills="20"):
     """Compiled as users compile, unless the environment says otherwise."""
     folder, updates = Path(folder), UPDATES + 20 * int(kills)
-    train(folder / "reference", total_env_steps=32 * updates)
+    begin, assert_same = KINDS[kind]
+    begin(folder / "reference", total_env_steps=32 * updates)
     for index in range(int(kills)):
-        print(train_and_be_killed(folder / "victim", ("outside", "inside")[index % 2], index, updates), flush=True)
-    train(folder / "victim", resume=True, total_env_steps=32 * updates)
-    assert_same_run(folder / "victim", folder / "reference")
+        print(be_killed(kind, folder / "victim", ("outside", "inside")[index % 2], index, updates), flush=True)
+    begin(folder / "victim", resume=True, total_env_steps=32 * updates)
+    assert_same(folder / "victim", folder / "reference")
     print(f"{kills} kills, the same bits")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--victim":
-        _be_victim(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+        _be_victim(*sys.argv[2:5], *map(int, sys.argv[5:]))
     else:
         main(*sys.argv[1:])

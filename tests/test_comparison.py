@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 import marl_kl
-from marl_kl import cli, comparison_plots, comparison_tables, marl_eval, statistics
+from marl_kl import cli, comparison_plots, comparison_tables, marl_eval, run_tables, statistics
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.files import RunFolderError
-from marl_kl.results import Failure
+from marl_kl.results import EpisodeStatistics, Failure
 from tests.stored_runs import spec, store
 
 RISING = np.array([[0.0, 10.0, 20.0, 40.0], [0.0, 10.0, 30.0, 60.0], [0.0, 20.0, 40.0, 50.0], [0.0, 0.0, 10.0, 30.0]])
@@ -303,6 +303,19 @@ def test_the_folder_and_the_layout_of_marl_eval(two, tmp_path, capsys):
     assert list(run) == ["step_1", "step_2", "step_3", "step_4", "absolute_metrics"]
     assert run["step_2"] == {"step_count": 1000, "return": [24.0, 26.0]}
     assert run["absolute_metrics"] == {"return": [64.0, 66.0]}
+
+
+def test_the_absolute_metric_is_exported_where_it_was_measured(two):
+    best = EpisodeStatistics(np.arange(12.0).reshape(4, 3), np.ones((4, 3)))
+    run_tables.write_absolute(two[1], range(4), [3, 2, 3, 1], 1000, best)
+    document = json.loads(marl_eval.as_json(marl_kl.compare(two, bootstrap=10)))["marl_kl"]["legs"]
+    assert document["hatrpo_w"]["seed_2"]["absolute_metrics"] == {"return": [6.0, 7.0, 8.0]}
+    assert document["hatrpo"]["seed_2"]["absolute_metrics"] == {"return": [49.0, 51.0]}
+    trained = json.loads(marl_eval.as_json(marl_kl.compare(two, metric="training", bootstrap=10)))["marl_kl"]["legs"]
+    assert trained["hatrpo_w"]["seed_2"]["absolute_metrics"] == {"return": [65.0]}
+    (two[1] / run_tables.ABSOLUTE).write_text("seed\n1\n")
+    with pytest.raises(RunFolderError, match="absolute.csv is damaged: it lacks"):
+        marl_kl.compare(two, bootstrap=10)
 
 
 def test_marl_eval_is_given_no_commas_in_names(tmp_path):

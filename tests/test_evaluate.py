@@ -7,7 +7,7 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import cli, evaluate
+from marl_kl import cli, evaluate, run_tables
 from marl_kl.trainer import make_train
 from tests import random_run
 from tests.counting_env import counting_env
@@ -65,6 +65,9 @@ def test_the_command_s_choices(game_run, monkeypatch, capsys):
         assert cli.main(["evaluate", str(game_run), *words.split()]) == 0
         assert calls.pop() == (episodes, updates, {"stochastic": stochastic, "fresh": fresh}, learner)
         assert said in " ".join(capsys.readouterr().out.split())
+        kept = run_tables.read_absolute(game_run)
+        assert {seed: found.tolist() for seed, found in kept.items()} == ({0: [1, 1], 1: [1, 1]} if fresh else {})
+        (game_run / run_tables.ABSOLUTE).unlink(missing_ok=True)
 
 
 def test_bad_choices_are_one_sentence(game_run, tmp_path, capsys):

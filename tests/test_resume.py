@@ -11,7 +11,6 @@ import time
 import warnings
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -93,17 +92,9 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkey
 
 
 def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
-    """SIGKILL, from outside and inside a save; twenty of them: python -m tests.kills FOLDER."""
-    # compiled as in this process, see conftest.py
-    settings = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    environment = settings | os.environ
+    """SIGKILL, from outside and inside a save; twenty of them: python -m tests.kills run FOLDER."""
     for seed, kill in enumerate(("outside", "inside")):
-        assert "killed" in kills.train_and_be_killed(tmp_path / "run", kill, seed, environment=environment)
+        assert "killed" in kills.be_killed("run", tmp_path / "run", kill, seed, environment=kills.as_here())
         assert _status(tmp_path / "run") == "running"
     train(tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole[0])
@@ -125,7 +116,9 @@ def test_a_finished_run_is_extended(whole, tmp_path, capsys):
     out = tmp_path / "run"
     short = train(out, total_env_steps=32 * 40)
     assert short.env_steps[-1] == 32 * 40 and short.evaluation.update[-1] == 40
+    (out / run_tables.ABSOLUTE).write_text("of teams that are no longer the best")
     long = train(out, resume=True, progress="plain")
+    assert not (out / run_tables.ABSOLUTE).exists()
     assert "continuing at update 40 of 60" in capsys.readouterr().out
     for name, values in whole[1].metrics.items():
         np.testing.assert_array_equal(long.metrics[name], values, err_msg=name)

@@ -15,6 +15,7 @@ from marl_kl import checkpoints, run_folder, sweeps
 from marl_kl.pieces import Piece
 from marl_kl.programs import Programs
 from marl_kl.run_folder import RunFolderError, RunWarning
+from tests import kills
 from tests.counting_env import counting_env
 from tests.faults import fail_with, stopped
 from tests.test_host_loop import SMALL
@@ -135,6 +136,16 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatc
     assert _stored(out) == {"1-1": [7], "1-2": [7]}
 
 
+def test_killed_it_ends_with_the_same_bits(tmp_path):
+    """SIGKILL, from outside and inside a save; twenty of them: python -m tests.kills sweep FOLDER."""
+    for seed, kill in enumerate(("outside", "inside")):
+        assert "killed" in kills.be_killed("sweep", tmp_path / "sweep", kill, seed, environment=kills.as_here())
+        assert _document(tmp_path / "sweep")["status"] == "running"
+    kills.sweep(tmp_path / "sweep", resume=True)
+    kills.sweep(tmp_path / "reference")
+    kills.assert_same_sweep(tmp_path / "sweep", tmp_path / "reference")
+
+
 def test_a_finished_sweep_has_nothing_to_do(whole, copy, monkeypatch):
     """All of its result is there, and a lost table is made again."""
     monkeypatch.setattr(Programs, "compile", never)
@@ -182,7 +193,7 @@ def _damage_piece(out):
         (None, {"runs_at_once": 3}, "runs_at_once is 2 there and 3 here"),
         (lambda out: _truncate(out, "sweep.json"), {}, "sweep.json is truncated or damaged"),
         (lambda out: shutil.rmtree(out / "pieces"), {}, "there are no pieces in '.*', only its table.csv"),
-        (_damage_piece, {}, "pieces/1-2/checkpoints/7 is damaged: its manifest.json is missing"),
+        (_damage_piece, {}, "1-2/checkpoints/7 is damaged: its manifest.json is missing; without the folder .*/1-2 its 1"),
     ],
 )
 def test_what_cannot_go_on_is_one_sentence(copy, monkeypatch, damage, options, message):
@@ -207,6 +218,20 @@ def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never)
     with run_folder.claim(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
         sweep(copy, resume=True)
+
+
+def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch):
+    """Before the first update if XLA's account says so; if only the device finds out, then."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Programs, "bytes_per_run", 2.0**40)
+        patch.setattr(sweeps.devices, "free_bytes", lambda mesh: 2**30)
+        with pytest.raises(MemoryError, match=r"training a single run needs about 1,024.0 GiB of memory, of which 1.0 GiB"):
+            sweep(tmp_path / "forecast")
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it")
+    monkeypatch.setattr(Programs, "chunk", stopped(Programs.chunk, error, 1, "before"))
+    with pytest.raises(MemoryError, match="^training 2 runs at once does not fit .*; give runs_at_once a number below 2"):
+        sweep(tmp_path / "found")
+    assert _document(tmp_path / "found")["status"] == "failed"
 
 
 def test_what_is_missing_is_trained_again_and_other_machinery_is_said(whole, copy):

@@ -25,7 +25,8 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--best", action="store_true", help="each seed's team as it was evaluated best, not the last")
     parser.add_argument(
         "--absolute", action="store_true",
-        help="the absolute metric: the best teams in ten times the episodes, others than those they were chosen by",
+        help="the absolute metric: the best teams in ten times the episodes, others than those they were chosen by; "
+        "of all seeds it is kept in the run's folder, where `compare` finds it",
     )
     parser.add_argument("--stochastic", action="store_true", help="sample the actions, as in training")
     parser.add_argument("--seed", type=int, metavar="S", help="only the team that this seed trained (default: all)")
@@ -36,7 +37,7 @@ def add_evaluate(commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from marl_kl import evaluate, reporting, summary
+    from marl_kl import evaluate, reporting, run_tables, summary
 
     if arguments.stochastic and arguments.physics is not None:
         raise ValueError("--stochastic: in the C engine the policies are always deterministic; leave out --in mujoco")
@@ -61,6 +62,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     again = evaluate.evaluate_again(
         env, config, seeds, updates, stacked, stochastic=arguments.stochastic, fresh=arguments.absolute
     )
+    if arguments.absolute and not arguments.stochastic and arguments.seed is None:
+        run_tables.write_absolute(arguments.run, seeds, updates, config.batch_size, again)
     scores = [summary.Scores(_physics(run.spec), again)]
     when = ", ".join(f"{update:,}" for update in dict.fromkeys(updates))
     teams = f"after {when} updates" if which == "last" else f"each seed's best evaluated team, after {when} updates"
