@@ -12,6 +12,7 @@ from experiments import (
     allocation_ablations,
     allocator_cost,
     bilinear,
+    brax_suite,
     matrix_game,
     parameter_sharing,
     study,
@@ -23,7 +24,9 @@ from marl_kl.summary import markdown_row
 
 STUDIES = tuple(
     module.STUDY
-    for module in (matrix_game, two_peaks, bilinear, parameter_sharing, theory, allocation_ablations, allocator_cost)
+    for module in (
+        matrix_game, two_peaks, bilinear, parameter_sharing, theory, allocation_ablations, allocator_cost, brax_suite
+    )
 )
 
 _INTRODUCTION = """# Results

@@ -42,17 +42,20 @@ FIRST_ORDER = ("happo", "mappo")
 
 COLOURS = {
     "hatrpo": "#333333", "hatrpo_w": PALETTE[0], "hatrpo_g": PALETTE[1], "hatrpo_n": PALETTE[2],
-    "happo": PALETTE[3], "mappo": PALETTE[4],
+    "happo": PALETTE[3], "mappo": PALETTE[4], "ippo": PALETTE[5], "maspo": "#999999", "mars": "#8C510A",
+    "hatrpo_critic": "#666666",
 }  # fmt: skip
 """An algorithm has the same colour in every picture."""
 DASHES = {
     "hatrpo": "-", "hatrpo_w": (0, (5, 1.5)), "hatrpo_g": (0, (1, 1)), "hatrpo_n": (0, (5, 1, 1, 1)),
-    "happo": "-", "mappo": (0, (3, 1)),
+    "happo": "-", "mappo": (0, (3, 1)), "ippo": (0, (1, 1)), "maspo": (0, (5, 1.5)), "mars": (0, (5, 1, 1, 1)),
+    "hatrpo_critic": (0, (2, 2)),
 }  # fmt: skip
 MARKERS = {"hatrpo": "o", "hatrpo_w": "s", "hatrpo_g": "^", "hatrpo_n": "D", "happo": "v", "mappo": "P"}
 LABELS = {
     "hatrpo": "HATRPO", "hatrpo_w": "HATRPO-W", "hatrpo_g": "HATRPO-G", "hatrpo_n": "HATRPO-N",
-    "happo": "HAPPO", "mappo": "MAPPO",
+    "happo": "HAPPO", "mappo": "MAPPO", "ippo": "IPPO", "maspo": "MASPO", "mars": "MARS",
+    "hatrpo_critic": "HATRPO, better critic",
 }  # fmt: skip
 
 HOLDS, PARTLY, NOT_SEEN = "holds", "holds partly", "not seen"
@@ -68,13 +71,15 @@ class Piece(NamedTuple):
         name: of its file.
         seconds: expected on two quiet CPU cores.
         settings: plain values; stored results of other settings are not used.
-        run: does the work.
+        run: does the work, from the results of `needs`.
+        needs: names of pieces that come before.
     """
 
     name: str
     seconds: float
     settings: Mapping[str, Any]
-    run: Callable[[], Values]
+    run: Callable[..., Values]
+    needs: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -164,7 +169,7 @@ def run(
     spent = expected = 0.0
     for piece in missing:
         begin = time.perf_counter()
-        values = piece.run()
+        values = piece.run(*(_decoded(stored[name]) for name in piece.needs))
         seconds = time.perf_counter() - begin
         stored[piece.name] = {
             "settings": _plain(piece.settings), "machine": machine(), "seconds": round(seconds, 1),
@@ -194,7 +199,7 @@ def load(study: Study, folder: Path) -> Results:
     stored = document["pieces"]
     return Results(
         document["size"],
-        {name: {key: _array(values) for key, values in piece["values"].items()} for name, piece in stored.items()},
+        {name: _decoded(piece) for name, piece in stored.items()},
         {name: piece["settings"] for name, piece in stored.items()},
         tuple(dict.fromkeys(piece["machine"] for piece in stored.values())),
         sum(piece["seconds"] for piece in stored.values()),
@@ -234,8 +239,9 @@ def _listed(array: Any) -> Any:
     return int(number) if number == int(number) and abs(number) < 1e6 else float(f"{number:.5g}")
 
 
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float64)
+def _decoded(stored: Mapping[str, Any]) -> Values:
+    """The values of a piece as they are stored."""
+    return {name: np.asarray(values, np.float64) for name, values in stored["values"].items()}
 
 
 def _compact(document: Mapping) -> str:
