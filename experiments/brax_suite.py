@@ -302,7 +302,7 @@ def report(results: Results) -> Report:
         "improvement": (_improvement(scores, size), "Probability that a run of the row's method ends above one of the "
                         "column's, mean over scenarios. Bold: the 95 % interval excludes 0.5."),
         "shares": (_shares(by_scenario, adaptive), "Share of the joint KL budget given to each agent over training, mean "
-                   "over seeds."),
+                   "over seeds. White in the scale: an equal share."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, by_scenario, scores, size))
 
@@ -500,6 +500,7 @@ def _overall(scores: Mapping[str, Scores], size: Size) -> Figure:
         bars.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=2.5)
     bars.set_yticks(range(len(scores)), [study.LABELS[method] for method in scores], fontsize=8.5)
     bars.invert_yaxis()
+    bars.use_sticky_edges = False
     bars.tick_params(axis="y", length=0)
     bars.set_xlabel("final return, normalised (IQM)")
     levels = np.linspace(min(0.0, *(each.normalized.min() for each in scores.values())), 1, 101)
