@@ -122,7 +122,7 @@ def _row(results: Results, method: str, kind: int) -> Row:
         NOT_SEEN: "Opponents chase each other: a joint budget moves it to whoever is just being exploited, which does "
         "not end the chase." if kind == 0 else "Each agent climbs its own reward; the budget decides who climbs "
         "first, not where to.",
-        PARTLY: "At one of the two budgets only.",
+        PARTLY: "At one of the two budgets only, or by less than that; see the numbers.",
     }  # fmt: skip
     farther = "On the contrary: it ends farther away at one budget at least. " if any(f.low > 0 for f in found) else ""
     return Row(
