@@ -1,4 +1,4 @@
-"""Open questions about the allocation: epsilon, utility, noise, large budgets, and agents with different goals.
+"""What do the details of the allocation change: epsilon, utility, noise, and budgets that are large?
 
 python -m experiments.allocation_ablations --quick
 
@@ -28,7 +28,6 @@ EPSILONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.5)
 """Variance of the noise, as a share of the reward's under the untrained team."""
 USUAL_BUDGET, USUAL_EPSILON = 0.16, 1e-4
-KINDS = ("two teams with opposed rewards", "half of the reward shared, half one's own")
 
 
 class Variant(NamedTuple):
@@ -65,26 +64,22 @@ SETTINGS = tuple(
 
 
 class Size(NamedTuple):
-    """games: random ones of each kind, for agents with different goals."""
-
     variants: tuple[Variant, ...]
     seeds: int
     updates: int
-    games: int
-    game_updates: int
 
 
 SIZES = {
-    "smoke": Size(VARIANTS[:2], 1, 3, 1, 2),
-    "quick": Size(VARIANTS[:5], 30, 60, 16, 60),
-    "full": Size(VARIANTS, 300, 200, 200, 300),
+    "smoke": Size(VARIANTS[:2], 1, 3),
+    "quick": Size(VARIANTS[:5], 30, 60),
+    "full": Size(VARIANTS, 300, 200),
 }
 
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
     work = max(0.3, chosen.seeds * chosen.updates / 1800)
-    alone = [
+    return [
         Piece(
             variant.name, 12 * work,
             {"settings": [list(s) for s in SETTINGS], "seeds": chosen.seeds, "updates": chosen.updates, "batch": BATCH,
@@ -93,17 +88,6 @@ def pieces(size: str) -> list[Piece]:
         )
         for variant in chosen.variants
     ]  # fmt: skip
-    goals = [
-        Piece(
-            f"goals-{variant.name}", 12 * max(0.3, chosen.games * chosen.game_updates / 960),
-            {"games": chosen.games, "updates": chosen.game_updates, "budgets": [USUAL_BUDGET, BUDGETS[-1]],
-             "batch": 4 * BATCH},
-            lambda variant=variant: play_for_themselves(variant, chosen),
-        )
-        for variant in chosen.variants
-        if not variant.fields
-    ]  # fmt: skip
-    return alone + goals
 
 
 def weighted_payoff() -> np.ndarray:
@@ -191,52 +175,6 @@ def summarised(kept: dict, budget: np.ndarray, noise_std: np.ndarray, shape: tup
     return found | {"area": value.mean(1).reshape(shape), "value": value.reshape(*shape, -1).mean(1)}
 
 
-def goal_payoff(kind: int, rng: np.random.Generator) -> np.ndarray:
-    """[3, 3, 3, 3, 4] random normal rewards of every agent, of `KINDS[kind]`."""
-    own = rng.normal(size=(NUM_ACTIONS,) * 4 + (4,))
-    shared = rng.normal(size=(NUM_ACTIONS,) * 4 + (1,))
-    if kind == 0:
-        return shared * np.array([1, 1, -1, -1])
-    return 0.5 * shared + 0.5 * own
-
-
-def play_for_themselves(variant: Variant, size: Size) -> study.Values:
-    """Games in which agents want different things, at two budgets.
-
-    Returns:
-        regret: [kind, budget, game, 2] what all agents together could gain, each by deviating alone (0: Nash
-        equilibrium), mean over the first and the last ten updates; largest: [kind, budget, game] mean largest share.
-    """
-    axes = {"kind": range(2), "kl_budget": (USUAL_BUDGET, BUDGETS[-1]), "game": range(size.games)}
-    runs = stage_games.combinations(**axes)
-    payoffs = {(k, g): goal_payoff(k, np.random.default_rng([k, g])) for k in range(2) for g in range(size.games)}
-    kinds, games = runs.pop("kind"), runs.pop("game")
-    params = np.stack([payoffs[key] for key in zip(kinds, games)]).astype(np.float32)
-    env = envs.make("matrix_game", payoff=payoffs[0, 0], per_agent=True)
-    config = stage_games.game_config(variant.algorithm, 4 * BATCH)
-
-    def record(policy, params, metrics):
-        return {"regret": total_regret(stage_games.probabilities(policy), params), "threshold": metrics["kl_threshold"]}
-
-    kept = stage_games.learn(env, variant.algorithm, config, runs, games, size.game_updates, record, params=params)
-    shape = tuple(map(len, axes.values()))
-    regret = np.stack([kept["regret"][:, :10].mean(1), kept["regret"][:, -10:].mean(1)], -1)
-    largest = (kept["threshold"] / runs["kl_budget"][:, None, None]).max(-1).mean(1)
-    return {"regret": regret.reshape(*shape, 2), "largest": largest.reshape(shape)}
-
-
-def total_regret(probability: jax.Array, payoff: jax.Array) -> jax.Array:
-    """[] sum over agents of (best response's reward - own reward) for policies [N, A] and payoff [k, ..., k, N]."""
-    regret = jnp.zeros(())
-    for agent in range(len(probability)):
-        own = payoff[..., agent]
-        for other in reversed(range(len(probability))):
-            if other != agent:
-                own = jnp.tensordot(own, probability[other], axes=(other, 0))
-        regret += jnp.max(own) - own @ probability[agent]
-    return regret
-
-
 # What is shown
 
 
@@ -254,7 +192,6 @@ def report(results: Results) -> Report:
     rows += [_noise_row(results, name) for name in adaptive]
     rows += [_variant_row(results, name) for name in names if "-" in name]
     rows += [_large_budget_row(results, name) for name in plain]
-    rows += [_goals_row(results, name, kind) for kind in range(2) for name in adaptive]
     figures = {
         "settings": (_settings_figure(results, plain), "The game in which agents matter 8 : 4 : 2 : 1. Mean expected "
                      "payoff over the run (1 is the most), and how far the shares are from the optimum: against "
@@ -262,7 +199,7 @@ def report(results: Results) -> Report:
         "gains": (_gains_figure(results, plain), "Gain of the first ten updates: exact over predicted to first order, "
                   "and KL spent as a share of the budget."),
     }  # fmt: skip
-    return Report(rows, figures, _text(results, size, names, plain))
+    return Report(rows, figures, _text(results, size, names))
 
 
 def _unequal_row(results: Results, name: str) -> Row:
@@ -273,8 +210,7 @@ def _unequal_row(results: Results, name: str) -> Row:
         NOT_SEEN: "An agent that matters little still has to learn; starving it costs as much as feeding the others "
         "brings.",
         PARTLY: "Those that matter most move first and furthest, which pays where the budget is scarce. Where it is "
-        "far "
-        "too large, it is what is not spent that pays: see KL spent in the second picture.",
+        "far too large, it is what is not spent that pays: see KL spent in the second picture.",
     }
     best = max(range(len(found)), key=lambda b: found[b].low)
     return Row(
@@ -296,10 +232,11 @@ def _epsilon_row(results: Results, name: str) -> Row:
     within = max(abs(worst.low), abs(worst.high))
     verdict = HOLDS if within < 0.02 else PARTLY if abs(worst.value) < 0.05 else NOT_SEEN
     shares = ", ".join(f"{values['largest'][index_of(allocation_epsilon=e)]:.2f}" for e in EPSILONS)
-    reasons = {
-        HOLDS: "It stays small against an equal share of the budget (0.04); the trial steps of all agents have about "
-        "the "
-        "same KL, so that the score's epsilon changes little in their ranks.",
+    why = {
+        "hatrpo_w": "Even the largest is a quarter of an equal share of the budget (0.04): shares stay about "
+        "proportional to the utilities.",
+        "hatrpo_g": "The trial steps of all agents have about the same KL, so that the score's epsilon changes little in "
+        "their ranks.",
     }
     return Row(
         f"{study.LABELS[name]} does not depend on epsilon over four magnitudes (mean payoff within 0.02)",
@@ -308,7 +245,7 @@ def _epsilon_row(results: Results, name: str) -> Row:
         + f"; largest share {shares}",
         f"largest change {worst.value:+.3f} {worst.interval(3)}",
         verdict,
-        study.because(verdict, reasons),
+        study.because(verdict, {HOLDS: why[name]}),
     )
 
 
@@ -322,8 +259,7 @@ def _noise_row(results: Results, name: str) -> Row:
     verdict = study.judged(worse, 0.05, 0.0)
     reasons = {
         NOT_SEEN: "The chance of 64 samples alone misplaces a third of the budget or more. Against that the added "
-        "noise "
-        "is little, and it slows the team, so that the agents' parts stay distinct for longer.",
+        "noise is little, and it slows the team, so that the agents' parts stay distinct for longer.",
         PARTLY: "A little: the chance of 64 samples alone misplaces much of the budget.",
         HOLDS: "A utility is the length of a gradient, and noise has length in every direction: it makes agents look "
         "alike.",
@@ -384,30 +320,6 @@ def _large_budget_row(results: Results, name: str) -> Row:
     )  # fmt: skip
 
 
-def _goals_row(results: Results, name: str, kind: int) -> Row:
-    own, equal = (results.pieces[f"goals-{n}"]["regret"][kind, ..., 1] for n in (name, "hatrpo"))
-    found = [study.estimate(o - e, np.mean) for o, e in zip(own, equal)]
-    verdict = study.counted([study.judged(study.Estimate(-f.value, -f.high, -f.low), 0.1, 0.0) for f in found])
-    reasons = {
-        NOT_SEEN: "Opponents chase each other: a joint budget moves it to whoever is just being exploited, which does "
-        "not end "
-        "the chase." if kind == 0 else "Each agent climbs its own reward; the budget decides who climbs first, not "
-        "where to.",
-        PARTLY: "At one of the two budgets only.",
-    }  # fmt: skip
-    farther = "On the contrary: it ends farther away at one budget at least. " if any(f.low > 0 for f in found) else ""
-    budgets = (USUAL_BUDGET, BUDGETS[-1])
-    return Row(
-        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[name]} ends nearer to a Nash equilibrium than equal "
-        "shares (total regret at least 0.1 lower)",
-        "difference in regret: " + ", ".join(f"{f.value:+.2f} at {b:g}" for f, b in zip(found, budgets))
-        + f" (equal shares: {', '.join(f'{e.mean():.2f}' for e in equal)})",
-        "; ".join(f.interval() for f in found),
-        verdict,
-        farther + study.because(verdict, reasons),
-    )  # fmt: skip
-
-
 def _settings_figure(results: Results, names: list[str]) -> Figure:
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     panels = figure.subplots(2, 3, sharey="row")
@@ -460,15 +372,13 @@ def _gains_figure(results: Results, names: list[str]) -> Figure:
     return figure
 
 
-def _text(results: Results, size: Size, names: list[str], plain: list[str]) -> str:
+def _text(results: Results, size: Size, names: list[str]) -> str:
     lines = [
         f"Settings: 4 agents with {NUM_ACTIONS} actions, batches of {BATCH}, {size.updates} updates, {size.seeds} "
         f"seeds; joint budget {USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not varied. Noise is added "
         "to the reward, which in a game with one state is noise on the advantages; its variance is a share of the "
         "reward's under the untrained team, so its part grows as the team learns. *In the wrong hands*: half the "
-        f"distance between the shares given and the exact KKT optimum, updates 2 to 11. Different goals: {size.games} "
-        f"random games of each kind, batches of {4 * BATCH}, {size.game_updates} updates; regret is the mean over the "
-        "last ten. Nothing is searched.",
+        "distance between the shares given and the exact KKT optimum, updates 2 to 11. Nothing is searched.",
         "",
         "At the usual settings, means over the run: largest share "
         + ", ".join(f"{name} {results.pieces[name]['largest'][index_of()]:.2f}" for name in names)
@@ -481,9 +391,8 @@ def _text(results: Results, size: Size, names: list[str], plain: list[str]) -> s
 
 STUDY = study.Study(
     "allocation_ablations",
-    "Allocation: epsilon, utility, noise, large budgets, different goals",
-    "What do the details of the allocation change in a game where agents matter unequally, and what does a joint "
-    "budget do to agents that want different things?",
+    "Allocation: epsilon, utility, noise, large budgets",
+    "What do the details of the allocation change in a game where agents matter unequally?",
     pieces,
     report,
 )

@@ -14,6 +14,7 @@ from experiments import (
     bilinear,
     brax_suite,
     matrix_game,
+    mixed_motives,
     parameter_sharing,
     study,
     theory,
@@ -25,7 +26,8 @@ from marl_kl.summary import markdown_row
 STUDIES = tuple(
     module.STUDY
     for module in (
-        matrix_game, two_peaks, bilinear, parameter_sharing, theory, allocation_ablations, allocator_cost, brax_suite
+        matrix_game, two_peaks, bilinear, parameter_sharing, theory, allocation_ablations, mixed_motives,
+        allocator_cost, brax_suite,
     )
 )
 

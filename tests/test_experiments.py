@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 import envs
 from envs.games import two_peaks_expectation
 from experiments import (
-    allocation_ablations,
     exact_gaussians,
+    mixed_motives,
     parameter_sharing,
     report,
     stage_games,
@@ -149,7 +149,7 @@ def test_expected_payoff_is_the_sum_over_joint_actions():
     small = payoff[:, :2, :, :3]
     even = np.full((3, 2), 0.5)
     regrets = [max(small[..., i].mean(tuple(j for j in range(3) if j != i))) - small[..., i].mean() for i in range(3)]
-    got = allocation_ablations.total_regret(jnp.asarray(even), jnp.asarray(small))
+    got = mixed_motives.total_regret(jnp.asarray(even), jnp.asarray(small))
     np.testing.assert_allclose(got, sum(regrets), rtol=1e-5)
 
 
