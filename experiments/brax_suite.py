@@ -5,6 +5,7 @@ python -m experiments.brax_suite --quick
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import Mapping, NamedTuple, Sequence
@@ -30,11 +31,12 @@ from marl_kl.statistics import (
 PRESET = "quick"
 """Of everything that is not searched; it was chosen with hatrpo and happo on ant_4x2."""
 
-THRESHOLDS = (0.01, 0.02, 0.04)
-"""KL budget per agent: what trust-region methods are searched over. The joint budget is the number of agents times it."""
-LEARNING_RATES = (5e-4, 1e-3, 2e-3)
-"""actor_lr: what first-order methods are searched over, as many trials."""
-SEARCH_SEEDS = (100, 101, 102)
+THRESHOLDS = (0.005, 0.015, 0.045)
+"""KL budget per agent: what is tried with hatrpo, for all trust-region methods. The joint budget is the number of agents
+times the one found: budgets must be equal, and a search with the baseline favours the baseline if anyone."""
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+"""actor_lr: what is tried with every first-order method."""
+SEARCH_SEEDS = (100, 101)
 CRITIC = "hatrpo_critic"
 CRITIC_EPOCHS = 15
 """`CRITIC` is hatrpo whose critic makes three times as many passes over each batch as everybody's."""
@@ -43,11 +45,10 @@ SHOWN = 40
 """Points of a curve, at most."""
 
 
-
 class Size(NamedTuple):
-    """searched: the scenario of the search, which is reported nowhere. scenarios: env steps per seed of each."""
+    """scenarios: env steps per seed of each; the search takes half of them. seeds: as many as the search has runs, so
+    that both are one program."""
 
-    searched: tuple[str, int]
     scenarios: Mapping[str, int]
     seeds: int
     num_envs: int
@@ -56,78 +57,60 @@ class Size(NamedTuple):
 
 
 _ALL = study.TRUST_REGION + study.FIRST_ORDER + ("ippo", "maspo", "mars")
+_QUICK = {"ant_4x2": 120_000, "walker2d_3x2": 80_000, "halfcheetah_6x1": 80_000, "humanoid_17x1": 60_000}
 SIZES = {
     # no body, whose compilation would take most of the time
-    "smoke": Size(("bilinear", 64), {"bilinear": 96}, 2, 2, 16, ("hatrpo", "hatrpo_w")),
-    "quick": Size(
-        ("hopper_3x1", 60_000),
-        {"ant_4x2": 200_000, "walker2d_3x2": 120_000, "halfcheetah_6x1": 100_000, "humanoid_17x1": 100_000},
-        6, 16, 128, _ALL,
-    ),
-    "full": Size(
-        ("hopper_3x1", 2_000_000), dict.fromkeys(presets.get(PRESET).scenarios, 10_000_000), 10, 64, 128, _ALL
-    ),
-}  # fmt: skip
+    "smoke": Size({"bilinear": 96}, 6, 2, 16, ("hatrpo", "hatrpo_w")),
+    "quick": Size(_QUICK, 6, 16, 128, _ALL),
+    "full": Size(dict.fromkeys(presets.get(PRESET).scenarios, 10_000_000), 12, 64, 128, _ALL),
+}
 
 _BARE = {
-    "ant": 21_366, "halfcheetah": 9_060, "hopper": 34_293, "humanoid": 13_282, "humanoidstandup": 3_598,
-    "manyagent": 9_525, "reacher": 84_376, "walker2d": 12_610,
+    "ant": 21_366, "halfcheetah": 9_060, "humanoid": 13_282, "humanoidstandup": 3_598, "manyagent": 9_525,
+    "walker2d": 12_610,
 }  # fmt: skip
 """Bare env steps per second on two CPU cores (benchmarks/results/bodies.json)."""
-_TRAINING = 0.5
+_TRAINING = 0.7
 """Share of the bare pace at which training goes, evaluation included."""
-_COMPILE = 40.0
+_COMPILE = 50.0
 
 
 def is_trust_region(method: str) -> bool:
     return method in study.TRUST_REGION or method == CRITIC
 
 
-def searched(method: str) -> tuple[float, ...]:
-    """The values tried for a method."""
+def is_searched(method: str) -> bool:
+    """Whether it has a search of its own; other trust-region methods take what hatrpo has found."""
+    return method == "hatrpo" or not is_trust_region(method)
+
+
+def tried(method: str) -> tuple[float, ...]:
+    """The values that are tried for a method."""
     return THRESHOLDS if is_trust_region(method) else LEARNING_RATES
 
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
     pace = _pace(chosen) if size == "full" else 1.0
-    methods = {method: method for method in chosen.methods} | {CRITIC: "hatrpo"}
-    common = {"seeds": chosen.seeds, "num_envs": chosen.num_envs, "rollout_length": chosen.rollout_length}
-    scenario, env_steps = chosen.searched
-    search = [
+    common = {
+        "seeds": chosen.seeds, "num_envs": chosen.num_envs, "rollout_length": chosen.rollout_length,
+        "search_seeds": list(SEARCH_SEEDS),
+    }  # fmt: skip
+    return [
         Piece(
-            _search(method), _seconds(scenario, env_steps * len(searched(method)) * len(SEARCH_SEEDS), pace),
-            {**common, "scenario": scenario, "env_steps": env_steps, "seeds": list(SEARCH_SEEDS), "method": method,
-             "searched": list(searched(method))},
-            lambda method=method: {"final": try_out(method, chosen)},
-        )
-        for method in chosen.methods
-    ]  # fmt: skip
-    return search + [
-        Piece(
-            f"{scenario}-{method}", _seconds(scenario, env_steps * chosen.seeds, pace),
-            {**common, "scenario": scenario, "env_steps": env_steps, "method": method, "searched": list(searched(method)),
-             "searched_on": list(chosen.searched)},
-            lambda *found, scenario=scenario, method=method: play(scenario, method, chosen, found),
-            needs=tuple(_search(m) for m in _searched_with(original, chosen)),
+            f"{scenario}-{method}", _seconds(scenario, method, env_steps * chosen.seeds, pace),
+            {**common, "scenario": scenario, "env_steps": env_steps, "method": method, "tried": list(tried(method))},
+            lambda *found, scenario=scenario, method=method: play(scenario, method, chosen, *found),
+            needs=() if is_searched(method) else (f"{scenario}-hatrpo",),
         )
         for scenario, env_steps in chosen.scenarios.items()
-        for method, original in methods.items()
+        for method in (*chosen.methods, CRITIC)
     ]  # fmt: skip
 
 
-def _search(method: str) -> str:
-    """The name of a method's search."""
-    return f"search-{method}"
-
-
-def _searched_with(method: str, size: Size) -> list[str]:
-    """Whose trials decide: all trust-region methods have one budget, every first-order method a step size of its own."""
-    return [m for m in size.methods if is_trust_region(m)] if is_trust_region(method) else [method]
-
-
-def _seconds(scenario: str, env_steps: int, pace: float) -> float:
-    return _COMPILE + env_steps / (_TRAINING * _BARE.get(scenario.split("_")[0], 1e5)) / pace
+def _seconds(scenario: str, method: str, env_steps: int, pace: float) -> float:
+    work = 1.5 if is_searched(method) else 1.0
+    return _COMPILE + work * env_steps / (_TRAINING * _BARE.get(scenario.split("_")[0], 1e5)) / pace
 
 
 def _pace(size: Size) -> float:
@@ -156,13 +139,17 @@ def _steps_per_second(env: Env, state, count: int, length: int = 50) -> float:
 # Training
 
 
-def _config(scenario: str, method: str, env_steps: int, size: Size) -> marl_kl.Config:
-    algorithm, changes = ("hatrpo", {"critic_epochs": CRITIC_EPOCHS}) if method == CRITIC else (method, {})
+def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     known = scenario if scenario in presets.get(PRESET).scenarios else "ant_4x2"  # its env steps are replaced
+    changes = {"critic_epochs": CRITIC_EPOCHS} if method == CRITIC else {}
     return presets.config(
-        PRESET, known, algorithm, total_env_steps=env_steps, num_envs=size.num_envs,
+        PRESET, known, _algorithm(method), total_env_steps=size.scenarios[scenario], num_envs=size.num_envs,
         rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), eval_interval=0, **changes,
     )  # fmt: skip
+
+
+def _algorithm(method: str) -> str:
+    return "hatrpo" if method == CRITIC else method
 
 
 def last_tenth(returns: np.ndarray) -> np.ndarray:
@@ -170,57 +157,46 @@ def last_tenth(returns: np.ndarray) -> np.ndarray:
     return np.nanmean(returns[..., -max(1, returns.shape[-1] // 10) :], axis=-1)
 
 
-def try_out(method: str, size: Size) -> np.ndarray:
-    """[trial, seed] return of the sampling team at the end of the search."""
-    scenario, env_steps = size.searched
-    env = envs.make(scenario)
-    name, scale = ("kl_budget", env.spec.num_agents) if is_trust_region(method) else ("actor_lr", 1)
-    swept = marl_kl.sweep(
-        env, method, grid={name: [scale * value for value in searched(method)]}, seeds=list(SEARCH_SEEDS),
-        config=_config(scenario, method, env_steps, size), progress="none",
-    )  # fmt: skip
-    return last_tenth(swept.metrics["episode_return"])
-
-
-def found_trial(trials: Sequence[Mapping[str, np.ndarray]]) -> int:
-    """The trial with the largest mean return, over the seeds and the methods that must share it."""
-    return int(np.argmax(np.mean([each["final"].mean(1) for each in trials], axis=0)))
-
-
-def play(scenario: str, method: str, size: Size, trials: Sequence[study.Values]) -> study.Values:
-    """Trains a method on a scenario.
+def play(scenario: str, method: str, size: Size, of_hatrpo: study.Values | None = None) -> study.Values:
+    """Searches, unless hatrpo has done it for the method, and trains on other seeds with what was found.
 
     Returns:
-        chosen: KL budget per agent, or actor_lr. env_steps: [P]. returns: [seed, P] of the sampling team. final: [seed]
-        its mean over the last tenth of the updates. untrained, trained: [seed] of the deterministic team. pace: env
-        steps per second. explained_variance: [seed] of the critic, mean over updates.
+        trials: [trial, seed] return of the sampling team at the end of the search; empty if there was none. chosen: KL
+        budget per agent, or actor_lr. env_steps: [P]. returns: [seed, P] of the sampling team. final: [seed] its mean
+        over the last tenth of the updates. untrained, trained: [seed] of the deterministic team. explained_variance:
+        [seed] of the critic, mean over updates. pace: env steps per second.
         Trust-region methods also: spent: [seed] share of the budget spent, mean over updates; and what `shares` says.
     """
     env = envs.make(scenario)
-    value = searched(method)[found_trial(trials)]
-    fields = {"kl_budget": env.spec.num_agents * value} if is_trust_region(method) else {"actor_lr": value}
-    config = _config(scenario, method, size.scenarios[scenario], size)
-    algorithm = "hatrpo" if method == CRITIC else method
-    result = marl_kl.train(env, algorithm, seeds=size.seeds, config=config, progress="none", **fields)
-    returns = result.metrics["episode_return"]
-    edges = np.unique(np.linspace(0, returns.shape[1], SHOWN + 1).astype(int))
-    evaluation = result.evaluation.episode_return.mean(-1)
+    config = _config(scenario, method, size)
+    swept, scale = ("kl_budget", env.spec.num_agents) if is_trust_region(method) else ("actor_lr", 1)
+    train = functools.partial(marl_kl.sweep, env, _algorithm(method), progress="none")
+    if of_hatrpo is None:
+        half = config.replace(total_env_steps=config.total_env_steps // 2)
+        search = train(grid={swept: [scale * value for value in tried(method)]}, seeds=SEARCH_SEEDS, config=half)
+        trials = last_tenth(search.metrics["episode_return"])
+        chosen = tried(method)[int(np.argmax(trials.mean(1)))]
+    else:
+        trials, chosen = np.empty((0, len(SEARCH_SEEDS))), of_hatrpo["chosen"].item()
+    result = train(grid={swept: [scale * chosen]}, seeds=size.seeds, config=config)
+    metrics = {name: values[0] for name, values in result.metrics.items()}
+    edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
     values = {
-        "chosen": np.array(value),
-        "env_steps": result.env_steps[edges[1:] - 1],
-        "returns": _binned(returns, edges),
-        "final": last_tenth(returns),
-        "untrained": evaluation[:, 0],
-        "trained": evaluation[:, -1],
-        "explained_variance": result.metrics["explained_variance"].mean(1),
-        "pace": np.array(round(result.steps_per_second)),
+        "trials": trials,
+        "chosen": np.array(chosen),
+        "env_steps": result.env_steps[0, edges[1:] - 1],
+        "returns": _binned(metrics["episode_return"], edges),
+        "final": last_tenth(metrics["episode_return"]),
+        "untrained": result.untrained.episode_return[0].mean(-1),
+        "trained": result.final.episode_return[0].mean(-1),
+        "explained_variance": metrics["explained_variance"].mean(1),
+        "pace": np.array(round(size.seeds * int(result.env_steps[0, -1]) / result.timing.train)),
     }
     if not is_trust_region(method):
         return values
-    budget = fields["kl_budget"]
-    share = result.metrics["kl_threshold"] / budget
-    spent = (result.metrics["kl_total"] / budget).mean(1)
-    return values | {"spent": spent} | shares(result.metrics["utility"], share, edges)
+    budget = scale * chosen
+    spent = (metrics["kl_total"] / budget).mean(1)
+    return values | {"spent": spent} | shares(metrics["utility"], metrics["kl_threshold"] / budget, edges)
 
 
 def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -323,7 +299,7 @@ def _first(returns: np.ndarray) -> float:
 
 
 _TRIED = (
-    "Tried: three budgets on a scenario that is not reported; bodies at CPU size only, so nothing is said about the ten "
+    "Tried: the best of three budgets for HATRPO, on every body; at CPU size only, so nothing is said about the ten "
     "million steps of the papers."
 )
 _WHY_FINAL = {
@@ -563,17 +539,14 @@ def _shares(by_scenario: dict, adaptive: Sequence[str]) -> Figure:
 
 
 def _text(results: Results, by_scenario: dict, scores: Mapping[str, Scores], size: Size) -> str:
-    scenario, env_steps = size.searched
-    found = {method: next(iter(by_scenario.values()))[method]["chosen"].item() for method in size.methods}
-    budget = next(value for method, value in found.items() if is_trust_region(method))
-    rates = ", ".join(f"{study.LABELS[m]} {value:g}" for m, value in found.items() if not is_trust_region(m))
+    found = {m: [values[m]["chosen"].item() for values in by_scenario.values()] for m in size.methods if is_searched(m)}
+    each = "; ".join(f"{study.LABELS[m]} {', '.join(f'{value:g}' for value in values)}" for m, values in found.items())
     lines = [
         f"Settings: preset `{PRESET}` (chosen with HATRPO and HAPPO on ant_4x2), {size.num_envs} environments x "
-        f"{size.rollout_length} steps per update, {size.seeds} seeds, the default backend of each body. Search, three "
-        f"trials for every method on {scenario} ({env_steps:,} env steps, {len(SEARCH_SEEDS)} other seeds), which is "
-        f"reported nowhere: KL budget per agent {list(THRESHOLDS)}, one for all trust-region methods because joint "
-        f"budgets are equal (found: {budget:g} times the number of agents; the best on average over these methods), "
-        f"actor_lr {list(LEARNING_RATES)} for each of the others (found: {rates}).",
+        f"{size.rollout_length} steps per update, {size.seeds} seeds, the default backend of each body. Search: three "
+        f"trials on every scenario, {len(SEARCH_SEEDS)} other seeds each, half of the env steps. HATRPO searches the KL "
+        f"budget per agent among {list(THRESHOLDS)}, for all trust-region methods, because joint budgets must be equal; "
+        f"each of the others its actor_lr among {list(LEARNING_RATES)}. Found, scenario by scenario: {each}.",
         "",
         "Return of the sampling team over the last tenth of the updates, IQM [95 %]; in brackets the deterministic team "
         "at the end, IQM:",
@@ -628,4 +601,6 @@ STUDY = study.Study(
 
 
 if __name__ == "__main__":
+    # the search and the runs with what it found are one program
+    jax.config.update("jax_compilation_cache_dir", str(study.WORK / "compiled"))
     study.main(STUDY)
