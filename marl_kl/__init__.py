@@ -10,8 +10,7 @@ from marl_kl.devices import use_all_cpu_cores
 from marl_kl.host_loop import train
 from marl_kl.loading import load
 from marl_kl.results import SweepResult, TrainResult
-from marl_kl.search import choice, log_uniform, uniform
-from marl_kl.sweeps import sweep
+from marl_kl.sweeps import choice, log_uniform, sweep, uniform
 from marl_kl.trainer import Train, TrainState, make_train
 
 __version__ = "0.1.0"

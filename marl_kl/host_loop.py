@@ -14,14 +14,15 @@ import jax
 import numpy as np
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, devices, files, reporting, run_file, run_folder, run_tables
+from marl_kl import algorithms, devices, files, reporting, run_file
 from marl_kl.best import better
-from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config, is_due
 from marl_kl.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.programs import Numbers, Programs
 from marl_kl.progress import Progress
 from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
+from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.trainer import TrainState, make_train
 
 MAX_SEEDS = 2**16

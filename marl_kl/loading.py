@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import agents, checkpoints, run_folder
+from marl_kl import agents
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
+from marl_kl.storage import checkpoints, run_folder
 from marl_kl.trainer import Learner, learner_shapes
 from marl_kl.types import Memory
 

@@ -22,11 +22,11 @@ from typing import Any, Callable, Literal, Mapping, NamedTuple, Protocol, Sequen
 
 import numpy as np
 
-from marl_kl import run_tables
 from marl_kl.config import nearest
 from marl_kl.files import first_line
 from marl_kl.results import Evaluation
-from marl_kl.run_folder import RunWarning
+from marl_kl.storage import run_tables
+from marl_kl.storage.run_folder import RunWarning
 
 STREAM = "log.jsonl"
 """The stream in the run folder: one JSON object per line, one line per update and seed."""

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import marl_kl
-from marl_kl import checkpoints
+from marl_kl.storage import checkpoints
 from tests.counting_env import counting_env
 
 UPDATES = 60

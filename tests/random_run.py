@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from marl_kl import checkpoints, run_folder
 from marl_kl.best import Best
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Timing
+from marl_kl.storage import checkpoints, run_folder
 from marl_kl.trainer import TrainState, learner_shapes
 
 CONFIG = TrustRegionConfig(hidden_sizes=(8,), eval_episodes=2)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl import run_folder, run_tables
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Evaluation
+from marl_kl.storage import run_folder, run_tables
 
 
 def spec(name="legs", **metadata) -> EnvSpec:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marl_kl import checkpoints
 from marl_kl.best import Best
-from marl_kl.checkpoints import Snapshot
 from marl_kl.results import Evaluation, Failure, Timing
-from marl_kl.run_folder import RunFolderError, RunWarning
+from marl_kl.storage import checkpoints
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.run_folder import RunFolderError, RunWarning
 
 RUN = {"algorithm": "hatrpo_w", "seeds": [3, 5, 8], "config": {"gamma": 0.99, "value_clip": "inf"}}
 

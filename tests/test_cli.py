@@ -12,10 +12,11 @@ import pytest
 import envs
 import marl_kl
 from tests import synthetic
-from marl_kl import algorithms, checkpoints, cli, run_folder
+from marl_kl import algorithms, cli
 from marl_kl.commands import words
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Failure
+from marl_kl.storage import checkpoints, run_folder
 from tests.counting_env import counting_env
 
 

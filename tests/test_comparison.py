@@ -11,10 +11,12 @@ import pytest
 from scipy import stats
 
 import marl_kl
-from marl_kl import cli, comparison_plots, comparison_tables, marl_eval, run_tables, statistics
+from marl_kl import cli, statistics
+from marl_kl.comparison import marl_eval, plots, tables
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.files import RunFolderError
 from marl_kl.results import EpisodeStatistics, Failure
+from marl_kl.storage import run_tables
 from tests.stored_runs import spec, store
 
 RISING = np.array([[0.0, 10.0, 20.0, 40.0], [0.0, 10.0, 30.0, 60.0], [0.0, 20.0, 40.0, 50.0], [0.0, 0.0, 10.0, 30.0]])
@@ -141,12 +143,12 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
     found = marl_kl.compare(runs, bootstrap=10)
     said = "the joint KL budgets on legs differ (0.08, 0.16): how a budget is shared out compares at equal budgets only"
     assert found.warnings == (said,)
-    assert [cells.split(" | ")[1] for cells in comparison_tables.markdown(found).splitlines()[6:9]] == [
+    assert [cells.split(" | ")[1] for cells in tables.markdown(found).splitlines()[6:9]] == [
         "0.08",
         "0.16",
         "-",
     ]
-    lines = comparison_tables.markdown(found).splitlines()
+    lines = tables.markdown(found).splitlines()
     (row,) = [line for line in lines if line.startswith(f"| **Warning: {said}")]
     assert row.count("|") == lines[4].count("|"), "the row is one of the table"
     assert cli.main(["compare", *map(str, runs), "--bootstrap", "10"]) == 0
@@ -191,7 +193,7 @@ def test_intervals_need_three_seeds_on_every_task(tmp_path):
     assert np.isfinite(found.entry("legs", "hatrpo").final_iqm.lower)
     assert np.isnan(found.entry("legs", "hatrpo_w").final_iqm.lower)
     assert np.isnan(found.overall.improvement.lower[0, 1]) and found.overall.improvement.value[0, 1] == 3 / 8
-    assert "fewer than 3 seeds" in "; ".join(found.notes) and "nan" not in comparison_tables.markdown(found)
+    assert "fewer than 3 seeds" in "; ".join(found.notes) and "nan" not in tables.markdown(found)
 
 
 def test_a_task_on_which_nobody_learned_has_a_scale(tmp_path):
@@ -272,7 +274,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
     found = marl_kl.compare(runs, bootstrap=50)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures = comparison_plots.figures(found)
+        figures = plots.figures(found)
         for figure in figures.values():
             figure.savefig(io.BytesIO(), format="png", dpi=50)
     assert len(figures) == (1 if num_methods == 1 else 4)

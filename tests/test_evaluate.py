@@ -7,7 +7,8 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import cli, evaluate, run_tables
+from marl_kl import cli, evaluate
+from marl_kl.storage import run_tables
 from marl_kl.trainer import make_train
 from tests import random_run
 from tests.counting_env import counting_env

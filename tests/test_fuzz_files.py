@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 import envs
 import marl_kl
-from marl_kl import algorithms, cli, host_loop, presets, run_file, sweep_file, sweeps, toml_file
+from marl_kl import algorithms, cli, host_loop, presets, run_file, toml_file
+from marl_kl.sweeps import file as sweep_file
+from marl_kl.sweeps import sweeper
 from tests import synthetic
 
 PROFILE = settings(
@@ -129,7 +131,7 @@ def nothing_is_trained():
         raise KeyboardInterrupt
 
     patch.setattr(host_loop, "_completed", lambda run: synthetic.result())
-    patch.setattr(sweeps._Sweep, "result", interrupted)
+    patch.setattr(sweeper._Sweep, "result", interrupted)
     patch.setattr(marl_kl, "train", lambda *arguments, **options: train(*arguments, **{**options, "out": None}))
     patch.setattr(marl_kl, "sweep", lambda *arguments, **options: sweep(*arguments, **{**options, "out": None}))
     yield

@@ -12,7 +12,7 @@ import pytest
 
 import marl_kl
 from marl_kl import cli, loggers
-from marl_kl.run_folder import RunWarning
+from marl_kl.storage.run_folder import RunWarning
 from tests import synthetic
 from tests.counting_env import counting_env
 

@@ -12,7 +12,8 @@ from PIL import Image
 import envs
 import marl_kl
 from envs import kinematics
-from marl_kl import cli, devices, evaluate, files, loading, mujoco_check, policies, run_folder
+from marl_kl import cli, devices, evaluate, files, loading, mujoco_check, policies
+from marl_kl.storage import run_folder
 from tests import random_run
 from tests.counting_env import counting_env
 

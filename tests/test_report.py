@@ -14,10 +14,13 @@ from PIL import Image
 
 import envs
 import marl_kl
-from marl_kl import cli, drawing, html_page, report, run_folder, run_tables, stored_runs, sweep_tables
+from marl_kl import cli, drawing
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.files import RunFolderError
+from marl_kl.reports import html_page, pages
 from marl_kl.results import EpisodeStatistics, Failure, SweepFailure, SweepResult, Timing
+from marl_kl.storage import run_folder, run_tables, stored_runs
+from marl_kl.sweeps import tables as sweep_tables
 from tests import synthetic
 from tests.stored_runs import spec, store
 
@@ -132,10 +135,10 @@ def test_the_page_of_a_run_on_a_body(ant, capsys):
 
 def test_failures_and_states_are_said(tmp_path):
     out = run(tmp_path / "run", failures=[Failure(2, 6, "critic")], status="interrupted")
-    page = page_of(report.write(out, tmp_path / "page.html"))
+    page = page_of(pages.write(out, tmp_path / "page.html"))
     assert "Seed 2 failed: critic was not finite in update 7" in page.text and "interrupted" in page.text
     assert not (out / "report.html").exists()
-    page = page_of(report.write(run(tmp_path / "all", failures=[Failure(s, 1, "actor") for s in range(4)])))
+    page = page_of(pages.write(run(tmp_path / "all", failures=[Failure(s, 1, "actor") for s in range(4)])))
     assert "Seed 3 failed" in page.text and len(page.pictures) == 2
 
 
@@ -143,7 +146,7 @@ def test_first_order_runs_show_clipped_samples(tmp_path):
     result = synthetic.result(kl=False)
     metrics = result.metrics | {"clip_fraction": np.full((4, 30, 4), 0.125)}
     config = FirstOrderConfig(total_env_steps=30 * 4096)
-    page = page_of(report.write(run(tmp_path / "run", algorithm="happo", config=config, metrics=metrics)))
+    page = page_of(pages.write(run(tmp_path / "run", algorithm="happo", config=config, metrics=metrics)))
     assert [picture["alt"] for picture in page.pictures][1] == "Samples beyond the clip" and "12.5 %" in page.text
     assert "line searches" not in page.text
 
@@ -151,19 +154,19 @@ def test_first_order_runs_show_clipped_samples(tmp_path):
 def test_a_run_that_stopped_before_its_first_update_has_a_page(tmp_path):
     out = store(tmp_path / "run", [[1.0]], steps=[0], status="interrupted")
     (out / "metrics.csv").unlink()
-    assert "how long it took is not known" in page_of(report.write(out)).text
+    assert "how long it took is not known" in page_of(pages.write(out)).text
 
 
 def test_what_is_in_names_stays_text(tmp_path):
     odd = spec("<script>alert(1)</script>", note="a & b")
-    page = page_of(report.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
+    page = page_of(pages.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
     assert "<script>alert(1)</script>" in page.text and "a & b" in page.text
     assert html_page.text('"<&') == "&quot;&lt;&amp;"
 
 
 def test_the_page_of_a_sweep(tmp_path):
     result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")])
-    page = page_of(report.write(tmp_path / "sweep"))
+    page = page_of(pages.write(tmp_path / "sweep"))
     assert [picture["alt"] for picture in page.pictures] == ["Learning curves by setting"]
     assert "setting 7, seed 9 failed: reward was not finite in update 4" in page.text
     for row in sweep_tables.rows(result):
@@ -181,11 +184,11 @@ def test_a_sweep_reads_back(tmp_path):
     assert sweep_tables.rows(stored) == sweep_tables.rows(result)
     np.testing.assert_array_equal(stored.metrics["episode_return"], result.metrics["episode_return"])
     (tmp_path / "sweep" / "curves.csv").unlink()
-    page = page_of(report.write(tmp_path / "sweep"))
+    page = page_of(pages.write(tmp_path / "sweep"))
     assert "stored without curves" in page.text and not page.pictures
     run_folder.set_status(tmp_path / "sweep", "interrupted", name=run_folder.SWEEP)
     with pytest.raises(RunFolderError, match="holds a sweep that is interrupted; only finished ones have tables"):
-        report.write(tmp_path / "sweep")
+        pages.write(tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_a_browser_draws_every_picture(ant, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium here to open the page with")
-    page = report.write(ant, tmp_path / "page.html")
+    page = pages.write(ant, tmp_path / "page.html")
     (tmp_path / "look.html").write_text(_LOOK.format(page=page.name))
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import checkpoints, host_loop, run_folder, run_tables
+from marl_kl import host_loop
 from marl_kl.programs import Programs
-from marl_kl.run_folder import RunFolderError, RunWarning
+from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage.run_folder import RunFolderError, RunWarning
 from tests import kills
 from tests.counting_env import counting_env
 from tests.faults import fail_with, stopped

@@ -9,7 +9,8 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import algorithms, cli, host_loop, run_file, run_folder, toml_file
+from marl_kl import algorithms, cli, host_loop, run_file, toml_file
+from marl_kl.storage import run_folder
 from tests import synthetic
 from tests.counting_env import counting_env
 

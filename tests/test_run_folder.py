@@ -12,10 +12,10 @@ import jax
 import pytest
 
 from tests import synthetic
-from marl_kl import run_folder
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Failure
-from marl_kl.run_folder import RunExistsError, RunFolderError
+from marl_kl.storage import run_folder
+from marl_kl.storage.run_folder import RunExistsError, RunFolderError
 from tests.faults import fail_with
 
 

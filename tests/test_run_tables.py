@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marl_kl import run_tables
 from marl_kl.files import RunFolderError
 from marl_kl.results import Evaluation
+from marl_kl.storage import run_tables
 from tests import synthetic
 
 

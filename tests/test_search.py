@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl.search import make_settings
+from marl_kl.sweeps.search import make_settings
 
 CONFIG = marl_kl.TrustRegionConfig()
 RANDOM = {"kl_budget": marl_kl.log_uniform(0.01, 0.3), "gamma": marl_kl.uniform(0.9, 1.0)}

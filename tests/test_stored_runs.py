@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import stored_runs
 from marl_kl.files import RunFolderError
+from marl_kl.storage import stored_runs
 from tests.counting_env import counting_env
 from tests.stored_runs import store
 from tests.test_host_loop import SMALL

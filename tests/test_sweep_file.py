@@ -6,7 +6,8 @@ import pytest
 
 import envs
 import marl_kl
-from marl_kl import cli, sweep_file
+from marl_kl import cli
+from marl_kl.sweeps import file as sweep_file
 
 HEAD = 'env = "matrix_game"\nalgorithm = "hatrpo_w"\n'
 

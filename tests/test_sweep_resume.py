@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import checkpoints, run_folder, sweeps
-from marl_kl.pieces import Piece
 from marl_kl.programs import Programs
-from marl_kl.run_folder import RunFolderError, RunWarning
+from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage.run_folder import RunFolderError, RunWarning
+from marl_kl.sweeps import sweeper
+from marl_kl.sweeps.pieces import Piece
 from tests import kills
 from tests.counting_env import counting_env
 from tests.faults import fail_with, stopped
@@ -102,7 +103,7 @@ _STOPS = (
     (checkpoints, "save", _full_from(6), "running", {"1-1": [2, 4]}),
     (Piece, "_evaluated", _stopped(KeyboardInterrupt, 1, "before"), "interrupted", {"1-1": [4, 6]}),
     (Piece, "_evaluated", _stopped(KeyboardInterrupt, 3, "before"), "interrupted", {"1-1": [7], "1-2": [4, 6]}),
-    (sweeps.sweep_tables, "write", _stopped(KeyboardInterrupt, 1, "before"), "interrupted", {"1-1": [7], "1-2": [7]}),
+    (sweeper.tables, "write", _stopped(KeyboardInterrupt, 1, "before"), "interrupted", {"1-1": [7], "1-2": [7]}),
 )
 
 
@@ -160,7 +161,7 @@ def test_how_runs_were_cut_is_remembered(tmp_path, monkeypatch, capsys):
     """With other neighbours a run is the same up to rounding only; another day has other free memory."""
     out = tmp_path / "sweep"
     free = iter([3])
-    monkeypatch.setattr(sweeps.devices, "free_bytes", lambda mesh: next(free, 2**60))
+    monkeypatch.setattr(sweeper.devices, "free_bytes", lambda mesh: next(free, 2**60))
     monkeypatch.setattr(Programs, "state_bytes", 1.0)
     monkeypatch.setattr(Piece, "_state", stopped(None, KeyboardInterrupt, 1, "before"))
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +225,7 @@ def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch):
     """Before the first update if XLA's account says so; if only the device finds out, then."""
     with monkeypatch.context() as patch:
         patch.setattr(Programs, "bytes_per_run", 2.0**40)
-        patch.setattr(sweeps.devices, "free_bytes", lambda mesh: 2**30)
+        patch.setattr(sweeper.devices, "free_bytes", lambda mesh: 2**30)
         with pytest.raises(MemoryError, match=r"training a single run needs about 1,024.0 GiB of memory, of which 1.0 GiB"):
             sweep(tmp_path / "forecast")
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it")

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 import marl_kl
-from marl_kl import devices, programs, run_folder, sweep_tables
+from marl_kl import devices, programs
 from marl_kl.programs import Programs
 from marl_kl.results import SweepFailure
 from marl_kl.statistics import interquartile_mean
-from marl_kl.sweeps import piece_size
+from marl_kl.storage import run_folder
+from marl_kl.sweeps import tables as sweep_tables
+from marl_kl.sweeps.sweeper import piece_size
 from tests.counting_env import counting_env
 from tests.test_host_loop import SMALL, never_compile
 

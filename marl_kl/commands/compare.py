@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 import marl_kl
-from marl_kl.comparison_samples import METRICS
 from marl_kl.commands.words import add_command
+from marl_kl.comparison.samples import METRICS
 
 EXAMPLE = """examples:
   marl-kl compare runs/ant-hatrpo runs/ant-hatrpo_w runs/ant-happo --out comparisons/ant
@@ -55,7 +55,8 @@ def add_compare(commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from marl_kl import comparison_tables, reporting
+    from marl_kl import reporting
+    from marl_kl.comparison import tables
 
     comparison = marl_kl.compare(
         arguments.runs,
@@ -67,7 +68,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         out=arguments.out,
     )
     console = reporting.wide_console()
-    console.print(comparison_tables.table(comparison))
+    console.print(tables.table(comparison))
     if arguments.out is not None:
         console.print(f"everything is in {arguments.out}", soft_wrap=True, markup=False)
     return 0

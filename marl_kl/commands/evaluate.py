@@ -37,7 +37,8 @@ def add_evaluate(commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from marl_kl import evaluate, reporting, run_tables, summary
+    from marl_kl import evaluate, reporting, summary
+    from marl_kl.storage import run_tables
 
     if arguments.stochastic and arguments.physics is not None:
         raise ValueError("--stochastic: in the C engine the policies are always deterministic; leave out --in mujoco")

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from marl_kl import run_folder
 from marl_kl.commands.words import add_command, default_text
+from marl_kl.storage import run_folder
 
 
 def add_report(commands) -> None:
@@ -23,12 +23,12 @@ def add_report(commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from marl_kl import report
+    from marl_kl.reports import pages
 
     out = arguments.out
     if out is not None and (out.suffix != ".html" or not out.parent.is_dir()):
         raise ValueError(f"out={str(out)!r}; it must be a .html file in a folder that exists")
-    path = report.write(arguments.run, out)
+    path = pages.write(arguments.run, out)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return 0
 
@@ -41,7 +41,8 @@ def add_show(commands) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from marl_kl import reporting, stored_runs, summary
+    from marl_kl import reporting, summary
+    from marl_kl.storage import stored_runs
 
     record = run_folder.read_record(arguments.run)
     console = reporting.wide_console()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import envs
 from envs.types import Env
-from marl_kl import checkpoints, loading, results, run_folder
+from marl_kl import loading, results
 from marl_kl.commands.words import use_all_cpu_cores
+from marl_kl.storage import checkpoints, run_folder
 
 
 def use_cores_as_before(record: run_folder.RunRecord) -> None:

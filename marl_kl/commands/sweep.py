@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import marl_kl
-from marl_kl import run_folder, sweep_file
 from marl_kl.commands.stored import warnings_as_sentences
 from marl_kl.commands.words import add_command, add_log, add_progress, default_out, make_env, use_all_cpu_cores
+from marl_kl.storage import run_folder
+from marl_kl.sweeps import file as sweep_file
 
 
 def add_sweep(commands) -> None:

@@ -10,13 +10,14 @@ from typing import Callable
 
 import marl_kl
 from envs import bodies
-from marl_kl import algorithms, presets, run_file, run_folder
+from marl_kl import algorithms, presets, run_file
 from marl_kl.commands.stored import made_again, use_cores_as_before, warnings_as_sentences
 from marl_kl.commands.words import (
     add_command, add_field, add_log, add_progress, default_out, env_options, make_env, parsed, seed_numbers,
     use_all_cpu_cores,
 )  # fmt: skip
 from marl_kl.config import Config
+from marl_kl.storage import run_folder
 
 DEFAULT_ALGORITHM = "hatrpo_w"
 

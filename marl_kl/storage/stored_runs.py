@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from marl_kl import checkpoints, run_folder, run_tables
 from marl_kl.files import RunFolderError, one_sentence
 from marl_kl.results import EpisodeStatistics, Evaluation, SweepResult, Timing, TrainResult
+from marl_kl.storage import checkpoints, run_folder, run_tables
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
 """Where no checkpoint tells how long a run took."""

@@ -6,13 +6,13 @@
     evaluation.csv    one row per evaluation episode
     absolute.csv      those of the absolute metric, once `marl-kl evaluate RUN --absolute` has measured it
     log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.loggers`
-    checkpoints/      where to go on after an interruption, learner included: `marl_kl.checkpoints`
+    checkpoints/      where to go on after an interruption, learner included: `marl_kl.storage.checkpoints`
     *.png, summary.md what `marl_kl.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked
 
-The checkpoints are the truth and the two tables (`marl_kl.run_tables`) copies of their numbers, written after them. Every
-file is written whole (`marl_kl.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message is one
-sentence that names the path.
+The checkpoints are the truth and the two tables (`marl_kl.storage.run_tables`) copies of their numbers, written after
+them. Every file is written whole (`marl_kl.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message
+is one sentence that names the path.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from marl_kl.comparison import FINAL_SHARE, Comparison
+from marl_kl.comparison.estimates import FINAL_SHARE, Comparison
 from marl_kl.plots import PALETTE, step_unit, strip
 
 _COLOURS = (*PALETTE, "#000000", "#7F7F7F")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from marl_kl import algorithms, toml_file
 from marl_kl.config import nearest
-from marl_kl.search import DISTRIBUTIONS, Distribution
+from marl_kl.sweeps.search import DISTRIBUTIONS, Distribution
 
 EXAMPLE = """example:
   env = "ant_4x2"

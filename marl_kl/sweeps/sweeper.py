@@ -18,17 +18,19 @@ import numpy as np
 from rich.console import Console
 
 from envs.types import Env
-from marl_kl import algorithms, checkpoints, devices, pieces, run_folder, sweep_tables
-from marl_kl.checkpoints import Snapshot
+from marl_kl import algorithms, devices
 from marl_kl.config import Config
 from marl_kl.host_loop import check_env, seed_numbers
 from marl_kl.loggers import Logger, chosen_loggers
-from marl_kl.pieces import Piece, Run, without_nonfinite
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
 from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
-from marl_kl.search import Distribution, Setting, make_settings
-from marl_kl.sweep_logs import SweepLogs
+from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.sweeps import pieces, tables
+from marl_kl.sweeps.logs import SweepLogs
+from marl_kl.sweeps.pieces import Piece, Run, without_nonfinite
+from marl_kl.sweeps.search import Distribution, Setting, make_settings
 from marl_kl.trainer import make_train
 
 _SHARE_OF_MEMORY = 0.8
@@ -155,7 +157,7 @@ def _completed(sweeper: "_Sweep") -> SweepResult:
     try:
         result = sweeper.result()
         failures, timing = result.failures, result.timing
-        sweep_tables.write(result)
+        tables.write(result)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -208,7 +210,7 @@ class _Show:
 
     def table(self, result: SweepResult) -> None:
         if self.mode != "none":
-            sweep_tables.show(result)
+            tables.show(result)
 
 
 class _Store:

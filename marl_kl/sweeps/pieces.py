@@ -1,6 +1,6 @@
 """A piece of a sweep: runs that one compiled program trains side by side, stored as they go.
 
-    pieces/<name>/checkpoints/<update>/    as those of a run (`marl_kl.checkpoints`), with runs in the place of seeds
+    pieces/<name>/checkpoints/<update>/    as a run's (`marl_kl.storage.checkpoints`), with runs in the place of seeds
 
 The last checkpoint of a piece has no train state: metrics and evaluations are all that a sweep keeps of its runs.
 """
@@ -13,13 +13,13 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
 
-from marl_kl import checkpoints
-from marl_kl.checkpoints import Snapshot
 from marl_kl.config import Config, is_due
 from marl_kl.files import RunFolderError
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
 from marl_kl.results import Timing, appended, evaluated
+from marl_kl.storage import checkpoints
+from marl_kl.storage.checkpoints import Snapshot
 
 FOLDER = "pieces"
 """Where in a sweep's folder its pieces are."""

@@ -15,9 +15,9 @@ from typing import Any, Iterable, Literal, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from marl_kl import run_folder, run_tables, stored_runs
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
+from marl_kl.storage import run_folder, run_tables, stored_runs
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")

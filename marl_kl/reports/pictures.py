@@ -14,10 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from envs.types import Env
-from marl_kl import drawing, poses, sweep_tables
+from marl_kl import drawing, poses
 from marl_kl.plots import PALETTE, bin_edges, binned_means, healthy_seeds, mark_agents, step_unit, strip, title_figure
 from marl_kl.results import SweepResult, TrainResult
 from marl_kl.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.sweeps import tables as sweep_tables
 
 NAMED_SETTINGS = 6
 """Settings of a sweep that have a colour of their own, best first; the others are grey."""

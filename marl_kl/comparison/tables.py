@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from marl_kl.comparison import FINAL_SHARE, MIN_RUNS, Comparison, Entry, Estimate, TaskScale
+from marl_kl.comparison.estimates import FINAL_SHARE, MIN_RUNS, Comparison, Entry, Estimate, TaskScale
 from marl_kl.summary import markdown_row, mean_and_std, number_text
 
 _TEXTS = ("task", "method")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from marl_kl import comparison_plots, comparison_tables, marl_eval
-from marl_kl.comparison import Comparison
+from marl_kl.comparison import marl_eval, plots, tables
+from marl_kl.comparison.estimates import Comparison
 from marl_kl.files import one_sentence, write_file
 from marl_kl.reporting import PNG_DPI
 
@@ -27,10 +27,10 @@ def write(comparison: Comparison, out: str | os.PathLike) -> list[Path]:
     with one_sentence("create", out):
         out.mkdir(parents=True, exist_ok=True)
     contents: dict[str, str | bytes] = {
-        "comparison.md": comparison_tables.markdown(comparison),
+        "comparison.md": tables.markdown(comparison),
         "marl_eval.json": marl_eval.as_json(comparison),
     }
-    for name, figure in comparison_plots.figures(comparison).items():
+    for name, figure in plots.figures(comparison).items():
         contents |= {f"{name}.{kind}": picture(figure, kind) for kind in ("png", "pdf")}
     for name, content in contents.items():
         write_file(out / name, content)

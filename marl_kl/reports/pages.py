@@ -13,12 +13,15 @@ from matplotlib.figure import Figure
 
 import envs
 from envs.types import Env, EnvSpec
-from marl_kl import __version__, drawing, html_page, plots, report_plots, run_folder, stored_runs, summary, sweep_tables
-from marl_kl.comparison_files import picture
+from marl_kl import __version__, drawing, plots, summary
+from marl_kl.comparison.files import picture
 from marl_kl.config import Config
 from marl_kl.files import write_file
-from marl_kl.html_page import Markup, Section
+from marl_kl.reports import html_page, pictures
+from marl_kl.reports.html_page import Markup, Section
 from marl_kl.results import SweepResult, TrainResult, what_failed
+from marl_kl.storage import run_folder, stored_runs
+from marl_kl.sweeps import tables as sweep_tables
 
 NAME = "report.html"
 _INTERVAL = "the 95 % percentile bootstrap interval of the interquartile mean over seeds, from three seeds on"
@@ -134,7 +137,7 @@ def _agents(result: TrainResult, env: Env | None, colours: Sequence[str] | None)
     if env is not None:
         parts.append(
             _picture(
-                report_plots.body(env), f"The body of {env.spec.name}, limbs coloured by agent", "Who moves which limb."
+                pictures.body(env), f"The body of {env.spec.name}, limbs coloured by agent", "Who moves which limb."
             )
         )
     parts.append(_agent_table(result, colours))
@@ -203,7 +206,7 @@ def _steps(result: TrainResult, colours: Sequence[str] | None) -> list[Markup]:
         caption = "Share of the samples whose probability ratio ended further than clip_eps from 1."
     else:
         return []
-    return [_picture(report_plots.agent_map(result, shares, what, colours), what.capitalize(), caption)]
+    return [_picture(pictures.agent_map(result, shares, what, colours), what.capitalize(), caption)]
 
 
 def _sweep_curves(result: SweepResult) -> list[Markup]:
@@ -211,9 +214,9 @@ def _sweep_curves(result: SweepResult) -> list[Markup]:
         return [html_page.paragraph("This sweep was stored without curves.", "soft")]
     caption = (
         f"Team return of a training episode against env steps per seed: interquartile mean over seeds; bands: "
-        f"{_INTERVAL}. The best {report_plots.NAMED_SETTINGS} settings by their final evaluation have colours."
+        f"{_INTERVAL}. The best {pictures.NAMED_SETTINGS} settings by their final evaluation have colours."
     )
-    return [_picture(report_plots.sweep_curves(result), "Learning curves by setting", caption)]
+    return [_picture(pictures.sweep_curves(result), "Learning curves by setting", caption)]
 
 
 # With what

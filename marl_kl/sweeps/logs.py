@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 from envs.types import EnvSpec
-from marl_kl.checkpoints import Snapshot
 from marl_kl.loggers import About, Log, Logger, Row, rows
-from marl_kl.pieces import Run, without_nonfinite
 from marl_kl.results import Evaluation
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.sweeps.pieces import Run, without_nonfinite
 
 
 class SweepLogs:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from marl_kl.comparison import Comparison, TaskScale
-from marl_kl.comparison_samples import Sample
+from marl_kl.comparison.estimates import Comparison, TaskScale
+from marl_kl.comparison.samples import Sample
 
 ENVIRONMENT = "marl_kl"
 """All tasks stand under one environment, since marl-eval aggregates over the tasks of one. It wants lower case."""

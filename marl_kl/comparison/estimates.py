@@ -15,8 +15,8 @@ from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from marl_kl import comparison_samples, statistics
-from marl_kl.comparison_samples import Metric, Sample, Samples
+from marl_kl import statistics
+from marl_kl.comparison.samples import Metric, Sample, Samples, read
 
 CONFIDENCE = 0.95
 MIN_RUNS = 3
@@ -166,7 +166,7 @@ def compare(
         RunFolderError: a folder without a readable run, or `out` cannot be written.
     """
     _check_options(bootstrap, seed)
-    found = comparison_samples.read(runs, metric)
+    found = read(runs, metric)
     resampling = {"num_resamples": int(bootstrap), "seed": int(seed), "confidence": CONFIDENCE}
     scales, entries, warnings, notes = [], [], list(found.warnings), list(found.notes)
     _check_tasks(found.tasks, threshold, references)
@@ -200,9 +200,9 @@ def compare(
         int(bootstrap),
     )
     if out is not None:
-        from marl_kl import comparison_files  # matplotlib is needed for this alone
+        from marl_kl.comparison import files  # matplotlib is needed for this alone
 
-        comparison_files.write(comparison, out)
+        files.write(comparison, out)
     return comparison
 
 

@@ -31,7 +31,7 @@ from marl_kl.files import (
     TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, sync_folder, write_synced,
 )  # fmt: skip
 from marl_kl.results import Evaluation, Failure, Timing
-from marl_kl.run_folder import RunWarning, difference
+from marl_kl.storage.run_folder import RunWarning, difference
 
 FORMAT = 1
 """The version of the layout above; a checkpoint with a larger one is refused."""

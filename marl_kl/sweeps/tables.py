@@ -12,9 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from marl_kl import files, run_tables
+from marl_kl import files
 from marl_kl.results import SweepResult, what_failed
 from marl_kl.statistics import interquartile_mean
+from marl_kl.storage import run_tables
 from marl_kl.summary import iqm_and_interval, markdown_row, mean_and_std, number_text
 
 MEANING = (

@@ -1,0 +1,7 @@
+"""Many settings and seeds at once: what is tried (`search`, or a TOML `file`), what is trained and stored together
+(`pieces`), the sweep itself (`sweeper`), what its loggers get (`logs`) and its tables (`tables`)."""
+
+from marl_kl.sweeps.search import choice, log_uniform, uniform
+from marl_kl.sweeps.sweeper import sweep
+
+__all__ = ["choice", "log_uniform", "sweep", "uniform"]
