@@ -1,4 +1,4 @@
-"""Multi-agent Brax: nine algorithms beside each other, who is given the KL budget, and whether a better critic does it too.
+"""Multi-agent Brax: nine algorithms beside each other, who is given the KL budget, and whether a better critic does it.
 
 python -m experiments.brax_suite --quick
 """
@@ -32,8 +32,8 @@ PRESET = "quick"
 """Of everything that is not searched; it was chosen with hatrpo and happo on ant_4x2."""
 
 THRESHOLDS = (0.005, 0.015, 0.045)
-"""KL budget per agent: what is tried with hatrpo, for all trust-region methods. The joint budget is the number of agents
-times the one found: budgets must be equal, and a search with the baseline favours the baseline if anyone."""
+"""KL budget per agent: what is tried with hatrpo, for all trust-region methods. The joint budget is the number of
+agents times the one found: budgets must be equal, and a search with the baseline favours the baseline if anyone."""
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """actor_lr: what is tried with every first-order method."""
 SEARCH_SEEDS = (100, 101)
@@ -266,7 +266,7 @@ def report(results: Results) -> Report:
         for better, worse in (("hatrpo", "mappo"), ("happo", "mappo"), ("hatrpo", "happo"))
         if {better, worse} <= set(methods)
     ]
-    rows += [row for method in adaptive for row in (_correlation_row(method, by_scenario), _stays_row(method, by_scenario))]
+    rows += [make(method, by_scenario) for method in adaptive for make in (_correlation_row, _stays_row)]
     rows = [row for row in rows if row is not None]
     figures = {
         "curves": (_curves(by_scenario, size), "Return of the sampling team against env steps: IQM over seeds and its "
@@ -291,6 +291,12 @@ def _scores(by_scenario: dict, method: str) -> Scores:
         normalized.append((values[method]["final"] - low) / max(high - low, 1e-9))
         scenario.append(np.full(len(values[method]["final"]), index))
     return Scores(np.concatenate(normalized), np.concatenate(scenario))
+
+
+def _overall_estimate(scores: Scores) -> Estimate:
+    """IQM over all runs of all scenarios, runs resampled within each scenario."""
+    interval = bootstrap_interval(scores.normalized, strata=scores.scenario)
+    return Estimate(float(interquartile_mean(scores.normalized)), *map(float, interval))
 
 
 def _first(returns: np.ndarray) -> float:
@@ -413,7 +419,8 @@ def _correlation_row(method: str, by_scenario: dict) -> Row | None:
         return None
     verdict = study.counted([study.judged(each, 0.5, 0.0) for each in found.values()])
     return Row(
-        f"{study.LABELS[method]}: an agent's part of the team's utility and its KL share correlate (Shek et al. 2025), r ≥ 0.5",
+        f"{study.LABELS[method]}: an agent's part of the team's utility and its KL share correlate (Shek et al. 2025), "
+        "r ≥ 0.5",
         ", ".join(f"{name} {each.number()}" for name, each in found.items()),
         ", ".join(each.interval() for each in found.values()),
         verdict,
@@ -469,10 +476,9 @@ def _overall(scores: Mapping[str, Scores], size: Size) -> Figure:
     figure = Figure(figsize=(8.6, 3.9), layout="constrained")
     bars, profiles = figure.subplots(1, 2, width_ratios=(1, 1.25))
     for place, (method, each) in enumerate(scores.items()):
-        low, high = bootstrap_interval(each.normalized, strata=each.scenario)
+        middle, low, high = _overall_estimate(each)
         colour = study.COLOURS[method]
         bars.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.35, linewidth=0)
-        middle = float(interquartile_mean(each.normalized))
         bars.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=2.5)
     bars.set_yticks(range(len(scores)), [study.LABELS[method] for method in scores], fontsize=8.5)
     bars.invert_yaxis()
@@ -530,7 +536,8 @@ def _shares(by_scenario: dict, adaptive: Sequence[str]) -> Figure:
             axes.set_yticks(range(len(share)), names if axes is line[0] else [], fontsize=7 if len(share) > 8 else 8.5)
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
-            axes.set_title(f"{scenario}, {study.LABELS[method]}" if axes is line[0] else study.LABELS[method], fontsize=9, loc="left")
+            title = f"{scenario}, {study.LABELS[method]}" if axes is line[0] else study.LABELS[method]
+            axes.set_title(title, fontsize=9, loc="left")
         bar = figure.colorbar(image, ax=line[-1], label="share")
         bar.ax.axhline(1 / len(names), color="white", linewidth=1.5)
     for axes in panels[-1]:
@@ -557,13 +564,12 @@ def _text(results: Results, by_scenario: dict, scores: Mapping[str, Scores], siz
     for name, values in by_scenario.items():
         untrained = np.mean([v["untrained"].mean() for v in values.values()])
         cells = [
-            f"{study.estimate(values[m]['final']).text(0)} ({interquartile_mean(values[m]['trained']):.0f})" for m in scores
+            f"{study.estimate(values[m]['final']).text(0)} ({interquartile_mean(values[m]['trained']):.0f})"
+            for m in scores
         ]
         steps = int(values["hatrpo"]["env_steps"][-1])
         lines.append(f"| {name} ({steps:,}, {untrained:.0f}) | " + " | ".join(cells) + " |")
-    overall = [study.Estimate(float(interquartile_mean(s.normalized)), *bootstrap_interval(s.normalized, strata=s.scenario))
-               for s in scores.values()]  # fmt: skip
-    lines.append("| all, normalised | " + " | ".join(each.text() for each in overall) + " |")
+    lines.append("| all, normalised | " + " | ".join(_overall_estimate(s).text() for s in scores.values()) + " |")
     lines += [
         "",
         "Mean over seeds: KL spent (share of the joint budget); largest share given; who leads leads again in the next "
