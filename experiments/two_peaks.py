@@ -191,8 +191,8 @@ def _row(results: Results, size: Size, method: str) -> Row:
         for index, budget in enumerate(budgets_of(size, case))
     }
     verdict = study.counted([study.judged(difference, 0.1, 0.0) for difference in found.values()])
-    best = max(found, key=lambda key: found[key].low)
-    worst = min(found, key=lambda key: found[key].high)
+    best = max(found, key=lambda key: found[key].value)
+    worst = min(found, key=lambda key: found[key].value)
     return Row(
         f"{study.LABELS[method]} ends at the global optimum where HATRPO stays at the local one (Shek et al. 2025): "
         "from at least a tenth of the starts more, in every case",

@@ -13,12 +13,13 @@ import envs
 import marl_kl
 from envs.types import Drawing, EnvSpec
 from marl_kl import (
-    algorithms, checkpoints, evaluate, loading, mujoco_check, networks, recording, rollout, schemes, trainer,
+    algorithms, evaluate, loading, mujoco_check, networks, recording, rollout, schemes, trainer,
     trust_region,
 )  # fmt: skip
 from marl_kl import critic as critics
 from marl_kl.networks import one_step
 from marl_kl.policies import init_actors, init_obs_moments, make_actor
+from marl_kl.storage import checkpoints
 from marl_kl.trainer import make_train
 from marl_kl.trust_region import AgentBatch
 from marl_kl.types import Batch, Sequences
