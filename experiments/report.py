@@ -33,7 +33,7 @@ STUDIES = tuple(
 
 _INTRODUCTION = """# Results
 
-The papers' claims on games whose answer is known exactly, and what we measured. Written by `python -m
+The papers' claims, on games whose answer is known exactly and on bodies, and what we measured. Written by `python -m
 experiments.report` from the raw results in [results](results); every number below is computed from them. One command
 makes each study again:
 `python -m experiments.<name> --quick` (run it from the repository's root). It says beforehand how long it takes, and
