@@ -416,8 +416,9 @@ def _beats_row(better: str, worse: str, scores: Mapping[str, Scores]) -> Row:
 _WHY_CORRELATION = {
     "hatrpo_w": {HOLDS: "The share is a function of the utilities, a straight line where they differ little."},
     "hatrpo_g": {
-        NOT_SEEN: "An agent is given a share of what is left, and what is left unspent makes the later ones' shares "
-        "larger, who have the smaller scores: the order of moves counts for more than the utility."
+        PARTLY: "A little, on one body, and on the others the contrary: an agent is given a share of what is left, and what "
+        "is left unspent makes the later ones' shares larger, who have the smaller scores. The order of moves counts for "
+        "more than the utility."
     },
     "hatrpo_n": {HOLDS: "The share grows with the square of the utility, almost a straight line where they differ little."},
 }
