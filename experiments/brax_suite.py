@@ -271,14 +271,15 @@ def report(results: Results) -> Report:
     figures = {
         "curves": (_curves(by_scenario, size), "Return of the sampling team against env steps: IQM over seeds and its "
                    "95 % interval. Left: the trust-region methods, one joint KL budget for all. Right: the others, with "
-                   "HATRPO again."),
+                   "HATRPO again. Episodes of halfcheetah all last 1,000 steps and end together: hence the stairs."),
         "overall": (_overall(scores, size), "All scenarios together, final returns normalised per scenario (0: where "
-                    "the teams began, 1: where the best run ended). Left: IQM and its 95 % stratified interval. Right: share of the "
-                    "runs above a level."),
+                    "the teams began, 1: where the best run ended). Left: IQM and its 95 % stratified interval. Right: "
+                    "share of the runs above a level."),
         "improvement": (_improvement(scores, size), "Probability that a run of the row's method ends above one of the "
                         "column's, mean over scenarios. Bold: the 95 % interval excludes 0.5."),
-        "shares": (_shares(by_scenario, adaptive), "Share of the joint KL budget given to each agent over training, mean "
-                   "over seeds. White in the scale: an equal share."),
+        "shares": (_shares(by_scenario, adaptive), "Share of the joint KL budget given to each agent over training, "
+                   "mean over seeds. White in the scale: an equal share. Those of HATRPO-G add up to more than 1: what "
+                   "one agent leaves unspent is given again."),
     }  # fmt: skip
     return Report(rows, figures, _text(results, by_scenario, scores, size))
 
@@ -496,7 +497,8 @@ def _overall(scores: Mapping[str, Scores], size: Size) -> Figure:
         bars.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=2.5)
     bars.set_yticks(range(len(scores)), [study.LABELS[method] for method in scores], fontsize=8.5)
     bars.invert_yaxis()
-    bars.use_sticky_edges = False
+    ends = np.array([_overall_estimate(each)[1:] for each in scores.values()])
+    bars.set_xlim(ends.min() - 0.02, ends.max() + 0.02)
     bars.tick_params(axis="y", length=0)
     bars.set_xlabel("final return, normalised (IQM)")
     levels = np.linspace(min(0.0, *(each.normalized.min() for each in scores.values())), 1, 101)
