@@ -40,11 +40,15 @@ makes each study again:
 goes on where it was stopped.
 
 *Verdicts.* A claim that something is at least x **holds** if the whole 95 % interval is at or above x, **holds
-partly** if the interval excludes no effect only, and was **not seen** otherwise. A claim about several cases holds if
-it does in all of them, and was not seen if it was seen in none. Intervals are bootstraps over seeds, starts or games
-of the interquartile mean, or of the mean where what is counted is 0 or 1. No correction is made for the number of
-rows: of twenty claims without any truth one would seem to hold partly. All trust-region methods have equal joint KL
-budgets. The reasons are ours and belong to the verdict beside them; HATRPO-N is ours as well.
+partly** if the interval lies wholly above no effect only, was **not seen** if the interval contains no effect, and is
+**the contrary** of what was seen if the interval lies wholly below no effect. A claim about several cases holds if it
+does in all of them, and is **mixed** if some cases speak for it and others against it. Intervals are percentile
+bootstraps over seeds, starts or games of the interquartile mean (of the mean for ratios, regrets and correlations
+where it says so); where what is counted is yes or no they are Clopper and Pearson's. With six seeds such a bootstrap
+covers the truth in about 90 of 100 cases, not in 95. No correction is made for the number of rows: of a claim about
+one case without any truth in it, one in 40 would seem to hold partly, and of claims about many cases more. All
+trust-region methods have equal joint KL budgets. The reasons are ours and belong to the verdict beside them; HATRPO-N
+is ours as well.
 """
 
 

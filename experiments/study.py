@@ -25,6 +25,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import beta
 
 import marl_kl
 from marl_kl.files import write_file
@@ -42,8 +43,8 @@ FIRST_ORDER = ("happo", "mappo")
 
 COLOURS = {
     "hatrpo": "#333333", "hatrpo_w": PALETTE[0], "hatrpo_g": PALETTE[1], "hatrpo_n": PALETTE[2],
-    "happo": PALETTE[3], "mappo": PALETTE[4], "ippo": PALETTE[5], "maspo": "#999999", "mars": "#8C510A",
-    "hatrpo_critic": "#666666",
+    "happo": PALETTE[3], "mappo": PALETTE[4], "ippo": PALETTE[5], "maspo": "#882255", "mars": "#8C510A",
+    "hatrpo_critic": "#888888",
 }  # fmt: skip
 """An algorithm has the same colour in every picture."""
 DASHES = {
@@ -59,6 +60,8 @@ LABELS = {
 }  # fmt: skip
 
 HOLDS, PARTLY, NOT_SEEN = "holds", "holds partly", "not seen"
+MIXED, CONTRARY = "mixed", "the contrary"
+VERDICTS = (HOLDS, PARTLY, NOT_SEEN, MIXED, CONTRARY)
 
 Values = dict[str, np.ndarray]
 """The raw results of a piece: numbers with named axes, described where they are made."""
@@ -87,7 +90,7 @@ class Row(NamedTuple):
 
     Attributes:
         claim: with its source. measured: the quantity and its value. interval: 95 %, or why there is none.
-        verdict: `HOLDS`, `PARTLY` or `NOT_SEEN`. why: what we take to be the reason.
+        verdict: one of `VERDICTS`. why: what we take to be the reason.
     """
 
     claim: str
@@ -126,6 +129,8 @@ class Study(NamedTuple):
     Attributes:
         name: of the module and its files. title: of its section. question: one or two sentences.
         pieces: size -> what is to be run. report: raw results -> what is shown.
+        pace: `pace(size)` -> how many times as fast as two quiet CPU cores the device found here does this work; None
+            if nobody measures that beforehand.
     """
 
     name: str
@@ -133,6 +138,7 @@ class Study(NamedTuple):
     question: str
     pieces: Callable[[str], Sequence[Piece]]
     report: Callable[[Results], Report]
+    pace: Callable[[str], float] | None = None
 
 
 # Running
@@ -162,10 +168,12 @@ def run(
     pieces = study.pieces(size)
     stored = {piece.name: _stored(work, piece) for piece in pieces}
     missing = [piece for piece in pieces if stored[piece.name] is None]
-    left = sum(piece.seconds for piece in missing)
     done = len(pieces) - len(missing)
-    say(f"{study.name} --{size}: {done} of {len(pieces)} pieces are done; the others take about {duration(left)} on "
-        f"two quiet CPU cores. Here: {machine()}")  # fmt: skip
+    to_come = sum(piece.seconds for piece in missing)
+    is_paced = study.pace is not None and missing
+    pace, where = (study.pace(size), "here") if is_paced else (1.0, "on two quiet CPU cores")
+    say(f"{study.name} --{size}: {done} of {len(pieces)} pieces are done; the others take about "
+        f"{duration(to_come / pace)} {where}. This is: {machine()}")  # fmt: skip
     spent = expected = 0.0
     for piece in missing:
         begin = time.perf_counter()
@@ -176,9 +184,8 @@ def run(
             "values": {name: _listed(array) for name, array in values.items()},
         }  # fmt: skip
         write_file(work / f"{piece.name}.json", _compact(stored[piece.name]))
-        spent, expected, left = spent + seconds, expected + piece.seconds, left - piece.seconds
-        to_come = max(left, 0.0) * spent / max(expected, 1e-9)
-        say(f"  {piece.name}: {seconds:.0f} s; still to come: about {duration(to_come)}")
+        spent, expected, to_come = spent + seconds, expected + piece.seconds, to_come - piece.seconds
+        say(f"  {piece.name}: {seconds:.0f} s; still to come: about {duration(max(to_come, 0) * spent / expected)}")
     document = {"study": study.name, "size": size, "pieces": {piece.name: stored[piece.name] for piece in pieces}}
     write_file(out / f"{study.name}.json", _compact(document))
     return load(study, out)
@@ -210,8 +217,16 @@ def machine() -> str:
     """Hardware and versions, as they are named beside results."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = f"{cores} CPU cores ({platform.machine()})" if device.platform == "cpu" else device.device_kind
+    kind = f"{cores} CPU cores ({_cpu_name()})" if device.platform == "cpu" else device.device_kind
     return f"{kind}, jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
+
+
+def _cpu_name() -> str:
+    """ "AMD EPYC, x86_64", as far as the system tells."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join([*models[:1], platform.machine()])
 
 
 def duration(seconds: float) -> str:
@@ -298,22 +313,44 @@ def _of_two(left, right, statistic, combine) -> Estimate:
     return Estimate(float(combined(both, axis=0)), float(low), float(high))
 
 
+def proportion(flags: np.ndarray) -> Estimate:
+    """The share of independent cases in which something was so, and its exact interval (Clopper and Pearson 1934).
+
+    A bootstrap says [1, 1] of ten cases out of ten; this says [0.69, 1].
+    """
+    flags = np.asarray(flags, bool).ravel()
+    hits, n = int(flags.sum()), flags.size
+    low = 0.0 if hits == 0 else beta.ppf(0.025, hits, n - hits + 1)
+    high = 1.0 if hits == n else beta.ppf(0.975, hits + 1, n - hits)
+    return Estimate(hits / n, float(low), float(high))
+
+
 def judged(found: Estimate, claimed: float, nothing: float) -> str:
     """The verdict on a claim that a quantity is at least `claimed`, where `nothing` would mean no effect.
 
-    It holds if the whole interval is at or above `claimed`, partly if the whole interval is above `nothing`; otherwise
-    it was not seen.
+    It holds if the whole interval is at or above `claimed`, partly if the whole interval is above `nothing`; if the
+    whole interval is below `nothing` the contrary was seen; otherwise the claim was not seen.
     """
     if found.low >= claimed:
         return HOLDS
-    return PARTLY if found.low > nothing else NOT_SEEN
+    if found.low > nothing:
+        return PARTLY
+    return CONTRARY if found.high < nothing else NOT_SEEN
 
 
 def counted(verdicts: Sequence[str]) -> str:
-    """The verdict on a claim about several cases: it holds if it does in all, and was not seen if it was in none."""
+    """The verdict on a claim about several cases.
+
+    It holds if it does in all. It is mixed if some cases speak for it and others against it, partly true if some
+    speak for it and none against it, and the contrary if some speak against it and none for it.
+    """
     if all(verdict == HOLDS for verdict in verdicts):
         return HOLDS
-    return NOT_SEEN if all(verdict == NOT_SEEN for verdict in verdicts) else PARTLY
+    for_it = any(verdict in (HOLDS, PARTLY, MIXED) for verdict in verdicts)
+    against_it = any(verdict in (CONTRARY, MIXED) for verdict in verdicts)
+    if for_it:
+        return MIXED if against_it else PARTLY
+    return CONTRARY if against_it else NOT_SEEN
 
 
 def because(verdict: str, reasons: Mapping[str, str]) -> str:

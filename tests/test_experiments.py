@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.figure import Figure
 
 import envs
@@ -21,7 +22,7 @@ from experiments import (
     theory,
 )
 from experiments.exact_gaussians import Team
-from experiments.study import HOLDS, NOT_SEEN, PARTLY, Piece, Report, Row, Study
+from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, VERDICTS, Piece, Report, Row, Study
 from marl_kl import allocators
 
 
@@ -34,7 +35,7 @@ def test_smoke(one, tmp_path):
     results = study.run(one, "smoke", tmp_path / "pieces", tmp_path, quiet)
     section = study.show(one, results, tmp_path)
     shown = one.report(results)
-    assert shown.rows and all(row.verdict in (HOLDS, PARTLY, NOT_SEEN) and row.why for row in shown.rows)
+    assert shown.rows and all(row.verdict in VERDICTS and row.why for row in shown.rows)
     assert section.startswith(f"## {one.title}") and "nan" not in section
     for name in shown.figures:
         assert (tmp_path / f"{one.name}-{name}.png").stat().st_size > 3000
@@ -103,18 +104,36 @@ def test_results_committed_here_say_what_the_scripts_say():
     for one in report.STUDIES:
         if (study.RESULTS / f"{one.name}.json").exists():
             results = study.load(one, study.RESULTS)
-            assert set(results.settings) == {piece.name for piece in one.pieces(results.size)}
-            assert study.table(one.report(results).rows) in text, one.name
+            settings = {piece.name: json.loads(json.dumps(piece.settings)) for piece in one.pieces(results.size)}
+            assert results.settings == settings, one.name
+            assert study.markdown(one, results, one.report(results), f"{study.RESULTS.name}/") in text, one.name
 
 
 @pytest.mark.parametrize(
-    "low, high, verdict", [(2.0, 3.0, HOLDS), (1.2, 3.0, PARTLY), (1.2, 1.8, PARTLY), (0.9, 3.0, NOT_SEEN)]
+    "low, high, verdict",
+    [(2.0, 3.0, HOLDS), (1.2, 3.0, PARTLY), (1.2, 1.8, PARTLY), (0.9, 3.0, NOT_SEEN), (0.5, 0.9, CONTRARY)],
 )
 def test_verdicts(low, high, verdict):
     assert study.judged(study.Estimate((low + high) / 2, low, high), claimed=2.0, nothing=1.0) == verdict
-    assert study.counted([HOLDS, verdict]) == (HOLDS if verdict == HOLDS else PARTLY)
-    assert study.counted([NOT_SEEN, NOT_SEEN]) == NOT_SEEN
     assert "nobody has looked" in study.because(verdict, {})
+
+
+@pytest.mark.parametrize(
+    "cases, verdict",
+    [
+        ((HOLDS, HOLDS), HOLDS), ((HOLDS, PARTLY), PARTLY), ((HOLDS, NOT_SEEN), PARTLY), ((HOLDS, CONTRARY), MIXED),
+        ((NOT_SEEN, NOT_SEEN), NOT_SEEN), ((NOT_SEEN, CONTRARY), CONTRARY), ((MIXED, NOT_SEEN), MIXED),
+    ],
+)  # fmt: skip
+def test_verdicts_on_several_cases(cases, verdict):
+    assert study.counted(cases) == study.counted(cases[::-1]) == verdict
+
+
+@pytest.mark.parametrize("hits, cases", [(0, 12), (12, 12), (3, 10)])
+def test_intervals_of_shares_are_those_of_scipy(hits, cases):
+    found = study.proportion(np.arange(cases) < hits)
+    exact = scipy.stats.binomtest(hits, cases).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose([found.low, found.value, found.high], [exact.low, hits / cases, exact.high])
 
 
 def test_intervals_of_two_samples_cover_the_truth():
