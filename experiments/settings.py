@@ -1,0 +1,18 @@
+"""What the numbers of a piece depend on, as plain values that are stored beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from marl_kl.config import Config
+
+NO_MATTER = ("chunk_updates", "save_interval", "checkpoints_kept")
+"""Config fields that change no number."""
+
+
+def of_config(config: Config) -> dict[str, Any]:
+    """The fields by name, those in `NO_MATTER` left out; infinity, which JSON lacks, as a text."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
+    return {name: str(value) if value == math.inf else value for name, value in fields.items()}
