@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from experiments import stage_games, study
-from experiments.study import NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments import settings, stage_games, study
+from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Estimate, Piece, Report, Results, Row
+from experiments.who_leads import leading, normalised
 
 BATCH = 64
 BUDGETS = (0.04, 0.12, 0.4, 1.2)
@@ -21,6 +22,10 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 """What first-order methods are searched over: as many trials. A team of 9 parameters needs larger ones than a body."""
 SEARCH_SEEDS = 8
 NEAR = 0.99
+DENSE = 40
+"""Updates of which curves and shares are kept one by one; the games are over after 8 to 30 of them."""
+SHOWN_TRIAL = 1
+"""Of the budgets: the one whose shares are drawn."""
 
 
 class Game(NamedTuple):
@@ -67,8 +72,8 @@ SIZES = {
     "quick": Size(_QUICK_GAMES, 32, 160, _ALL),
     "full": Size(
         (*_QUICK_GAMES, Game((3, 3, 3, 3), 3), Game((3,) * 6, 1), Game((8, 8, 8, 8), 1), Game((3,) * 8, 1)),
-        200,
-        1000,
+        100,
+        400,
         _ALL,
     ),
 }
@@ -85,8 +90,10 @@ def pieces(size: str) -> list[Piece]:
         Piece(
             f"{game.name}-{method}",
             12 * work if size != "smoke" else 5,
-            {"game": list(game), "method": method, "seeds": chosen.seeds, "updates": chosen.updates, "batch": BATCH,
-             "searched": list(BUDGETS if is_trust_region(method) else LEARNING_RATES), "search_seeds": SEARCH_SEEDS},
+            {"game": list(game), "method": method, "seeds": chosen.seeds, "updates": chosen.updates,
+             "searched": list(BUDGETS if is_trust_region(method) else LEARNING_RATES), "search_seeds": SEARCH_SEEDS,
+             "near": NEAR, "dense": DENSE, "shown_trial": SHOWN_TRIAL,
+             **settings.of_config(stage_games.game_config(method, BATCH))},
             lambda game=game, method=method: play(game, method, chosen),
         )
         for game in chosen.games
@@ -99,9 +106,9 @@ def play(game: Game, method: str, size: Size) -> study.Values:
 
     Returns:
         steps: [trial, seed] env steps until the expected payoff was 99 % of the maximum; NaN if it never was.
-        value: [seed, 50] expected payoff of the chosen trial, at the env steps `shown`, the reported seeds (the last
-        32; the first 8 are for the search). largest, spent: [trial, update] mean over seeds of the largest share of the
-        budget and of the KL spent; one_run: [update, agent] shares of one run of the second trial.
+        value: [seed, P] expected payoff of the chosen trial, at the env steps `shown` [P], the reported seeds (all but
+        the first 8, which are for the search). spent: [trial, update] KL spent, mean over seeds.
+        Trust-region methods also what `who_is_given` says.
     """
     payoff = game.payoff()
     trust_region = is_trust_region(method)
@@ -114,7 +121,9 @@ def play(game: Game, method: str, size: Size) -> study.Values:
             "value": stage_games.expected_payoff(stage_games.probabilities(policy), params),
             "spent": metrics["kl_total"],
         }
-        return kept | ({"threshold": metrics["kl_threshold"]} if trust_region else {})
+        if not trust_region:
+            return kept
+        return kept | {"threshold": metrics["kl_threshold"], "position": metrics["position"]}
 
     env = envs.make("matrix_game", payoff=payoff)
     config = stage_games.game_config(method, BATCH)
@@ -123,19 +132,50 @@ def play(game: Game, method: str, size: Size) -> study.Values:
     value = by_trial["value"]
     reached = value >= NEAR * payoff.max()
     steps = np.where(reached.any(-1), (reached.argmax(-1) + 1) * BATCH, np.nan)
-    shown = np.unique(np.linspace(0, size.updates - 1, 50).astype(int))
+    shown = shown_updates(size.updates)
     results = {"steps": steps, "shown": (shown + 1) * BATCH, "spent": by_trial["spent"].mean(1)}
     curves = value[chosen_trial(results, size), SEARCH_SEEDS:]
     results["value"] = np.round(curves[:, shown], 3)
-    if trust_region:
-        share = by_trial["threshold"] / np.asarray(BUDGETS)[:, None, None, None]
-        in_front = share.argmax(-1)
-        results |= {
-            "largest": share.max(-1).mean(1),
-            "stays": (in_front[..., 1:] == in_front[..., :-1]).mean((1, 2)),
-            "one_run": share[1, SEARCH_SEEDS],
-        }
-    return results
+    if not trust_region:
+        return results
+    of_agents = (by_trial[name][:, SEARCH_SEEDS:] for name in ("threshold", "position"))
+    return results | who_is_given(*of_agents, reached[:, SEARCH_SEEDS:])
+
+
+def shown_updates(num_updates: int) -> np.ndarray:
+    """[P] indices: the first `DENSE` updates one by one, then ever fewer."""
+    dense = np.arange(min(DENSE, num_updates))
+    later = np.geomspace(1, num_updates, 60).round().astype(int) - 1
+    return np.union1d(dense, later)
+
+
+def who_is_given(threshold: np.ndarray, position: np.ndarray, reached: np.ndarray) -> study.Values:
+    """Who is given how much, and who moves when, while a run is under way: in the updates up to the one that reaches
+    99 %. Afterwards no agent has anything to gain, and who is given most means nothing.
+
+    An agent's share is its threshold over the sum of all agents' thresholds in that update.
+
+    Args:
+        threshold, position: [trial, seed, update, agent]. reached: [trial, seed, update] bool.
+
+    Returns:
+        largest: [trial, update] the largest share, mean over the seeds under way; NaN where fewer than a quarter are.
+        stays: [trial, seed] how often the agent with the largest share has it again in the next update; by_chance:
+        [trial, seed] how often it would if the same updates came in random order. one_run, one_order: [update, agent]
+        shares of one run of the trial `SHOWN_TRIAL`, and when each agent moved (0: first).
+    """
+    under_way = ~np.logical_or.accumulate(reached, axis=-1)
+    under_way = np.concatenate([np.ones_like(under_way[..., :1]), under_way[..., :-1]], axis=-1)
+    share = normalised(threshold)
+    largest = np.where(under_way, share.max(-1), 0.0).sum(1) / np.maximum(under_way.sum(1), 1)
+    leaders = leading(share, under_way)
+    return {
+        "largest": np.where(under_way.mean(1) >= 0.25, largest, np.nan)[:, :DENSE],
+        "stays": leaders.stays,
+        "by_chance": leaders.by_chance,
+        "one_run": share[SHOWN_TRIAL, 0, :DENSE],
+        "one_order": position[SHOWN_TRIAL, 0, :DENSE],
+    }
 
 
 # What is shown
@@ -161,50 +201,70 @@ def report(results: Results) -> Report:
     rows = [
         row
         for method in adaptive
-        for row in (_equal_budget_row(method, main, by_game[main], size), _best_row(method, by_game, size))
+        for row in (
+            _equal_budget_row(method, main, by_game[main], size),
+            _best_row(method, by_game, size),
+            _stays_row(method, by_game),
+        )
+        if row is not None
     ]
     figures = {
         "curves": (_curves(by_game, size), "Expected payoff against env steps, each method at the trial chosen on the "
                    "search seeds: IQM over seeds and its 95 % interval."),
         "steps": (_steps(by_game, size), "Env steps to 99 % of the maximum at equal joint KL budgets: IQM over seeds "
                   "and its 95 % interval; runs that did not get there count as the whole run."),
-        "shares": (_shares(by_game[main], methods, size), f"Who is given how much, {main.title}. Upper row: the shares "
-                   "of one run. Below: the largest share, mean over seeds. HATRPO-G gives shares of what is left, the "
+        "shares": (_shares(by_game[main], methods, size), f"Who is given how much and moves when, {main.title}. Upper "
+                   "row: shares of what is given in each update of one run, until it has reached 99 % (bar); the "
+                   "digits say in which order the agents moved. Below: the largest share, mean over the seeds that "
+                   "have not reached 99 %, as long as a quarter has not. HATRPO-G gives shares of what is left, the "
                    "last agent all of it."),
     }  # fmt: skip
     return Report(rows, figures, _text(by_game, size))
 
 
+_TRIED = "Tried: budgets over a factor of 30, four games of different size, sparsity and symmetry, 32 seeds."
+_NOISE = (
+    "Agents have about equally far to go, so on average equal shares are right. Utilities differ by the chance of 64 "
+    "samples of a rare reward, and shares that follow chance waste KL; with a large budget they hand most of it to one "
+    "agent, which settles on an action that may be wrong. "
+)
+_LEFT_OVER = (
+    "What the first agents' line searches do not spend goes to the next one, so more of the budget is used; that is "
+    "worth a little where the budget is what limits learning, and harmful where it is large. "
+)
 _WHY_EQUAL = {
-    NOT_SEEN: "Agents that have about equally far to go: on average equal shares are right. Utilities differ by the "
-    "chance of 64 samples of a rare reward, and shares that follow chance waste KL; with a large budget they hand most "
-    "of it to one agent, which settles on an action that may be wrong. Tried: budgets over a factor of 30, four games.",
-    PARTLY: "What the first agents' line searches do not spend goes to the next one, so more of the budget is used; "
-    "that is worth a little where the budget is what limits learning, and harmful where it is large.",
+    NOT_SEEN: _NOISE + _TRIED,
+    CONTRARY: _NOISE + _TRIED,
+    PARTLY: _LEFT_OVER,
+    MIXED: _LEFT_OVER + _TRIED,
 }
 
 
 def _equal_budget_row(method: str, game: Game, values: dict, size: Size) -> Row:
-    """At each of the equal budgets: the ratio of steps."""
+    """The ratio of steps at each of the equal budgets, all of which count."""
     ratios = [
         study.ratio(*(censored(values[m], size)[trial] for m in ("hatrpo", method))) for trial in range(len(BUDGETS))
     ]
-    best = max(range(len(BUDGETS)), key=lambda trial: ratios[trial].low)
-    verdict = study.judged(ratios[best], 2.0, 1.0)
+    verdict = study.counted([study.judged(ratio, 2.0, 1.0) for ratio in ratios])
     each = ", ".join(f"{ratio.number()} at {budget}" for ratio, budget in zip(ratios, BUDGETS))
     return Row(
         f"{study.LABELS[method]} needs 2–3 times fewer steps to 99 % than HATRPO (Shek et al. 2025), equal budgets",
         f"HATRPO's steps / its steps: {each}",
-        f"{ratios[best].interval()} at {BUDGETS[best]}, the most favourable",
+        ", ".join(ratio.interval() for ratio in ratios),
         verdict,
         study.because(verdict, _WHY_EQUAL),
     )
 
 
+_OWN_BEST = (
+    "HATRPO can use a larger budget: its best trial is one at which unequal shares already let single agents settle "
+    "too early. "
+)
 _WHY_BEST = {
-    NOT_SEEN: "HATRPO can use a larger budget: its best trial is one at which unequal shares already let single agents "
-    "settle too early.",
+    NOT_SEEN: _OWN_BEST + _TRIED,
+    CONTRARY: _OWN_BEST + _TRIED,
     PARTLY: "In some games only, see the numbers.",
+    MIXED: "In some games only, see the numbers. " + _TRIED,
 }
 
 
@@ -222,6 +282,41 @@ def _best_row(method: str, by_game: dict, size: Size) -> Row:
         f"all within [{lows:.2f}, {highs:.2f}]",
         verdict,
         study.because(verdict, _WHY_BEST),
+    )
+
+
+def _stays(values: study.Values) -> Estimate | None:
+    """How much more often than by chance a leader leads again, of the runs with enough updates under way."""
+    found = (values["stays"] - values["by_chance"])[SHOWN_TRIAL]
+    known = found[np.isfinite(found)]
+    return study.estimate(known, np.mean) if len(known) > 1 and known.any() else None
+
+
+_WHY_STAYS = {
+    HOLDS: "Who is behind has more to gain until it has caught up, which takes several updates.",
+    PARTLY: "Who is behind has more to gain until it has caught up; but of 64 samples of a rare reward chance is most.",
+    NOT_SEEN: "Utilities of 64 samples of a rare reward follow the batch. Tried: four games, the updates before 99 % "
+    "only.",
+    MIXED: "In some games an agent stays in front, in others agents take turns: who has just moved far has less to "
+    "gain. Tried: four games, the updates before 99 % only.",
+    CONTRARY: "Agents take turns: who has just moved far has less to gain. Tried: four games, the updates before 99 % "
+    "only.",
+}
+
+
+def _stays_row(method: str, by_game: dict) -> Row | None:
+    found = {game.name: _stays(values[method]) for game, values in by_game.items()}
+    found = {name: each for name, each in found.items() if each is not None}
+    if not found:
+        return None
+    verdict = study.counted([study.judged(each, 0.1, 0.0) for each in found.values()])
+    return Row(
+        f"{study.LABELS[method]}: who has the largest share has it in the next update too, 10 points more often than "
+        f"in one drawn at random (joint budget {BUDGETS[SHOWN_TRIAL]})",
+        ", ".join(f"{name} {each.number(0, percent=True)}" for name, each in found.items()),
+        ", ".join(each.interval(0, percent=True) for each in found.values()),
+        verdict,
+        study.because(verdict, _WHY_STAYS),
     )
 
 
@@ -273,30 +368,41 @@ def _steps(by_game: dict, size: Size) -> Figure:
 
 
 def _shares(values: dict, methods: list[str], size: Size) -> Figure:
-    figure = Figure(figsize=(2.7 * len(methods) + 0.8, 5.0), layout="constrained")
+    figure = Figure(figsize=(3.0 * len(methods) + 0.8, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, len(methods), height_ratios=(1.0, 1.1))
-    shown = min(60, size.updates)
+    ends = {method: _ended(values[method], size) for method in methods}
+    shown = min(DENSE, size.updates, 1 + max(ends.values()))
     for column, method in enumerate(methods):
         axes = figure.add_subplot(grid[0, column])
-        share = values[method]["one_run"][:shown].T
-        image = axes.pcolormesh(np.arange(share.shape[1] + 1), np.arange(len(share) + 1) + 0.5, share, vmin=0, vmax=1,
+        share, order = (values[method][name][:shown].T for name in ("one_run", "one_order"))
+        share = np.where(np.arange(shown) < ends[method], share, np.nan)
+        image = axes.pcolormesh(np.arange(shown + 1) + 0.5, np.arange(len(share) + 1) + 0.5, share, vmin=0, vmax=1,
                                 rasterized=True)  # fmt: skip
+        for agent, update in np.argwhere(np.isfinite(share)):
+            colour = "black" if share[agent, update] > 0.6 else "white"
+            axes.text(update + 1, agent + 1, f"{order[agent, update] + 1:.0f}", ha="center", va="center", fontsize=6,
+                      color=colour)  # fmt: skip
+        axes.axvline(ends[method] + 0.5, color="0.3", linewidth=2)
         axes.set_yticks(range(1, len(share) + 1))
         axes.set_title(study.LABELS[method], fontsize=9.5, loc="left")
         axes.set_xlabel("update")
         axes.set_ylabel("agent" if column == 0 else "")
-    figure.colorbar(image, ax=axes, label="share of the budget")
+    figure.colorbar(image, ax=axes, label="share of what is given")
     axes = figure.add_subplot(grid[1, :])
     for method in methods:
-        axes.plot(
-            np.arange(1, shown + 1), values[method]["largest"][1][:shown], linewidth=1.8, **study.line_style(method)
-        )
-    axes.set_xlabel(f"update (joint KL budget {BUDGETS[1]})")
-    axes.set_ylabel("largest share of the budget")
+        largest = values[method]["largest"][SHOWN_TRIAL]
+        axes.plot(np.arange(1, len(largest) + 1), largest, linewidth=1.8, **study.line_style(method))
+    axes.set_xlabel(f"update (joint KL budget {BUDGETS[SHOWN_TRIAL]})")
+    axes.set_ylabel("largest share of what is given")
     axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, ncols=4, loc="upper right")
+    axes.legend(frameon=False, ncols=4, loc="upper left")
     study.strip(axes)
     return figure
+
+
+def _ended(values: study.Values, size: Size) -> int:
+    """Updates until the run whose shares are drawn reached 99 %."""
+    return int(censored(values, size)[SHOWN_TRIAL, 0]) // BATCH
 
 
 def _text(by_game: dict, size: Size) -> str:
@@ -319,15 +425,29 @@ def _text(by_game: dict, size: Size) -> str:
             arrived = np.mean(~np.isnan(values[method]["steps"][trial, SEARCH_SEEDS:]))
             cells.append(f"{study.estimate(censored(values[method], size)[trial]).text(0)} ({100 * arrived:.0f} %)")
         lines.append(f"| {game.title} | " + " | ".join(cells) + " |")
-    first = next(iter(by_game.values()))
-    moves = ", ".join(
-        f"{study.LABELS[m]} {100 * first[m]['stays'][1]:.0f} %"
-        for m in size.methods
-        if is_trust_region(m) and m != "hatrpo"
-    )
-    lines += ["", "How often the agent with the largest share has it again in the next update (first game, joint "
-              f"budget {BUDGETS[1]}; by chance {100 / len(next(iter(by_game)).actions):.0f} %): {moves}."]  # fmt: skip
+    adaptive = [method for method in size.methods if method in study.ADAPTIVE]
+    lines += [
+        "",
+        f"How often the agent with the largest share has it again in the next update, joint budget "
+        f"{BUDGETS[SHOWN_TRIAL]}, mean over seeds, the updates until 99 % only (in brackets: if the same updates came "
+        "in random order). Water-filling and natural allocation let the agent with the largest share move first; "
+        "HATRPO-G lets the best score move first and gives the last one most:",
+        "",
+        "| game | " + " | ".join(study.LABELS[m] for m in adaptive) + " |",
+        "|---|" + "---|" * len(adaptive),
+    ]
+    for game, values in by_game.items():
+        lines.append(f"| {game.title} | " + " | ".join(_stays_cell(values[m]) for m in adaptive) + " |")
     return "\n".join(lines)
+
+
+def _stays_cell(values: study.Values) -> str:
+    found = [values[name][SHOWN_TRIAL] for name in ("stays", "by_chance")]
+    known = np.isfinite(found).all(axis=0)
+    if not known.any():
+        return "too few updates"
+    stays, by_chance = (100 * values[known].mean() for values in found)
+    return f"{stays:.0f} % ({by_chance:.0f} %)"
 
 
 STUDY = study.Study(

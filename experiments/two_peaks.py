@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 
 import envs
 from envs.games import two_peaks_expectation
-from experiments import exact_gaussians, stage_games, study
+from experiments import exact_gaussians, settings, stage_games, study
 from experiments.exact_gaussians import Team
-from experiments.study import PARTLY, NOT_SEEN, Piece, Report, Results, Row
-from marl_kl.plots import PALETTE
+from experiments.study import CONTRARY, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
 
 GLOBAL, LOCAL = np.array([5.62, 5.00]), np.array([1.60, 1.02])
 """The peaks of the expected reward at standard deviation 1, worth 0.885 and 0.554."""
@@ -28,11 +27,16 @@ BOX = (-1.0, 6.0)
 AT_GLOBAL, AT_LOCAL, ELSEWHERE = 0, 1, 2
 SHOWN_STARTS = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [2.0, 3.0], [-0.5, 2.0]])
 BATCH = 128
+DRAWN = 60
+"""Updates of a path that are kept; at the middle budget all have arrived by then."""
+BASIN_COLOURS = ("#4B4B8F", "#E3D28B", "0.87")
+"""Of `AT_GLOBAL`, `AT_LOCAL`, `ELSEWHERE`: no algorithm's."""
 
 
 class Size(NamedTuple):
     """budgets: joint. grid: starts along a side. updates: of every run; enough for the smallest budget to cross the
-    box."""
+    box. orders: sequences of random orders that HATRPO goes through with exact gradients from each start; those of one
+    start are no other's. The other allocators leave nothing to chance."""
 
     budgets: tuple[float, ...]
     grid: int
@@ -41,12 +45,17 @@ class Size(NamedTuple):
     sampled_grid: int
     sampled_updates: int
     seeds: int
+    orders: int
+
+    def repeats(self, method: str) -> int:
+        """Runs with exact gradients from each start."""
+        return self.orders if method == "hatrpo" else 1
 
 
 SIZES = {
-    "smoke": Size((0.2,), 3, 4, (0.2,), 2, 4, 1),
-    "quick": Size((0.01, 0.1, 1.0), 29, 250, (0.02, 0.2, 1.0), 6, 120, 5),
-    "full": Size((0.0002, 0.002, 0.02, 0.2, 1.0, 4.0), 141, 2000, (0.002, 0.02, 0.2, 1.0, 4.0), 24, 500, 20),
+    "smoke": Size((0.2,), 3, 4, (0.2,), 2, 4, 1, 2),
+    "quick": Size((0.01, 0.1, 1.0), 29, 250, (0.02, 0.2, 1.0), 6, 120, 5, 4),
+    "full": Size((0.002, 0.02, 0.2, 1.0, 4.0), 57, 600, (0.02, 0.2, 1.0, 4.0), 12, 250, 8, 4),
 }
 
 
@@ -58,22 +67,26 @@ def starts(side: int) -> np.ndarray:
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
+    common = {"near": NEAR, "global": GLOBAL.tolist(), "local": LOCAL.tolist(), "box": list(BOX)}
     exact = [
         Piece(
             f"exact-{kind}-{method}",
-            12 * (chosen.grid / 29) ** 2 * len(chosen.budgets) / 3 * chosen.updates / 250,
-            {"grid": chosen.grid, "budgets": list(chosen.budgets), "updates": chosen.updates},
+            3 + 9 * chosen.repeats(method) * (chosen.grid / 29) ** 2 * len(chosen.budgets) / 3 * chosen.updates / 250,
+            {"method": method, "learn_std": kind == "learned", "grid": chosen.grid, "budgets": list(chosen.budgets),
+             "updates": chosen.updates, "repeats": chosen.repeats(method), "drawn": DRAWN,
+             "shown_starts": SHOWN_STARTS.tolist(), **common},
             lambda method=method, kind=kind: climb_exactly(method, kind == "learned", chosen),
         )
         for kind in ("fixed", "learned")
         for method in chosen_methods(size)
-    ]
+    ]  # fmt: skip
     sampled = [
         Piece(
             f"sampled-{method}",
             40 * chosen.sampled_grid**2 * chosen.seeds * len(chosen.sampled_budgets) * chosen.sampled_updates / 64800,
-            {"grid": chosen.sampled_grid, "seeds": chosen.seeds, "budgets": list(chosen.sampled_budgets),
-             "updates": chosen.sampled_updates, "batch": BATCH},
+            {"method": method, "grid": chosen.sampled_grid, "seeds": chosen.seeds,
+             "budgets": list(chosen.sampled_budgets), "updates": chosen.sampled_updates,
+             **settings.of_config(_sampled_config(method)), **common},
             lambda method=method: climb_by_samples(method, chosen),
         )
         for method in chosen_methods(size)
@@ -95,19 +108,29 @@ def climb_exactly(method: str, learn_std: bool, size: Size) -> study.Values:
     """Exact gradients from every start.
 
     Returns:
-        ended: [budget, start]; paths: [shown start, update, 2] means from the shown starts at the middle budget.
+        ended: [budget, start, repeat]. paths: [shown start, update, 2] means from the shown starts, middle budget.
     """
     update = exact_gaussians.make_update(two_peaks_expectation, exact_gaussians.ALLOCATORS[method](), learn_std)
 
-    def run(start, budget):
+    def run(key, start, budget):
         team = Team(start, jnp.zeros(2))
-        return exact_gaussians.follow(update, jax.random.key(0), team, budget, size.updates)[0].mean
+        return exact_gaussians.follow(update, key, team, budget, size.updates)[0].mean
 
     points = jnp.asarray(np.concatenate([starts(size.grid), SHOWN_STARTS]), jnp.float32)
-    program = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, 0)))
-    mean = np.asarray(program(points, jnp.asarray(size.budgets)))
-    paths = mean[len(size.budgets) // 2, -len(SHOWN_STARTS) :]
-    return {"ended": ended(mean[:, : size.grid**2, -1]), "paths": paths[:, :: max(1, size.updates // 60)]}
+    budgets = jnp.asarray(size.budgets)
+    # the same orders at all budgets
+    program = jax.jit(jax.vmap(jax.vmap(run, (0, 0, None)), (None, None, 0)))
+    ends, paths = [], None
+    for repeat in range(size.repeats(method)):
+        mean = np.asarray(program(jax.random.split(jax.random.key(repeat), len(points)), points, budgets))
+        ends.append(ended(mean[:, : size.grid**2, -1]))
+        if paths is None:
+            paths = mean[len(size.budgets) // 2, -len(SHOWN_STARTS) :, :DRAWN]
+    return {"ended": np.stack(ends, axis=-1), "paths": paths}
+
+
+def _sampled_config(method: str):
+    return stage_games.game_config(method, BATCH, init_std=1.0)
 
 
 def climb_by_samples(method: str, size: Size) -> study.Values:
@@ -121,7 +144,7 @@ def climb_by_samples(method: str, size: Size) -> study.Values:
     axes = {"kl_budget": size.sampled_budgets, "start": np.arange(len(points)), "seed": np.arange(size.seeds)}
     runs = stage_games.combinations(**axes)
     begin, seeds = points[runs.pop("start")], runs.pop("seed")
-    config = stage_games.game_config(method, BATCH, init_std=1.0)
+    config = _sampled_config(method)
     kept = stage_games.learn(env, method, config, runs, seeds, size.sampled_updates, _last_mean, start_means=begin)
     return {"ended": ended(kept["mean"][:, -1]).reshape(*map(len, axes.values()))}
 
@@ -148,23 +171,31 @@ def budgets_of(size: Size, case: str) -> tuple[float, ...]:
 
 
 def at_global(results: Results, case: str, method: str) -> np.ndarray:
-    """[budget, start, seed] whether it ended at the global peak; exact gradients have one seed."""
-    values = results.pieces[f"{case}-{method}"]["ended"] == AT_GLOBAL
-    return values.astype(float).reshape(*values.shape[:2], -1)
+    """[budget, start, run] whether it ended at the global peak; runs are seeds, or sequences of orders."""
+    return (results.pieces[f"{case}-{method}"]["ended"] == AT_GLOBAL).astype(float)
 
 
 def more_often(results: Results, case: str, method: str, index: int) -> study.Estimate:
-    """Share of starts that end at the global peak, less HATRPO's; the starts are resampled, in pairs."""
-    pairs = at_global(results, case, method)[index] - at_global(results, case, "hatrpo")[index]
-    return study.estimate(pairs.mean(-1), np.mean)
+    """Share of starts that end at the global peak, less HATRPO's; the starts are resampled, in pairs. Every start has
+    orders of its own, so that the interval covers their chance as well."""
+    own, base = (at_global(results, case, m)[index].mean(-1) for m in (method, "hatrpo"))
+    return study.estimate(own - base, np.mean)
 
 
+_BENT = (
+    "Unequal shares bend the path (equal ones go diagonally), so starts near the ridge change sides, in both "
+    "directions; a local optimum that has been reached is not left. "
+)
+_TRIED = (
+    "Tried: a whole grid of starts, joint budgets over a factor of a hundred, standard deviations fixed and learned, "
+    "exact gradients and sampled ones."
+)
 _WHY = {
     NOT_SEEN: "Which peak is climbed is decided by the slope at the start; no allocation steps over a valley that "
-    "wide.",
-    PARTLY: "In some cases only, and from a few starts in a hundred. Unequal shares bend the path (equal ones go "
-    "diagonally), so starts near the ridge change sides, in both directions; a local optimum that has been reached is "
-    "not left.",
+    "wide. " + _TRIED,
+    PARTLY: "In some cases only, and from a few starts in a hundred. " + _BENT + _TRIED,
+    MIXED: "From a few starts in a hundred more in some cases, from a few less in others. " + _BENT + _TRIED,
+    CONTRARY: "From a few starts in a hundred fewer. " + _BENT + _TRIED,
 }
 
 
@@ -174,10 +205,11 @@ def report(results: Results) -> Report:
     rows.append(_left_row(results, size))
     figures = {
         "paths": (_paths(results, size), "Means of the two policies on the expected reward, exact gradients, standard "
-                  "deviation 1, from five starts (circles), every fourth update; + is the global peak, x the local "
-                  "one."),
+                  "deviation 1, from five starts (circles), a dot after every update; + is the global peak, x the "
+                  "local one."),
         "basins": (_basins(results, size), "Where a start ends, exact gradients, standard deviation 1: at the global "
-                   "peak, at the local one, or elsewhere (off along the slope)."),
+                   "peak, at the local one, or elsewhere (off along the slope). HATRPO: with the first of its "
+                   "sequences of random orders, another one for each start; the percentage is that of all sequences."),
         "shares": (_share_figure(results, size), "Share of the starts that end at the global peak, with 95 % intervals "
                    "over starts."),
     }  # fmt: skip
@@ -206,7 +238,7 @@ def _row(results: Results, size: Size, method: str) -> Row:
 
 def _left_row(results: Results, size: Size) -> Row:
     """What becomes of starts at the local optimum: those within half of `NEAR` of it, or the nearest there is."""
-    runs, escaped = 0, {}
+    ends, escaped = [], {}
     for case in _CASES:
         points = starts(size.sampled_grid if case == "sampled" else size.grid)
         distance = np.abs(points - LOCAL).max(-1)
@@ -215,19 +247,26 @@ def _left_row(results: Results, size: Size) -> Row:
             for index, budget in enumerate(budgets_of(size, case)):
                 left = at_global(results, case, method)[index][close]
                 escaped[case, method, budget] = left.mean()
-                runs += left.size
+                ends.append(left.ravel())
     best = max(escaped, key=lambda key: escaped[key])
     verdict = study.HOLDS if escaped[best] > 0.5 else PARTLY if escaped[best] > 0 else NOT_SEEN
+    everywhere = study.proportion(np.concatenate(ends))
+    largest = max(size.budgets)
+    tried = (
+        f"Tried: all methods, all budgets up to {largest:g}, where an agent's step is up to "
+        f"{np.sqrt(2 * largest):.1f} standard deviations; fixed and learned ones; exact gradients and sampled ones. "
+        f"The global peak is {np.abs(GLOBAL - LOCAL).max():.1f} away."
+    )
     reasons = {
         NOT_SEEN: "Nothing in a sequential trust-region step looks further than its radius, whoever gets the budget, "
-        "and the largest of these radii does not reach across the valley.",
-        PARTLY: "Only with the largest steps, where a step can land on the other side.",
+        "and the largest of these radii does not reach across the valley. " + tried,
+        PARTLY: "Only with the largest steps, where a step can land on the other side. " + tried,
     }
     return Row(
         f"A local optimum can be left once a team is there (starts within {NEAR / 2:g} of it, or the nearest)",
-        f"of {runs} runs, all cases, methods and budgets: at most {100 * escaped[best]:.0f} % ended at the global peak "
-        f"({study.LABELS[best[1]]}, {_CASES[best[0]]}, joint budget {best[2]:g})",
-        "counted",
+        f"of {sum(map(len, ends))} runs, all cases, methods and budgets, {everywhere.number(1, True)} ended at the "
+        f"global peak; at most {100 * escaped[best]:.0f} % of those of one method, case and budget",
+        f"{everywhere.interval(1, True)} %",
         verdict,
         study.because(verdict, reasons),
     )
@@ -249,8 +288,8 @@ def _paths(results: Results, size: Size) -> Figure:
         _surface(axes)
         for start, path in zip(SHOWN_STARTS, results.pieces[f"exact-fixed-{method}"]["paths"]):
             points = np.concatenate([start[None], path])
-            axes.plot(*points.T, "-", color=study.COLOURS[method], linewidth=1.6)
-            axes.plot(*start, "o", color=study.COLOURS[method], markersize=4.5, markeredgecolor="white")
+            axes.plot(*points.T, "-", color=study.COLOURS[method], linewidth=1.1, marker=".", markersize=3.5)
+            axes.plot(*start, "o", color=study.COLOURS[method], markersize=6, markeredgecolor="white")
         axes.set_xlim(-1.5, 7.5)
         axes.set_ylim(-1.5, 7.5)
         axes.set_title(study.LABELS[method], fontsize=10, loc="left")
@@ -259,21 +298,22 @@ def _paths(results: Results, size: Size) -> Figure:
 
 
 def _basins(results: Results, size: Size) -> Figure:
-    colours = ListedColormap([PALETTE[0], PALETTE[3], "0.8"])
+    colours = ListedColormap(BASIN_COLOURS)
     lines = len(size.budgets)
     figure = Figure(figsize=(8.6, 2.1 * lines + 0.6), layout="constrained")
     panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False)
     edges = np.linspace(*BOX, size.grid)
     for column, method in enumerate(methods_of(results)):
-        ends = results.pieces[f"exact-fixed-{method}"]["ended"].reshape(lines, size.grid, size.grid)
+        everything = results.pieces[f"exact-fixed-{method}"]["ended"]
+        ends = everything[..., 0].reshape(lines, size.grid, size.grid)
         for line, budget in enumerate(size.budgets):
             axes = panels[line, column]
             axes.pcolormesh(
                 edges, edges, ends[line].T, cmap=colours, vmin=-0.5, vmax=2.5, shading="nearest", rasterized=True
             )
             axes.plot(*GLOBAL, "+", color="white", markersize=8, markeredgewidth=1.6)
-            axes.plot(*LOCAL, "x", color="white", markersize=6, markeredgewidth=1.6)
-            share = 100 * np.mean(ends[line] == AT_GLOBAL)
+            axes.plot(*LOCAL, "x", color="black", markersize=6, markeredgewidth=1.6)
+            share = 100 * np.mean(everything[line] == AT_GLOBAL)
             axes.set_title(f"{study.LABELS[method]}, {budget:g}: {share:.0f} %", fontsize=8.5, loc="left")
             axes.set_aspect("equal")
             if column == 0:
@@ -318,8 +358,9 @@ def _text(results: Results, size: Size) -> str:
         f"*The global peak* is the higher one of the two, at means ({GLOBAL[0]}, {GLOBAL[1]:.2f}); it is no maximum of "
         "the whole plane, because beyond a mean of 8.86 the slope 0.1 a1 alone pays more. A start belongs to its basin "
         f"if the team's last means are both within {NEAR:g} of it. Starts: a grid of {size.grid} x {size.grid} on [-1, "
-        f"6]^2 (exact), {size.sampled_grid} x {size.sampled_grid} with {size.seeds} seeds each and batches of {BATCH} "
-        f"(sampled); {size.updates} and {size.sampled_updates} updates, more than every budget needs to cross the box. "
+        f"6]^2 (exact; HATRPO with {size.orders} sequences of random orders from each), {size.sampled_grid} x "
+        f"{size.sampled_grid} with {size.seeds} seeds each and batches of {BATCH} (sampled); {size.updates} and "
+        f"{size.sampled_updates} updates, more than every budget needs to cross the box. "
         "Nothing is searched: all four have the same budgets and the same line search.",
         "",
         "Share of starts that end at the global peak / at the local peak:",
