@@ -119,6 +119,7 @@ def heat_maps(by_scenario: ByScenario, agents: Mapping[str, Sequence[str]], adap
             axes.set_yticks(range(len(names)), names if axes is line[0] else [], fontsize=7 if len(names) > 8 else 8.5)
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
+            axes.tick_params(axis="x", labelsize=8.5)
             title = f"{scenario}, {study.LABELS[method]}" if axes is line[0] else study.LABELS[method]
             axes.set_title(title, fontsize=9, loc="left")
             bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=[1 - 0.8 * reach, 1, 1 + 0.8 * reach], format="%.2f")

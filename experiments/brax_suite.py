@@ -401,20 +401,21 @@ _TRIED = (
 )
 _ALIKE = (
     "Utilities of 2,048 samples differ little, so the largest share is a few hundredths above an equal one (see the "
-    "table), even on halfcheetah_6x1, where the same agent leads in most updates. Almost equal thresholds make almost "
-    "equal steps; what differs between these allocators is less than what differs between seeds. "
+    "table), even on halfcheetah_6x1, where one agent leads far more often than the others. Almost equal thresholds "
+    "make almost equal steps; what differs between these allocators is less than what differs between seeds. "
 )
 _LEFT_OVER = (
     "What the first agents' line searches do not spend is passed on, so more of the budget is used and the last agent, "
     "whose score is lowest, is given most of it. "
 )
 _HARM = (
-    "Of 17 agents that is one in a batch with many times an equal share; where the body falls over for a wrong step of "
-    "one joint, this costs return. "
+    "With 17 agents that is several times an equal share; where a body falls over for a wrong step of one joint, this "
+    "may cost return. "
 )
 _FEW_PASSES = (
     "Three times the passes explain hardly more of the returns (see under the tables), so advantages are hardly "
-    "better, and no body gained from them. Tried: more passes only, not another critic or larger batches."
+    "better, and no body gained from them; walker2d_3x2 rather lost. Tried: more passes only, not another critic or "
+    "larger batches."
 )
 _SOME_GAIN = "On some bodies only; with six seeds a gain of a fifth is as large as what differs between seeds. "
 _WHY_FINAL = {
