@@ -294,7 +294,8 @@ def _stays(values: study.Values) -> Estimate | None:
 
 _WHY_STAYS = {
     HOLDS: "Who is behind has more to gain until it has caught up, which takes several updates.",
-    PARTLY: "Who is behind has more to gain until it has caught up; but of 64 samples of a rare reward chance is most.",
+    PARTLY: "Agents differ for some updates on end (one has more choices, or has not found its action yet), but with 64 "
+    "samples of a rare reward most is chance.",
     NOT_SEEN: "Utilities of 64 samples of a rare reward follow the batch. Tried: four games, the updates before 99 % "
     "only.",
     MIXED: "In some games an agent stays in front, in others agents take turns: who has just moved far has less to "
@@ -302,6 +303,9 @@ _WHY_STAYS = {
     CONTRARY: "Agents take turns: who has just moved far has less to gain. Tried: four games, the updates before 99 % "
     "only.",
 }
+
+
+_LAST_MOVER = " HATRPO-G's largest share mostly goes to the last to move, whose score is lowest."
 
 
 def _stays_row(method: str, by_game: dict) -> Row | None:
@@ -316,7 +320,7 @@ def _stays_row(method: str, by_game: dict) -> Row | None:
         ", ".join(f"{name} {each.number(0, percent=True)}" for name, each in found.items()),
         ", ".join(each.interval(0, percent=True) for each in found.values()),
         verdict,
-        study.because(verdict, _WHY_STAYS),
+        study.because(verdict, _WHY_STAYS) + (_LAST_MOVER if method == "hatrpo_g" else ""),
     )
 
 
