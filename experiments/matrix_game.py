@@ -294,8 +294,8 @@ def _stays(values: study.Values) -> Estimate | None:
 
 _WHY_STAYS = {
     HOLDS: "Who is behind has more to gain until it has caught up, which takes several updates.",
-    PARTLY: "Agents differ for some updates on end (one has more choices, or has not found its action yet), but with 64 "
-    "samples of a rare reward most is chance.",
+    PARTLY: "Agents differ for some updates on end (one has more choices, or has not found its action yet), but with "
+    "64 samples of a rare reward most is chance.",
     NOT_SEEN: "Utilities of 64 samples of a rare reward follow the batch. Tried: four games, the updates before 99 % "
     "only.",
     MIXED: "In some games an agent stays in front, in others agents take turns: who has just moved far has less to "

@@ -55,7 +55,7 @@ class Size(NamedTuple):
 SIZES = {
     "smoke": Size((0.2,), 3, 4, (0.2,), 2, 4, 1, 2),
     "quick": Size((0.01, 0.1, 1.0), 29, 250, (0.02, 0.2, 1.0), 6, 120, 5, 4),
-    "full": Size((0.002, 0.02, 0.2, 1.0, 4.0), 57, 600, (0.02, 0.2, 1.0, 4.0), 12, 250, 8, 4),
+    "full": Size((0.002, 0.02, 0.2, 1.0, 4.0), 85, 600, (0.02, 0.2, 1.0, 4.0), 12, 250, 8, 4),
 }
 
 
@@ -71,7 +71,7 @@ def pieces(size: str) -> list[Piece]:
     exact = [
         Piece(
             f"exact-{kind}-{method}",
-            3 + 9 * chosen.repeats(method) * (chosen.grid / 29) ** 2 * len(chosen.budgets) / 3 * chosen.updates / 250,
+            6 + 2 * chosen.repeats(method) * (chosen.grid / 29) ** 2 * len(chosen.budgets) / 3 * chosen.updates / 250,
             {"method": method, "learn_std": kind == "learned", "grid": chosen.grid, "budgets": list(chosen.budgets),
              "updates": chosen.updates, "repeats": chosen.repeats(method), "drawn": DRAWN,
              "shown_starts": SHOWN_STARTS.tolist(), **common},
@@ -344,6 +344,8 @@ def _share_figure(results: Results, size: Size) -> Figure:
                 **study.point_style(method),
             )
         axes.set_xscale("log")
+        axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+        axes.set_xticks([], minor=True)
         axes.set_ylim(0, 1)
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel("joint KL budget")
