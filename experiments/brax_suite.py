@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 
 _ALL = study.TRUST_REGION + study.FIRST_ORDER + ("ippo", "maspo", "mars")
-_QUICK = {"ant_4x2": 400_000, "walker2d_3x2": 80_000, "halfcheetah_6x1": 80_000, "humanoid_17x1": 60_000}
+_QUICK = {"ant_4x2": 120_000, "walker2d_3x2": 80_000, "halfcheetah_6x1": 80_000, "humanoid_17x1": 60_000}
 SIZES = {
     # no body, whose compilation would take most of the time
     "smoke": Size({"bilinear": 96}, 6, 2, 16, ("hatrpo", "hatrpo_w")),
