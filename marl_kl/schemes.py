@@ -107,7 +107,11 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     Raises:
         ValueError: the agents share a network.
     """
-    _refuse_sharing(actor, "one network takes one step for all agents, so there is no KL budget to share out")
+    _refuse_sharing(
+        actor,
+        "one network takes one step for all agents, so there is no KL budget to share out, and hatrpo with "
+        "share_parameters=True is that step",
+    )
 
     def update(key, actors, state, batch):
         num_agents, *samples = batch.advantage.shape

@@ -116,10 +116,11 @@ def test_happo_equals_the_plain_loop(kind, float64):
     check_contract("happo", kind, new, metrics)
 
 
-def test_one_agent_alone_is_the_same_in_happo_and_mappo(float64):
-    """To 1e-12: nobody else's ratios, the same minibatches."""
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_one_agent_alone_is_the_same_in_happo_and_mappo(kind, float64):
+    """To 1e-12: nobody else's ratios, the same minibatches. With a GRU: tests/test_recurrent.py."""
     config = small_config(actor_minibatches=2)
-    actor, actors, batch = make_problem(make_spec("continuous", (3,), (2,)), config, influence=(1.0,))
+    actor, actors, batch = make_problem(make_spec(kind, (3,), (2,)), config, influence=(1.0,))
     one, all_at_once = (update(name, actor, config, actors, batch) for name in ("happo", "mappo"))
     assert_same(one, all_at_once, atol=1e-12)
 
