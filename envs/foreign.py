@@ -137,7 +137,8 @@ def time_limit(name: str, field: str, own: int | None, wanted: int | None) -> in
         raise ValueError(f"env '{name}': it has no {field} to be its time limit; give episode_length=...")
     if None not in (own, wanted) and wanted > own:
         raise ValueError(
-            f"env '{name}': episode_length={wanted}; it must be at most its own {field}={own}, at which it ends by itself"
+            f"env '{name}': episode_length={wanted}; it must be at most its own {field}={own}, at which it ends by "
+            "itself"
         )
     return int(own if wanted is None else wanted)
 

@@ -183,8 +183,8 @@ def from_jaxmarl(
     Args:
         env: has `agents`, `action_space(agent)`, `reset(key) -> (obs, state)` and `step_env(key, state, actions) ->
             (obs, state, rewards, dones, info)` with one entry per agent in `obs` and `rewards`, and `dones["__all__"]`;
-            may have `get_avail_actions(state)` or `get_legal_moves(state)`, an array [choices] per agent, or for several
-            choices at once an array per sub-action or all of them one after another. `step_env` must not reset.
+            may have `get_avail_actions(state)` or `get_legal_moves(state)`, an array [choices] per agent, or for
+            several choices at once an array per sub-action or all of them one after another. `step_env` must not reset.
         name: what the spec calls it; the class's name by default.
         episode_length: the time limit in steps; `env.max_steps` by default. A `done` on exactly this step is taken for
             the limit. It may be no longer than `max_steps`, where there is one: its `done` would then pass for the
@@ -293,8 +293,8 @@ def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
         return _Ending(limit, f"a done at step {limit} is taken for the limit's", limited_inside=True)
     if episode_length not in (None, known.longest):
         raise ValueError(
-            f"env '{name}': episode_length={episode_length}; it ends after {known.longest} steps, which its own options "
-            "set (max_steps, num_inner_steps, ...): leave episode_length out"
+            f"env '{name}': episode_length={episode_length}; it ends after {known.longest} steps, which its own "
+            "options set (max_steps, num_inner_steps, ...): leave episode_length out"
         )
     return known
 

@@ -5,9 +5,9 @@
     python -m experiments.ecosystem --out FOLDER --smoke                                  # a few updates, to see it run
 
 Writes every run to FOLDER/<task>/<algorithm>-<env steps>; to the results' folder every seed's evaluations as
-ecosystem.csv, and ecosystem.md: return of the deterministic team before and after training, mean over episodes and seeds
-with its 95 % interval (bootstrap over seeds); where the environment says which returns are those of won episodes (SMAX),
-the share of won ones; the return of the sampling team over the last tenth of the updates; and what these rows say. Rows
+ecosystem.csv, and ecosystem.md: return of the deterministic team before and after training, mean over episodes and
+seeds with its 95 % interval (bootstrap over seeds); where the environment says which returns are those of won episodes
+(SMAX), the share of won ones; the return of the sampling team over the last tenth of the updates; and what these rows say. Rows
 of other cases, or of another number of env steps, stay as they are. A run that was stopped goes on where it was.
 """
 
@@ -117,9 +117,9 @@ HEADER = Row(
 CSV_HEADER = ("task", "algorithm", "budget", "seed", "env_steps", "return", "won")
 
 _NOTE = """Written by `experiments/ecosystem.py` (raw: [ecosystem.csv](ecosystem.csv)): 5 seeds, 32 environments x 128
-steps, deterministic teams over 64 episodes, mean and 95 % interval (bootstrap of the mean over seeds). Defaults, but for
-the first-order methods `actor_lr` 1e-3 and 4 minibatches; nothing was searched. CPU, jaxmarl 0.2.0. The speeds are of all
-seeds together, on whatever else the machine was doing.
+steps, deterministic teams over 64 episodes, mean and 95 % interval (bootstrap of the mean over seeds). Defaults, but
+for the first-order methods `actor_lr` 1e-3 and 4 minibatches; nothing was searched. CPU, jaxmarl 0.2.0. The speeds are
+of all seeds together, on whatever else the machine was doing.
 
 JaxMARL's own scripts, with their default settings, on the same environment (learning rate annealed over their budget):
 

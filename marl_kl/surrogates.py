@@ -67,8 +67,8 @@ def ratio_symmetric(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Arr
 
     The abstract of MARS (Wijesundara et al. 2026) gives the properties, not the formula: the penalty f is symmetric
     under multiplication, f(r) = f(1/r), so that doubling a probability costs as much as halving it; it has no bound as
-    r -> 0; and outliers keep a gradient, in log r too, on both sides. f(r) = r + 1/r - 2 = (r - 1)^2 / r is the simplest function that has them: the
-    sum of r and its mirror image 1/r, less their value at r = 1.
+    r -> 0; and outliers keep a gradient, in log r too, on both sides. f(r) = r + 1/r - 2 = (r - 1)^2 / r is the
+    simplest function that has them: the sum of r and its mirror image 1/r, less their value at r = 1.
 
     The constant puts the maximum for A > 0 where SPO has it, at r = 1 + eps:
     d/dr [r - c (r + 1/r - 2)] = 1 - c (1 - 1/r^2) = 0, so c = 1 / (1 - (1 + eps)^-2) = (1 + eps)^2 / (eps (2 + eps)).

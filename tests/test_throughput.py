@@ -1,4 +1,4 @@
-"""The throughput benchmark: it runs for both families of algorithms and all kinds of actions, alone and beside JaxMARL."""
+"""The throughput benchmark: both families of algorithms, all kinds of actions, alone and beside JaxMARL."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def test_an_environment_of_several_choices_without_backends(tmp_path, capsys):
 
 
 def test_jaxmarls_ippo_is_measured_in_the_same_run(tmp_path, monkeypatch):
-    """Behind the table, with the same algorithms, sizes and seeds; what the rows hold is in tests/test_jaxmarl_ippo.py."""
+    """Behind the table, with the same algorithms, sizes and seeds; the rows: tests/test_jaxmarl_ippo.py."""
     spec = dataclasses.replace(counting_env().spec, name="jaxmarl/x")
     told = []
 
