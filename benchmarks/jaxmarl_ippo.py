@@ -5,7 +5,8 @@
                                       [--rollout-length 128] [--updates 10] [--json FILE]
 
 JaxMARL's wheel has no baselines: PATH is a checkout of https://github.com/FLAIROx/JaxMARL, its folder `baselines`, or
-the script `ippo_ff_mpe.py` with its `config/` beside it.
+the script `ippo_ff_mpe.py` with its `config/` beside it. `benchmarks/throughput.py --jaxmarl-baselines PATH` measures
+the same behind its own table.
 
 A run is `--updates` updates of all seeds from their keys on, initialisation included, in one program; both sides are
 compiled for the same devices by the same code and run in turn; medians over repeats. Parallel environments and rollout
@@ -26,7 +27,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,14 @@ import yaml
 
 import envs
 import marl_kl
-from benchmarks.throughput import compiled, in_turn, machine, versions
+from benchmarks.timing import compiled, in_turn, machine, versions
 from envs import jaxmarl_wrapper
 from marl_kl import algorithms, devices
 
 JAXMARL = "JaxMARL's IPPO"
 ALIKE = "ippo as JaxMARL's"
+UPDATES = 10
+"""Of a run, by default."""
 _SCRIPT = Path("IPPO", "ippo_ff_mpe.py")
 
 Run = Callable[[jax.Array], Any]
@@ -179,6 +182,27 @@ def measure(runs: dict[str, Run], cpu_options, num_seeds: int, env_steps: int, r
     ]  # fmt: skip
 
 
+def table(
+    env: envs.Env, compared: dict[str, Run], seeds: Sequence[int], num_envs: int, rollout_length: int, updates: int,
+    repeats: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures `compared` (of `runs`, with the same sizes) for each number of seeds, prints it, and returns it."""
+    where = f"{machine()}, {versions()}, jaxmarl {dict(env.spec.metadata).get('jaxmarl')}"
+    print(f"{where}; {env.spec.name}, runs of {updates} updates of {num_envs} x {rollout_length} env steps")
+    print(f"{'algorithm':>18} {'seeds':>5} {'devices':>7} {'env steps/s':>11} {'ratio':>6} {'compile s':>9}")
+    rows = []
+    env_steps = updates * num_envs * rollout_length
+    for num_seeds in seeds:
+        for row in measure(compared, env.spec.cpu_compiler_options, num_seeds, env_steps, repeats):
+            rows.append(row)
+            print(f"{row['algorithm']:>18} {row['seeds']:5d} {row['devices']:7d} {row['env_steps_per_s']:11.0f} "
+                  f"{row['ratio']:6.2f} {row['compile_s']:9.1f}", flush=True)  # fmt: skip
+    return {
+        "machine": where, "env": env.spec.name, "num_envs": num_envs, "rollout_length": rollout_length,
+        "updates": updates, "repeats": repeats, "rows": rows,
+    }  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jaxmarl-baselines", type=Path, required=True, help="a checkout of JaxMARL, or the script")
@@ -187,7 +211,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--rollout-length", type=int, default=128)
-    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args()
@@ -199,21 +223,10 @@ def main():
         compared = runs(env, baseline, options.algorithms, *sizes)
     except ValueError as error:
         parser.error(str(error))
-    where = f"{machine()}, {versions()}, jaxmarl {dict(env.spec.metadata)['jaxmarl']}"
-    print(f"{where}; {options.env}, runs of {options.updates} updates of {options.num_envs} x {options.rollout_length} "
-          "env steps")  # fmt: skip
-    print(f"{'algorithm':>18} {'seeds':>5} {'devices':>7} {'env steps/s':>11} {'ratio':>6} {'compile s':>9}")
-    rows = []
-    env_steps = options.updates * options.num_envs * options.rollout_length
-    for num_seeds in options.seeds:
-        for row in measure(compared, env.spec.cpu_compiler_options, num_seeds, env_steps, options.repeats):
-            rows.append(row)
-            print(f"{row['algorithm']:>18} {row['seeds']:5d} {row['devices']:7d} {row['env_steps_per_s']:11.0f} "
-                  f"{row['ratio']:6.2f} {row['compile_s']:9.1f}", flush=True)  # fmt: skip
+    figures = table(env, compared, options.seeds, *sizes, options.repeats)
     if options.json:
-        told = {name: getattr(options, name) for name in ("env", "num_envs", "rollout_length", "updates", "repeats")}
         with open(options.json, "w") as file:
-            json.dump({"machine": where, **told, "rows": rows}, file, indent=1)
+            json.dump(figures, file, indent=1)
 
 
 if __name__ == "__main__":

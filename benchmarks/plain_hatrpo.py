@@ -28,15 +28,16 @@ def plain_update(actor, config, actors, batch, order, thresholds):
         New parameters, [N] KL spent, [N] gains.
     """
     num_agents = len(order)
-    factor = jnp.ones(batch.advantage.shape[1])
+    factor = jnp.ones(batch.advantage.shape[1:])
     new_actors = [jax.tree.map(lambda leaf: leaf[i], actors) for i in range(num_agents)]
     spent, gains = [None] * num_agents, [None] * num_agents
     for agent in order:
         weight = batch.advantage[agent] * factor
         theta, unravel = ravel_pytree(new_actors[agent])
+        obs = jax.tree.map(lambda leaf: leaf[agent], batch.obs)
 
-        def distribution(t, agent=agent, unravel=unravel):
-            return actor.distribution(actor.outputs(unravel(t), batch.obs[agent]), batch.action_mask[agent])
+        def distribution(t, agent=agent, unravel=unravel, obs=obs):
+            return actor.distribution(actor.outputs(unravel(t), obs), batch.action_mask[agent])
 
         old = distribution(theta)
         old_log_prob = old.log_prob(batch.action[agent])

@@ -1,23 +1,26 @@
 """Training env steps per second as a fraction of bare environment stepping in the same process.
 
-    python benchmarks/throughput.py [--env ant_4x2] [--backends mjx spring] [--algorithms hatrpo hatrpo_w]
-                                    [--seeds 1 4 16] [--num-envs 64] [--rollout-length 64] [--json FILE]
-    python benchmarks/throughput.py --env jaxmarl/3m --backends none    # an environment without backends
+    python benchmarks/throughput.py [--env ant_4x2] [--backends mjx spring] [--algorithms hatrpo mappo ...]
+                                    [--seeds 1 4] [--num-envs 64] [--rollout-length 64] [--json FILE]
+    python benchmarks/throughput.py --env jaxmarl/MPE_simple_spread_v3 --jaxmarl-baselines PATH
 
 Bare: as many parallel environments, on the same devices, uniformly random actions, no policy, no resets, no
-learning. Training: whole updates (rollout with resets, advantages, actors, critic) with the default config
+learning. Training: whole updates (rollout with resets, advantages, actors, critic) with each algorithm's default config
 otherwise. Both run in turn; medians over repeats. Compile time is that of one training update; peak memory is
-that of the process so far.
+that of the process so far. All algorithms by default; the backends by default are mjx and spring for Brax's bodies, and
+`none` for what has no backends.
+
+With `--jaxmarl-baselines`, a checkout of JaxMARL, the same process then measures the same algorithms, sizes and seeds
+beside JaxMARL's own IPPO, on one of JaxMARL's environments: see `benchmarks/jaxmarl_ippo.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
-import time
-from typing import Any, Callable, Mapping
+from pathlib import Path
+from typing import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +28,23 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl import devices
+from benchmarks import jaxmarl_ippo
+from benchmarks.timing import compiled, in_turn, machine, versions
+from envs.types import EnvSpec
+from marl_kl import algorithms, devices
 from marl_kl.trainer import make_train
+
+
+def random_actions(spec: EnvSpec, key: jax.Array, num_envs: int) -> jax.Array:
+    """[num_envs, *spec.action_shape] uniform: choices whatever the masks say, or numbers in [-1, 1]."""
+    shape = (num_envs, *spec.action_shape)
+    if spec.action_kind == "continuous":
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+    choices = np.asarray(spec.action_sizes)
+    if spec.action_kind == "multi_discrete":
+        choices = spec.action_mask.reshape(*spec.action_shape, -1).sum(-1)
+    # a sub-action that an agent does not have is 0
+    return jax.random.randint(key, shape, 0, np.maximum(choices, 1))
 
 
 def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
@@ -34,16 +52,10 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
     options = env.spec.cpu_compiler_options
     reset = jax.vmap(jax.vmap(env.reset, (0, None)), (0, None))
     step = jax.vmap(env.step, (0, 0, 0, None))
-    spec = env.spec
-
-    def random_action(key):
-        if spec.action_kind == "discrete":
-            return jax.random.randint(key, (num_envs, spec.num_agents), 0, np.asarray(spec.action_sizes))
-        return jax.random.uniform(key, (num_envs, spec.num_agents, spec.action_size), minval=-1.0, maxval=1.0)
 
     def one_seed(key, env_state):
         def env_step(env_state, key):
-            action = random_action(key)
+            action = random_actions(env.spec, key, num_envs)
             return step(jax.random.split(key, num_envs), env_state, action, env.params)[0], None
 
         return jax.lax.scan(env_step, env_state, jax.random.split(key, length))[0]
@@ -77,47 +89,15 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     return step, compile_seconds
 
 
-def compiled(jitted, *arguments):
-    """The program of a jitted function for such arguments, and the seconds that tracing and compiling took."""
-    begin = time.perf_counter()
-    return jitted.lower(*arguments).compile(), time.perf_counter() - begin
-
-
-def seconds(call) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - begin
-
-
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call: all once, unmeasured, then all in turn, `repeats` times."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def machine() -> str:
-    """The devices, as many as jax sees."""
-    return f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
-
-
-def versions() -> str:
-    """Of jax and Python."""
-    return f"jax {jax.__version__}, python {platform.python_version()}"
-
-
-def measure(env, algorithms, config, num_seeds: int, repeats: int) -> list[dict]:
+def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_seeds: int, repeats: int) -> list[dict]:
     """One row per algorithm."""
     mesh = devices.seed_mesh(num_seeds)
-    calls = {"bare": bare_stepping(env, mesh, num_seeds, config.num_envs, config.rollout_length)}
+    calls = {"bare": bare_stepping(env, mesh, num_seeds, num_envs, rollout_length)}
     compile_seconds = {}
-    for algorithm in algorithms:
-        calls[algorithm], compile_seconds[algorithm] = training(env, algorithm, config, mesh, num_seeds)
-    steps = num_seeds * config.batch_size
+    for name in names:
+        config = algorithms.get(name).config_class(num_envs=num_envs, rollout_length=rollout_length)
+        calls[name], compile_seconds[name] = training(env, name, config, mesh, num_seeds)
+    steps = num_seeds * num_envs * rollout_length
     rates = {name: steps / median for name, median in in_turn(calls, repeats).items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [
@@ -125,38 +105,57 @@ def measure(env, algorithms, config, num_seeds: int, repeats: int) -> list[dict]
             "algorithm": name, "seeds": num_seeds, "devices": mesh.size, "bare": rates["bare"], "training": rates[name],
             "fraction": rates[name] / rates["bare"], "compile_s": compile_seconds[name], "peak_gib": peak,
         }
-        for name in algorithms
+        for name in names
     ]  # fmt: skip
 
 
-def main():
+def default_backends(env) -> tuple[str, ...]:
+    """What `--backends` is for an environment: it has others only as a body of Brax's."""
+    return ("mjx", "spring") if dict(env.spec.metadata).get("engine") == "brax" else ("none",)
+
+
+def main(arguments: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="ant_4x2")
-    parser.add_argument("--backends", nargs="+", default=["mjx", "spring"])
-    parser.add_argument("--algorithms", nargs="+", default=["hatrpo", "hatrpo_w"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--backends", nargs="+", help="default: mjx and spring for Brax's bodies, none for others")
+    parser.add_argument("--algorithms", nargs="+", default=list(algorithms.names()), choices=algorithms.names())
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--rollout-length", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--jaxmarl-baselines", type=Path, help="a checkout of JaxMARL: measure its IPPO as well")
     parser.add_argument("--json", help="where to write the figures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     marl_kl.use_all_cpu_cores()
-    config = marl_kl.TrustRegionConfig(num_envs=options.num_envs, rollout_length=options.rollout_length)
+    sizes = (options.num_envs, options.rollout_length)
+    compared = None
+    try:
+        env = envs.make(options.env)
+        if options.jaxmarl_baselines is not None:
+            baseline = jaxmarl_ippo.load_baseline(options.jaxmarl_baselines)
+            compared = jaxmarl_ippo.runs(env, baseline, options.algorithms, *sizes, jaxmarl_ippo.UPDATES)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{machine()}, {versions()}; {options.num_envs} envs per seed")
     print(f"{'env':>18} {'algorithm':>10} {'seeds':>5} {'devices':>7} {'bare/s':>9} {'training/s':>10} {'fraction':>8} "
           f"{'compile s':>9} {'peak GiB':>8}")  # fmt: skip
     rows = []
-    for backend in options.backends:
-        env = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
+    for backend in options.backends or default_backends(env):
+        built = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
         for num_seeds in options.seeds:
-            for row in measure(env, options.algorithms, config, num_seeds, options.repeats):
+            for row in measure(built, options.algorithms, *sizes, num_seeds, options.repeats):
                 rows.append({"env": options.env, "backend": backend, **row})
                 print(f"{options.env + '/' + backend:>18} {row['algorithm']:>10} {row['seeds']:5d} {row['devices']:7d} "
                       f"{row['bare']:9.0f} {row['training']:10.0f} {row['fraction']:8.2f} {row['compile_s']:9.1f} "
                       f"{row['peak_gib']:8.2f}", flush=True)  # fmt: skip
+    figures = {"versions": versions(), "num_envs": options.num_envs, "rows": rows}
+    if compared is not None:
+        figures["beside JaxMARL"] = jaxmarl_ippo.table(
+            env, compared, options.seeds, *sizes, jaxmarl_ippo.UPDATES, options.repeats
+        )
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"versions": versions(), "num_envs": options.num_envs, "rows": rows}, file, indent=1)
+            json.dump(figures, file, indent=1)
 
 
 if __name__ == "__main__":

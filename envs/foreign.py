@@ -39,6 +39,24 @@ class ActionSpaces(NamedTuple):
             return fields | {"action_low": jax.tree.map(lambda one: -one, ones), "action_high": ones}
         return fields
 
+    @property
+    def num_choices(self) -> tuple[int, ...]:
+        """Per agent, how many choices there are, those of all its sub-actions together."""
+        return self.sizes if self.sub_actions is None else tuple(map(sum, self.sub_actions))
+
+    def placed(self, rows: Sequence[jax.Array]) -> jax.Array:
+        """[N, D * K]: what is said of each choice of several at once, where `EnvSpec.action_mask` has that choice.
+
+        Args:
+            rows: per agent [sum of its choices], those of its sub-actions one after another.
+        """
+        num_choices = max(max(own) for own in self.sub_actions)
+        padded = []
+        for row, own in zip(rows, self.sub_actions):
+            parts = jnp.split(row, np.cumsum(own)[:-1])
+            padded.append(padded_rows(parts, num_choices).reshape(-1))
+        return padded_rows(padded, max(self.sizes))
+
     def native(self, action: jax.Array) -> list[jax.Array]:
         """Per agent, what its own library's environment expects of `action`, [N] or [N, D] int32, or [N, A].
 
@@ -102,6 +120,27 @@ def _kind(name: str, space: Any) -> str:
 def _categories(space: Any) -> np.ndarray:
     """Choices per sub-action, as Gymnasium or JaxMARL call them; an array without axes where there are none."""
     return np.asarray(getattr(space, "nvec", getattr(space, "num_categories", None)))
+
+
+def time_limit(name: str, field: str, own: int | None, wanted: int | None) -> int:
+    """The time limit of the environment `name`, in steps: `wanted`, or else its own.
+
+    Args:
+        name, field: for error messages: what the environment's own limit is called there.
+        own: its own limit, if it has one.
+        wanted: what the user asks for.
+
+    Raises:
+        ValueError: there is neither, or its own comes before the one wanted: it would pass for the task's end.
+    """
+    if wanted is None and own is None:
+        raise ValueError(f"env '{name}': it has no {field} to be its time limit; give episode_length=...")
+    if None not in (own, wanted) and wanted > own:
+        raise ValueError(
+            f"env '{name}': episode_length={wanted}; it must be at most its own {field}={own}, at which it ends by "
+            "itself"
+        )
+    return int(own if wanted is None else wanted)
 
 
 def flat_observation(observation: Any) -> jax.Array:

@@ -25,16 +25,18 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
             and `step_env`, `reset` and `step` are called, which then must not reset by themselves.
         params: of its dynamics; `env.default_params` if there are any, else `()`.
         name: what the spec calls it; `env.name` or the class's name by default.
-        episode_length: the time limit; `params.max_steps_in_episode` by default.
+        episode_length: the time limit; `params.max_steps_in_episode` by default, as `params` have it now. Without
+            `is_truncated` it may be no longer than that: a `done` of the inner limit would pass for the task's end.
 
     Raises:
-        ValueError: no time limit is known, or an action space of another kind.
+        ValueError: no time limit is known, or one beyond the environment's own; an action space of another kind.
     """
     name = name or getattr(env, "name", None) or type(env).__name__
     params = getattr(env, "default_params", ()) if params is None else params
-    limit = getattr(params, "max_steps_in_episode", None) if episode_length is None else episode_length
-    if limit is None:
-        raise ValueError(f"env '{name}': its params have no max_steps_in_episode; give episode_length=...")
+    limited_inside = not hasattr(env, "is_truncated")
+    own = getattr(params, "max_steps_in_episode", None)
+    if limited_inside or episode_length is None:
+        episode_length = foreign.time_limit(name, "max_steps_in_episode", own, episode_length)
     reset_env = getattr(env, "reset_env", None) or env.reset
     step_env = getattr(env, "step_env", None) or env.step
     actions = foreign.read(name, [env.action_space(params)])
@@ -53,7 +55,7 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
         observation_sizes=(size,),
         **actions.spec_fields,
         state_size=size,
-        episode_length=int(limit),
+        episode_length=int(episode_length),
         metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"),),
     )
     example = spec.example_action
@@ -72,4 +74,4 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
         observed, inner, reward, done = raw_step(key, env_state, action, params)
         return foreign.steady(inner, carried), timestep(observed, reward, done)
 
-    return with_time_limit(Env(spec, reset, step, params), limited_inside=not hasattr(env, "is_truncated"))
+    return with_time_limit(Env(spec, reset, step, params), limited_inside)

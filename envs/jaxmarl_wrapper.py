@@ -19,6 +19,7 @@ import functools
 import importlib.metadata
 import inspect
 import io
+import math
 import sys
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -182,22 +183,25 @@ def from_jaxmarl(
     Args:
         env: has `agents`, `action_space(agent)`, `reset(key) -> (obs, state)` and `step_env(key, state, actions) ->
             (obs, state, rewards, dones, info)` with one entry per agent in `obs` and `rewards`, and `dones["__all__"]`;
-            may have `get_avail_actions(state)` or `get_legal_moves(state)`. `step_env` must not reset.
+            may have `get_avail_actions(state)` or `get_legal_moves(state)`, an array [choices] per agent, or for
+            several choices at once an array per sub-action or all of them one after another. `step_env` must not reset.
         name: what the spec calls it; the class's name by default.
-        episode_length: the time limit in steps, for an environment that has no `max_steps`. A `done` on exactly this
-            step is taken for the limit (for JaxMARL's own environments more is known, see `_ending`).
+        episode_length: the time limit in steps; `env.max_steps` by default. A `done` on exactly this step is taken for
+            the limit. It may be no longer than `max_steps`, where there is one: its `done` would then pass for the
+            task's end. (JaxMARL's own environments take theirs from their own options only, see `_ending`.)
         team_reward: whether all agents always get the same reward; None: what is known of JaxMARL's, else no.
         reward_shaping: adds this much of `info["shaped_reward"]` to every agent's reward (Overcooked).
 
     Raises:
-        ValueError: the length of an episode is not known, an action space of another kind, agents of different kinds.
+        ValueError: the length of an episode is not known, or longer than the environment's own; an action space of
+            another kind, agents of different kinds; masks of another size than the choices.
     """
     name = name or type(env).__name__
     agents = tuple(env.agents)
     actions = foreign.read(name, [env.action_space(agent) for agent in agents])
     ending = _ending(env, name, episode_length)
     read_observations = _observations(env, agents)
-    legal = _legal_choices(env, agents) if actions.kind == "discrete" else None
+    legal = None if actions.kind == "continuous" else _legal_choices(env, name, agents, actions)
 
     observed, fresh = jax.eval_shape(env.reset, jax.random.key(0))
     sizes = tuple(row.shape[0] for row in jax.eval_shape(read_observations, observed))
@@ -208,7 +212,7 @@ def from_jaxmarl(
         agents=tuple(map(str, agents)),
         observation_sizes=sizes,
         **actions.spec_fields,
-        state_size=observed["world_state"].shape[0] if has_world_state else sum(sizes),
+        state_size=math.prod(observed["world_state"].shape) if has_world_state else sum(sizes),
         episode_length=ending.longest,
         team_reward=pays_alike,
         metadata=(
@@ -236,7 +240,7 @@ def from_jaxmarl(
             reward=reward,
             terminated=jnp.asarray(terminated, bool),
             truncated=jnp.asarray(False),
-            action_mask=mask if legal is None else mask & legal(inner, spec.action_size),
+            action_mask=mask if legal is None else mask & legal(inner),
         )
 
     def raw_step(key, inner, action):
@@ -248,8 +252,8 @@ def from_jaxmarl(
         reward = jnp.stack([jnp.asarray(r, jnp.float32) for r in paid])
         return observed, ending.stop(inner), reward, ending.over(dones["__all__"], info)
 
-    example = jax.ShapeDtypeStruct(*_action_shape(spec))
-    after = jax.eval_shape(lambda inner, action: raw_step(jax.random.key(0), inner, action)[1], fresh, example)
+    step_state = lambda inner, action: raw_step(jax.random.key(0), inner, action)[1]  # noqa: E731
+    after = jax.eval_shape(step_state, fresh, spec.example_action)
     carried = foreign.common_dtypes(fresh, after)
 
     def reset(key, params):
@@ -282,7 +286,21 @@ class _Ending(NamedTuple):
 
 
 def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
-    """What is known of JaxMARL 0.2's families, from their sources; for others the limit's step decides."""
+    """What is known of JaxMARL 0.2's families; for others the limit's step decides."""
+    known = _known_ending(env, name)
+    if known is None:
+        limit = foreign.time_limit(name, "max_steps", getattr(env, "max_steps", None), episode_length)
+        return _Ending(limit, f"a done at step {limit} is taken for the limit's", limited_inside=True)
+    if episode_length not in (None, known.longest):
+        raise ValueError(
+            f"env '{name}': episode_length={episode_length}; it ends after {known.longest} steps, which its own "
+            "options set (max_steps, num_inner_steps, ...): leave episode_length out"
+        )
+    return known
+
+
+def _known_ending(env: Any, name: str) -> _Ending | None:
+    """From the sources of JaxMARL 0.2; None for what is not its own, and JaxNav."""
     families = _lineage(type(env))
     stopped = "ours, at the step of JaxMARL's own; its counter is held at 0, so that its done is the task's end"
     only = "JaxMARL's own, which is the only end"
@@ -313,10 +331,7 @@ def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
         longest = -(-env.episode_length // env.action_repeat)
         note = "Brax's own, which it reports apart"
         return _Ending(longest, note, over=lambda done, info: done & (info["truncation"] == 0))
-    limit = getattr(env, "max_steps", None) if episode_length is None else episode_length
-    if limit is None:
-        raise ValueError(f"env '{name}': it has no max_steps to be its time limit; give episode_length=...")
-    return _Ending(int(limit), f"a done at step {int(limit)} is taken for the limit's", limited_inside=True)
+    return None
 
 
 def _with_counter_at_0(state: Any) -> Any:
@@ -367,21 +382,40 @@ def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
     ]
 
 
-def _legal_choices(env: Any, agents: Sequence[Any]) -> Callable[[Any, int], jax.Array] | None:
-    """`legal(state, A) -> [N, A] bool`; None where nothing is ever forbidden. Who has no choice has them all."""
+def _legal_choices(
+    env: Any, name: str, agents: Sequence[Any], actions: foreign.ActionSpaces
+) -> Callable[[Any], jax.Array] | None:
+    """`legal(state) -> [N, A] bool`; None where nothing is ever forbidden.
+
+    Who has no choice has them all; of several choices at once, one without any is left without, and is 0.
+
+    Raises:
+        ValueError: what the environment says of an agent is not one entry per choice.
+    """
     choices = getattr(env, "get_legal_moves", None) or getattr(env, "get_avail_actions", None)
     if choices is None:
         return None
+    rows = lambda found: [  # noqa: E731
+        foreign.flat_observation(_entry(found, agent, index)) != 0 for index, agent in enumerate(agents)
+    ]
     _, state = jax.eval_shape(env.reset, jax.random.key(0))
     try:
-        jax.eval_shape(choices, state)
+        found = jax.eval_shape(lambda inner: rows(choices(inner)), state)
     except NotImplementedError:
         return None
+    for agent, row, wanted in zip(agents, found, actions.num_choices):
+        # one choice of several agents may come padded to the agent that has most of them
+        most = wanted if actions.kind == "multi_discrete" else max(actions.sizes)
+        if not wanted <= row.shape[0] <= most:
+            raise ValueError(
+                f"env '{name}': {choices.__name__} has {row.shape[0]} entries for agent {agent!r}; it must have "
+                f"{wanted}, one per choice"
+            )
+    if actions.kind == "multi_discrete":
+        return lambda state: actions.placed(rows(choices(state)))
 
-    def legal(state, size):
-        found = choices(state)
-        rows = [jnp.asarray(_entry(found, agent, index)) != 0 for index, agent in enumerate(agents)]
-        mask = foreign.padded_rows(rows, size)
+    def legal(state):
+        mask = foreign.padded_rows(rows(choices(state)), max(actions.sizes))
         return mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
     return legal
@@ -390,12 +424,6 @@ def _legal_choices(env: Any, agents: Sequence[Any]) -> Callable[[Any, int], jax.
 def _entry(per_agent: Any, agent: Any, index: int) -> Any:
     """The entry of one agent in a dict by agent, or in a sequence or array in the order of the agents."""
     return per_agent[agent] if isinstance(per_agent, dict) else per_agent[index]
-
-
-def _action_shape(spec: EnvSpec) -> tuple[tuple[int, ...], Any]:
-    if spec.action_kind == "discrete":
-        return (spec.num_agents,), jnp.int32
-    return (spec.num_agents, spec.action_size), jnp.float32
 
 
 def _lineage(env_class: type) -> frozenset[str]:

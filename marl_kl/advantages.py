@@ -45,14 +45,15 @@ def gae(
     return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
 
 
-def standardize(advantage: jax.Array) -> jax.Array:
-    """Mean 0 and standard deviation 1 over the leading axis [B, ...].
+def standardize(advantage: jax.Array, pooled: bool = False) -> jax.Array:
+    """Mean 0 and standard deviation 1 over the leading axis [B, V], column by column, or over all of it if `pooled`.
 
-    A column that is constant up to rounding becomes exactly 0: a trust-region step does not depend on the
-    gradient's length, so the noise left by the subtraction would otherwise be followed at full radius.
+    A column (or, if pooled, all of it) that is constant up to rounding becomes exactly 0: a trust-region step does not
+    depend on the gradient's length, so the noise left by the subtraction would otherwise be followed at full radius.
     """
-    centred = advantage - jnp.mean(advantage, axis=0)
-    std = jnp.sqrt(jnp.mean(jnp.square(centred), axis=0))
-    scale = jnp.max(jnp.abs(advantage), axis=0)
+    samples = None if pooled else 0
+    centred = advantage - jnp.mean(advantage, axis=samples)
+    std = jnp.sqrt(jnp.mean(jnp.square(centred), axis=samples))
+    scale = jnp.max(jnp.abs(advantage), axis=samples)
     constant = std <= 1e-5 * scale
     return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, std))

@@ -10,11 +10,9 @@ import optax
 
 from marl_kl.config import FirstOrderConfig
 from marl_kl.policies import Actor
+from marl_kl.surrogates import Surrogate, of_log_ratio
 from marl_kl.trust_region import AgentBatch, outcome
 from marl_kl.types import Metrics, Params
-
-Surrogate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(ratio, advantage, eps) -> objective`, elementwise; see `marl_kl.surrogates`."""
 
 _ADAM_EPSILON = 1e-5
 
@@ -77,8 +75,8 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
     def loss(params, minibatch):
         batch, old = minibatch
         new = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
-        ratio = jnp.exp(new.log_prob(batch.action) - old.log_prob(batch.action))
-        objective = jnp.mean(surrogate(ratio, batch.weight, config.clip_eps))
+        log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
+        objective = jnp.mean(of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps))
         return -objective - config.ent_coef * jnp.mean(new.entropy()), jnp.mean(old.kl(new))
 
     def improve(key, params, state, batch):

@@ -64,14 +64,22 @@ def _take_turns(
 
 def _of_team(kl: jax.Array, log_factor: jax.Array) -> Metrics:
     """The team's metrics from each agent's KL [N] and the log of the final compound factor [*samples]."""
-    factor = jnp.exp(log_factor)
+    factor = _factor(log_factor)
     return {"kl_total": jnp.sum(kl), "factor_mean": jnp.mean(factor), "factor_max": jnp.max(factor)}
+
+
+_LARGEST_LOG_FACTOR = 20.0
+
+
+def _factor(log_factor: jax.Array) -> jax.Array:
+    """exp, at most e^20 = 5e8: nothing bounds what first-order steps do to it, and it must not overflow as a weight."""
+    return jnp.exp(jnp.minimum(log_factor, _LARGEST_LOG_FACTOR))
 
 
 def _of_agent(batch: Batch, agent: jax.Array, log_factor: jax.Array, subset: jax.Array | None = None) -> AgentBatch:
     """An agent's part of the batch, its advantage times the compound factor."""
     obs, action, mask, advantage = _take(batch, agent)
-    return AgentBatch(obs, action, mask, jnp.exp(log_factor) * advantage, subset)
+    return AgentBatch(obs, action, mask, _factor(log_factor) * advantage, subset)
 
 
 def _take(stacked: Any, agent: jax.Array) -> Any:
@@ -99,7 +107,11 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     Raises:
         ValueError: the agents share a network.
     """
-    _refuse_sharing(actor, "one network takes one step for all agents, so there is no KL budget to share out")
+    _refuse_sharing(
+        actor,
+        "one network takes one step for all agents, so there is no KL budget to share out, and hatrpo with "
+        "share_parameters=True is that step",
+    )
 
     def update(key, actors, state, batch):
         num_agents, *samples = batch.advantage.shape
@@ -113,7 +125,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         plan = allocator.start(key_order, scores.utility, budget)
 
         def turn(left: _Left, position, actors, log_factor):
-            score = _current_scores(config, scores, batch.advantage * jnp.exp(log_factor), allocator)
+            score = _current_scores(config, scores, batch.advantage * _factor(log_factor), allocator)
             agent, threshold = allocator.next(plan, Round(position, score, left.waiting, left.budget))
             agent_batch = _of_agent(batch, agent, log_factor, subset)
             params = _take(actors, agent)

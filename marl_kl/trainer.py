@@ -204,9 +204,13 @@ def _estimate(
 
 
 def _batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
-    """The agents' view of a rollout that began in `state`, agent axis first."""
+    """The agents' view of a rollout that began in `state`, agent axis first.
+
+    Advantages are standardised once over what a network learns from: the samples of all agents where they share one,
+    else each agent's own (a team reward has one advantage for all, and one critic of the state).
+    """
     inputs = actor.inputs(state.learner.obs_moments, trajectory.obs)
-    standardized = advantages.standardize(_flat(advantage))
+    standardized = advantages.standardize(_flat(advantage), pooled=actor.shared)
     if not actor.recurrent:
         return Batch(
             jnp.swapaxes(_flat(inputs), 0, 1),

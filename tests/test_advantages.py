@@ -74,6 +74,14 @@ def test_standardized_advantages_have_mean_zero_and_std_one():
     np.testing.assert_allclose(got.std(0), 1, atol=1e-5)
 
 
+def test_pooled_advantages_keep_the_proportions_between_agents():
+    advantage = np.random.default_rng(1).normal([3.0, 0.0], [7.0, 0.7], (500, 2)).astype(np.float32)
+    got = np.asarray(standardize(jnp.asarray(advantage), pooled=True))
+    np.testing.assert_allclose(got, (advantage - advantage.mean()) / advantage.std(), atol=1e-5)
+    assert got[:, 0].std() > 5 * got[:, 1].std()
+    np.testing.assert_array_equal(standardize(jnp.full((50, 2), 0.3), pooled=True), 0.0)
+
+
 @pytest.mark.parametrize("constant", [0.0, -0.3, 1234.567])
 def test_a_constant_advantage_becomes_exactly_zero(constant):
     np.testing.assert_array_equal(standardize(jnp.full((1000, 1), constant)), 0.0)

@@ -65,14 +65,12 @@ def check_actions(env, config, trajectory):
     assert np.all(each(trajectory.action, trajectory.action_mask)) and np.all(np.isfinite(trajectory.reward))
 
 
-# one network's step is checked on the other kinds in tests/test_schemes.py
+# a shared network's step is checked on the other kinds in tests/test_schemes.py
 @pytest.mark.parametrize(
     ("algorithm", "kind", "shared", "recurrent"),
     [
-        *((name, kind, False, False) for name in algorithms.names() for kind in KINDS),
+        *itertools.product(algorithms.names(), KINDS, [False], [False, True]),
         ("hatrpo", "discrete", True, False),
-        # every algorithm and every kind, though not each with each
-        *((name, kind, False, True) for name, kind in zip(algorithms.names(), itertools.cycle(KINDS))),
         ("hatrpo", "multi_discrete", True, True),
     ],
 )

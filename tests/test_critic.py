@@ -53,6 +53,28 @@ def test_a_critic_learns_values_of_any_scale(scale):
     assert np.isfinite(loss)
 
 
+def test_the_gradient_that_the_critics_adam_sees_is_bounded_by_the_limit():
+    """After one step from nothing Adam's first moment is a tenth of it."""
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
+    target = jnp.sin(states[:, :1]) + states[:, 1:2]
+    fields = {"hidden_sizes": (8,), "num_envs": 8, "rollout_length": 8, "critic_epochs": 1, "critic_minibatches": 1}
+
+    @jax.jit
+    def first_moment(limit):
+        config = marl_kl.Config(critic_max_grad_norm=limit, **fields)
+        critic = critics.make_critic(config, 1)
+        state, _ = critics.fit(jax.random.key(1), config, critic, critic.init(jax.random.key(0), 3), states, target)
+        return state.opt_state[1][0].mu
+
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+    free = first_moment(jnp.array(1e6))
+    for share in (0.01, 0.5, 0.99):
+        bounded = first_moment(jnp.array(share * 10 * norm(free)))
+        np.testing.assert_allclose(norm(bounded), share * norm(free), rtol=1e-5)
+        expected = jax.tree.map(lambda leaf: share * leaf, free)  # noqa: B023
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), bounded, expected)
+
+
 def test_explained_variance():
     target = jnp.asarray(np.random.default_rng(0).normal(size=(100, 2)))
     np.testing.assert_allclose(critics.explained_variance(target, target), 1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl import algorithms, first_order, surrogates
+from marl_kl import algorithms, first_order, schemes, surrogates
 from marl_kl.policies import make_actor
 from marl_kl.trust_region import AgentBatch
 from marl_kl.types import Batch
@@ -116,10 +116,11 @@ def test_happo_equals_the_plain_loop(kind, float64):
     check_contract("happo", kind, new, metrics)
 
 
-def test_one_agent_alone_is_the_same_in_happo_and_mappo(float64):
-    """To 1e-12: nobody else's ratios, the same minibatches."""
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_one_agent_alone_is_the_same_in_happo_and_mappo(kind, float64):
+    """To 1e-12: nobody else's ratios, the same minibatches. With a GRU: tests/test_recurrent.py."""
     config = small_config(actor_minibatches=2)
-    actor, actors, batch = make_problem(make_spec("continuous", (3,), (2,)), config, influence=(1.0,))
+    actor, actors, batch = make_problem(make_spec(kind, (3,), (2,)), config, influence=(1.0,))
     one, all_at_once = (update(name, actor, config, actors, batch) for name in ("happo", "mappo"))
     assert_same(one, all_at_once, atol=1e-12)
 
@@ -151,6 +152,31 @@ def test_every_simultaneous_update_keeps_the_contract_and_gains(name):
     new, _, metrics = update(name, actor, config, actors, batch)
     check_contract(name, "continuous", new, metrics)
     assert np.all(metrics["position"] == 0) and np.all(metrics["gain"] > 0)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_steps_that_run_away_leave_finite_parameters(name):
+    """Adam with a step size of 1: log-ratios above 45 after one epoch, with which the others must deal."""
+    for epochs in (1, 8):
+        config = small_config(actor_lr=1.0, actor_epochs=epochs)
+        actor, actors, batch = make_problem(make_spec("continuous"), config)
+        new, _, metrics = update(name, actor, config, actors, batch)
+        before, after = (
+            actor.distribution(actor.team_outputs(params, batch.obs), batch.action_mask).log_prob(batch.action)
+            for params in (actors, new)
+        )
+        assert np.max(np.abs(after - before)) > 45 or epochs > 1, "choose steps that run away"
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
+        assert np.isfinite(metrics["factor_max"])
+
+
+def test_a_factor_that_has_run_away_is_a_finite_weight():
+    """HAPPO's second agent where the first one's ratios overflow."""
+    _, actors, batch = make_problem(make_spec("continuous"), small_config())
+    weight = schemes._of_agent(batch, 1, jnp.full(batch.advantage.shape[1], 200.0)).weight
+    np.testing.assert_allclose(weight, np.exp(20.0) * batch.advantage[1], rtol=1e-5)
+    moderate = schemes._of_agent(batch, 1, jnp.full(batch.advantage.shape[1], 5.0)).weight
+    np.testing.assert_allclose(moderate, np.exp(5.0) * batch.advantage[1], rtol=1e-5)
 
 
 # One network's steps

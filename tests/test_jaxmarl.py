@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import envs
+import marl_kl
 from envs import foreign, jaxmarl_wrapper
 
 with jaxmarl_wrapper._silence():
@@ -18,6 +20,8 @@ CASES = {
     "3m": ("3m", "HeuristicEnemySMAX", {"max_steps": 14}, 15, 12),
     "spread": ("MPE_simple_spread_v3", "MPE_simple_spread_v3", {"max_steps": 5}, 6, 2),
     "overcooked": ("overcooked", "overcooked", {"max_steps": 6}, 6, 2),
+    "overcooked_v2": ("overcooked_v2", "overcooked_v2", {"max_steps": 6}, 6, 2),
+    "storm": ("storm", "storm", {"num_inner_steps": 6}, 6, 2),
     "hanabi": ("hanabi", "hanabi", {"num_colors": 2, "num_ranks": 2, "num_cards_of_rank": np.array([3, 2])}, 20, 3),
 }
 """Ours, theirs, options of both, env steps, games."""
@@ -43,6 +47,14 @@ def chosen(key, timestep, health):
     return jnp.where(jnp.any(in_reach, axis=-1), weakest, going).astype(jnp.int32)
 
 
+def shown(observed, agents):
+    """[size] per agent, as JaxMARL says it; STORM's is in one array per kind of thing, see its source."""
+    if "inventory" not in observed:
+        return [jnp.ravel(observed[agent]).astype(jnp.float32) for agent in agents]
+    views, inventory = (observed[name].astype(jnp.float32) for name in ("observations", "inventory"))
+    return [jnp.concatenate([views[i].ravel(), inventory[:3, i], inventory[3:].ravel()]) for i in agents]
+
+
 def close(ours, other):
     """Two compilations of the same formulas differ in the last bit."""
     np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
@@ -56,7 +68,7 @@ def play_both(case):
     has_legal = case in ("3m", "hanabi")
 
     def native(action):
-        return {agent: action[i] for i, agent in enumerate(other.agents)}
+        return tuple(action) if case == "storm" else {agent: action[i] for i, agent in enumerate(other.agents)}
 
     def game(key):
         key_reset, key_steps = jax.random.split(key)
@@ -74,7 +86,7 @@ def play_both(case):
                 observed, state, rewards, dones, _ = other.step_env(key_env, state, native(action))
             ours, timestep = env.step(key_env, ours, action, ())
             seen = {
-                "obs": [jnp.ravel(observed[agent]).astype(jnp.float32) for agent in other.agents],
+                "obs": shown(observed, other.agents),
                 "reward": jnp.stack([jnp.asarray(rewards[agent], jnp.float32) for agent in other.agents]),
                 "done": dones["__all__"],
                 "legal": [legal(state)[agent] for agent in other.agents] if has_legal else (),
@@ -101,7 +113,9 @@ def test_plays_as_jaxmarls_own_step(case):
     before = playing & ~ended
     np.testing.assert_array_equal(ended[playing], other["done"][playing])
     assert not (ours.terminated & ours.truncated).any()
-    close(ours.reward[playing], other["reward"][playing])
+    # STORM pays nothing for the last step of a game, of which ours is none
+    paid = before if case == "storm" else playing
+    close(ours.reward[paid], other["reward"][paid])
     for agent, size in enumerate(spec.observation_sizes):
         close(ours.obs[before][:, agent, :size], other["obs"][agent][before])
         assert not ours.obs[..., agent, size:].any()
@@ -118,7 +132,7 @@ def test_plays_as_jaxmarls_own_step(case):
         assert ended.any(axis=1).all()
     if case == "hanabi":
         assert ours.terminated.any(axis=1).all() and spec.episode_length >= playing.sum(1).max()
-    if case in ("spread", "overcooked"):
+    if case in ("spread", "overcooked", "overcooked_v2", "storm"):
         last = np.arange(ended.shape[1]) == spec.episode_length - 1
         np.testing.assert_array_equal(ours.truncated, np.broadcast_to(last, ended.shape))
         assert not ours.terminated.any() and ended.shape[1] == spec.episode_length
@@ -266,6 +280,133 @@ def test_an_environment_of_ones_own_with_this_interface():
     with pytest.raises(ValueError, match="an action space Discrete; accepted: Discrete, MultiDiscrete, Box"):
         envs.from_jaxmarl(Whistle(), episode_length=4)
     Discrete.n = 2
+
+
+class Panel:
+    """A user's own with several choices at once: a lever of three and a button of two, and a lone button.
+
+    The lever's last used place is not available next time, nor is a button after it was pressed. The world state is a
+    picture. `masks` is how availability is said.
+    """
+
+    agents = ("both", "one")
+    max_steps = 3
+    spaces = {"both": (3, 2), "one": (2,)}
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def action_space(self, agent):
+        return SimpleNamespace(num_categories=np.array(self.spaces[agent]))
+
+    def reset(self, key):
+        state = {"used": jnp.full(3, -1, jnp.int32), "t": jnp.zeros((), jnp.int32), "fine": jnp.ones((), bool)}
+        return self.observed(state), state
+
+    def step_env(self, key, state, actions):
+        assert actions["both"].shape == (2,) and actions["one"].shape == (1,) and actions["one"].dtype == jnp.int32
+        now = jnp.concatenate([actions["both"], actions["one"]])
+        allowed = jnp.stack([self.allowed(state)[part][choice] for part, choice in enumerate(now)])
+        used = jnp.where(jnp.arange(3) == 0, now, jnp.where(now == 1, 1, -1))
+        state = {"used": used, "t": state["t"] + 1, "fine": jnp.all(allowed)}
+        # a forbidden choice is paid with NaN, which stops a learner
+        reward = jnp.where(state["fine"], jnp.mean(1.0 * now), jnp.nan)
+        over = {"__all__": state["t"] >= self.max_steps}
+        return self.observed(state), state, {"both": reward, "one": reward}, over, {}
+
+    def observed(self, state):
+        seen = state["used"].astype(jnp.float32)
+        return {"both": seen, "one": seen[2:], "world_state": jnp.tile(seen, (2, 1))}
+
+    def allowed(self, state):
+        """Of the lever, the button beside it, and the lone one."""
+        return [jnp.arange(size) != used for size, used in zip((3, 2, 2), state["used"])]
+
+    def get_avail_actions(self, state):
+        lever, button, lone = self.allowed(state)
+        if self.masks == "parts":
+            return {"both": (lever, button), "one": (lone,)}
+        both = jnp.concatenate([lever, button]).astype(jnp.float32)
+        return {"both": both if self.masks == "flat" else both[:4], "one": lone}
+
+
+@pytest.mark.parametrize("masks", ["flat", "parts"])
+def test_masks_of_several_choices_at_once_are_placed(masks):
+    env = envs.from_jaxmarl(Panel(masks), team_reward=True)
+    spec = env.spec
+    assert (spec.action_kind, spec.sub_actions, spec.action_shape) == ("multi_discrete", ((3, 2), (2,)), (2, 2))
+    assert (spec.state_size, spec.episode_length) == (6, 3)
+    envs.check(env)
+    state, _ = env.reset(jax.random.key(0), ())
+    _, timestep = env.step(jax.random.key(1), state, jnp.array([[2, 1], [0, 0]], jnp.int32), ())
+    wanted = [[[True, True, False], [True, False, False]], [[True, True, False], [False] * 3]]
+    np.testing.assert_array_equal(timestep.action_mask.reshape(2, 2, 3), wanted)
+    np.testing.assert_array_equal(timestep.state, [2, 1, -1, 2, 1, -1])
+
+
+def test_masks_of_several_choices_at_once_reach_the_policies():
+    """Two updates: nothing forbidden is done, or its NaN would stop the learner."""
+    env = envs.from_jaxmarl(Panel("parts"), team_reward=True)
+    config = marl_kl.TrustRegionConfig(num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_minibatches=1)
+    train = marl_kl.make_train(env, "hatrpo", config)
+    run = jax.jit(lambda key: jax.lax.scan(lambda state, _: train.update(state), train.init(key), None, 2))
+    state, metrics = run(jax.random.key(0))
+    assert state.healthy and np.all(np.isfinite(metrics["episode_return"])) and np.max(metrics["kl"]) > 0
+
+
+def test_masks_that_fit_no_choices_are_refused():
+    with pytest.raises(ValueError, match="get_avail_actions has 4 entries for agent 'both'; it must have 5, one per"):
+        envs.from_jaxmarl(Panel("short"))
+
+
+def test_a_time_limit_beyond_the_environments_own_is_refused():
+    """Its own end would pass for the task's; at the same step it is a limit, and before it ours alone counts."""
+    with pytest.raises(ValueError, match="episode_length=4; it must be at most its own max_steps=3, at which it ends"):
+        envs.from_jaxmarl(Panel("flat"), episode_length=4)
+    for episode_length in (2, 3):
+        env = envs.from_jaxmarl(Panel("flat"), episode_length=episode_length)
+        state, timestep = env.reset(jax.random.key(0), ())
+        for _ in range(episode_length):
+            state, timestep = env.step(jax.random.key(1), state, env.spec.example_action, ())
+        assert timestep.truncated and not timestep.terminated
+    spread = theirs("spread")
+    with pytest.raises(ValueError, match="episode_length=9; it ends after 6 steps, which its own options set"):
+        envs.from_jaxmarl(spread, episode_length=9)
+    assert envs.from_jaxmarl(spread, episode_length=6).spec.episode_length == 6
+
+
+class ClockParams(NamedTuple):
+    max_steps_in_episode: int = 3
+
+
+class Clock:
+    """gymnax's interface before it had `is_truncated`: the one end is that of its params."""
+
+    default_params = ClockParams()
+
+    def action_space(self, params):
+        return Discrete()
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.zeros((), jnp.int32)
+
+    def step(self, key, state, action, params):
+        return jnp.ones(1), state + 1, jnp.asarray(1.0), state + 1 >= 3, {}
+
+
+def test_gymnaxs_own_limit_is_no_termination():
+    clock = Clock()
+    with pytest.raises(ValueError, match="episode_length=4; it must be at most its own max_steps_in_episode=3"):
+        envs.from_gymnax(clock, episode_length=4)
+    env = envs.from_gymnax(clock)
+    envs.check(env)
+    state, timestep = env.reset(jax.random.key(0), env.params)
+    for _ in range(3):
+        state, timestep = env.step(jax.random.key(1), state, jnp.zeros(1, jnp.int32), env.params)
+    assert timestep.truncated and not timestep.terminated
+    # where the two ends are told apart a longer limit does no harm
+    clock.is_truncated = None
+    assert envs.from_gymnax(clock, episode_length=4).spec.episode_length == 4
 
 
 def test_gymnax_cartpole_plays_as_its_own_step():

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import envs
 import marl_kl
+from benchmarks.plain_hatrpo import plain_update
 from envs.types import Drawing, EnvSpec
 from marl_kl import (
     algorithms, evaluate, loading, mujoco_check, networks, recording, rollout, schemes, trainer,
@@ -139,6 +140,24 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
     np.testing.assert_allclose(proposal.curvature, expected @ fisher @ expected, rtol=1e-9)
     assert moved.step_fraction > 0 and 0.01 < moved.outcome.kl <= 0.05
     np.testing.assert_allclose(moved.outcome.kl, kl(ravel_pytree(moved.params)[0]), rtol=1e-9)
+
+
+def test_one_agent_that_remembers_is_trpo_and_ppo(float64):
+    """HATRPO's step is the plain update through time, HAPPO's is MAPPO's; the allocators: tests/test_schemes.py."""
+    config = config_of(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
+    actor, params, batch = problem(config)
+    actors, batch = jax.tree.map(lambda leaf: leaf[None], (params, Batch(*batch[:4])))
+    budget = jnp.array([config.kl_budget])
+    plain, spent, _ = jax.jit(lambda *data: plain_update(actor, config, *data, [0], budget))(actors, batch)
+    assert spent[0] > 0.1 * config.kl_budget
+
+    def updated(name, config):
+        algorithm = algorithms.get(name).build(actor, config)
+        return jax.jit(algorithm.update)(jax.random.key(0), actors, algorithm.init(actors), batch)[0]
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), updated("hatrpo", config), plain)
+    happo, mappo = (updated(name, config_of(marl_kl.FirstOrderConfig)) for name in ("happo", "mappo"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), happo, mappo)
 
 
 TEAM = EnvSpec("team", ("a", "b"), (3, 3), (2, 2), "continuous", 4, 10)

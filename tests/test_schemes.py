@@ -164,10 +164,11 @@ def test_padding_changes_nothing(name, float64):
     jax.tree.map(check, new, padded_new)
 
 
-def test_one_agent_is_trpo(float64):
-    """With nobody else all allocators are TRPO: the whole budget, the same step."""
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_one_agent_is_trpo(kind, float64):
+    """With nobody else all allocators are TRPO: the whole budget, the same step. Memory: tests/test_recurrent.py."""
     config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
-    actor, actors, batch = make_problem(make_spec("continuous", (3,), (2,)), config, influence=(1.0,))
+    actor, actors, batch = make_problem(make_spec(kind, (3,), (2,)), config, influence=(1.0,))
     thresholds = jnp.array([config.kl_budget])
     plain, _, _ = jax.jit(lambda *data: plain_update(actor, config, *data, [0], thresholds))(actors, batch)
     for name in ALGORITHMS:
@@ -275,6 +276,7 @@ def test_a_shared_step_keeps_the_joint_budget():
 @pytest.mark.parametrize("name", ["hatrpo_w", "hatrpo_g", "hatrpo_n"])
 def test_one_network_has_no_budget_to_share_out(name):
     config = small_config(share_parameters=True)
-    with pytest.raises(ValueError, match="share_parameters=True; one network takes one step .* .hatrpo, mappo") as e:
+    sentence = "share_parameters=True; one network takes one step .* hatrpo with share_parameters=True is that step"
+    with pytest.raises(ValueError, match=sentence) as e:
         algorithms.get(name).build(make_actor(make_spec("continuous"), config), config)
     assert "\n" not in str(e.value)

@@ -78,3 +78,49 @@ def test_the_penalty_of_mars_keeps_its_digits_near_one():
     value = surrogates.ratio_symmetric(jnp.float32(1 + small), jnp.float32(1.0), jnp.float32(EPS))
     expected = (1 + small) - PENALTY * small**2 / (1 + small)
     np.testing.assert_allclose(float(value) - 1, expected - 1, rtol=1e-3)
+
+
+# As functions of the log-ratio
+
+
+def of_log_ratio(surrogate, log_ratio, advantage):
+    """Value and slope in the log-ratio, [] each."""
+    return jax.value_and_grad(lambda x: surrogates.of_log_ratio(surrogate, x, advantage, EPS))(log_ratio)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_within_the_bound_nothing_changes(surrogate, float64):
+    for log_ratio in (-9.5, -3.0, np.log(1.1), 0.4, 4.0, 9.5):
+        for advantage in (1.5, -1.5, 0.0):
+            ratio = jnp.exp(log_ratio)
+            value, slope = value_and_slope(surrogate, ratio, advantage)
+            got_value, got_slope = of_log_ratio(surrogate, log_ratio, advantage)
+            np.testing.assert_allclose(got_value, value, rtol=1e-14)
+            np.testing.assert_allclose(got_slope, ratio * slope, rtol=1e-12)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("size", [30.0, 60.0, 120.0])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_far_from_one_values_and_slopes_are_finite_and_pull_back(surrogate, size, side, advantage):
+    """In float32, where exp(90), the square of exp(45) and that of 1 / exp(-45) overflow."""
+    value, slope = of_log_ratio(surrogate, jnp.float32(side * size), jnp.float32(advantage))
+    assert value.dtype == jnp.float32 and np.isfinite(value) and np.isfinite(slope)
+    assert abs(slope) < 1e10, "its square is summed to a gradient's norm"
+    if advantage == 0:
+        assert value == 0 and slope == 0
+    elif surrogate is not surrogates.clipped:
+        assert np.sign(slope) == -side
+    elif side == advantage:
+        # clipping holds what has gone far in the direction of its advantage, and calls nothing back
+        assert slope == 0 and value == pytest.approx(advantage * (1 + advantage * EPS))
+    else:
+        assert np.sign(slope) == advantage
+
+
+def test_the_penalty_of_mars_stays_symmetric_and_without_a_bound(float64):
+    both = lambda x: sum(of_log_ratio(surrogates.ratio_symmetric, x, a)[0] for a in (1.0, -1.0))  # noqa: E731
+    penalty = [-both(x) / 2 for x in (5.0, 11.0, 30.0, 120.0)]
+    np.testing.assert_allclose([-both(-x) / 2 for x in (5.0, 11.0, 30.0, 120.0)], penalty, rtol=1e-9)
+    assert np.all(np.diff(penalty) > 0) and penalty[0] == pytest.approx(PENALTY * 2 * (np.cosh(5.0) - 1))

@@ -99,6 +99,25 @@ def test_mixed_motives_have_a_value_per_agent():
     assert np.all(np.isfinite(metrics["kl"]))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_advantages_are_standardised_over_what_a_network_learns_from(shared, recurrent, monkeypatch):
+    """Agent 0 is paid, agent 1 is not: alone each has deviation 1, in one network they keep their proportions."""
+    seen = lambda key, actors, state, batch: (actors, state, {"advantage": batch.advantage})  # noqa: E731
+    entry = marl_kl.algorithms.get("mappo")
+    watching = entry._replace(build=lambda actor, config: marl_kl.types.Algorithm(lambda actors: (), seen))
+    monkeypatch.setattr(marl_kl.algorithms, "get", lambda name: watching)
+    fields = {"share_parameters": shared, "recurrent": recurrent, "recurrent_size": 4}
+    train = marl_kl.make_train(counting_env(team_reward=False), "mappo", small(marl_kl.FirstOrderConfig, **fields))
+    advantage = jax.jit(lambda key: train.update(train.init(key))[1]["advantage"])(jax.random.key(0))
+    assert advantage.shape == (2, 4, 8) if recurrent else (2, 32)
+    groups = advantage.reshape(1 if shared else 2, -1)
+    np.testing.assert_allclose(groups.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.std(1), 1, atol=1e-5)
+    if shared:
+        assert advantage[0].std() > 1.2 * advantage[1].std()
+
+
 def test_observation_moments_can_be_left_alone():
     train = marl_kl.make_train(counting_env(), "hatrpo", small(normalize_observations=False))
     state, _ = jax.jit(train.update)(jax.jit(train.init)(jax.random.key(0)))
@@ -119,11 +138,14 @@ def learned_return(algorithm, env, seeds=5, updates=150, last=10, **fields):
     return np.asarray(metrics["episode_return"])[:, -last:].mean(1)
 
 
-@pytest.mark.parametrize("algorithm", ["hatrpo_w", "ippo", "maspo", "mars"])
+@pytest.mark.parametrize("algorithm", marl_kl.algorithms.names())
 def test_the_sparse_matrix_game_is_solved(algorithm):
-    """99 % of the maximum on the 4-agent game with a single rewarded joint action of 81, every seed.
+    """99 % of the maximum on the 4-agent game with a single rewarded joint action of 81, every one of 5 seeds.
 
-    The other algorithms solve it in `experiments/matrix_game.py`, 32 seeds each. Neighbours need different actions: the independent learners, who share one network here, must use their ids.
+    The settings are those of `learned_return`: 150 updates of 64 games, networks of 16 units, a joint KL budget of 0.1,
+    or Adam with a step size of 5e-3, 5 epochs and a clip of 0.4. (`experiments/matrix_game.py` has harder games, and
+    its searched settings reach 99 % with fewer steps, though not with every seed.) Neighbours need different
+    actions: the independent learners, who share one network here, must use their ids.
     """
     fields = {"share_parameters": True} if algorithm == "ippo" else {}
     assert np.all(learned_return(algorithm, envs.make("matrix_game"), **fields) >= 0.99)
