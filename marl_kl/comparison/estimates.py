@@ -315,10 +315,9 @@ def _steps_to(sample: Sample, threshold: float | None, end: float) -> float:
 
 
 def _iqm(scores: np.ndarray, strata: Sequence | None, resampling: Mapping) -> Estimate:
-    value = statistics.interquartile_mean(scores)
-    return _with_interval(
-        value, strata, len(scores), lambda: statistics.bootstrap_interval(scores, strata=strata, **resampling)
-    )
+    iqm = statistics.trimmed_mean
+    interval = functools.partial(statistics.bootstrap_interval, scores, strata=strata, statistic=iqm, **resampling)
+    return _with_interval(iqm(scores), strata, len(scores), interval)
 
 
 def _with_interval(value: np.ndarray, strata: Sequence | None, num_runs: int, interval) -> Estimate:
