@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import envs
 import marl_kl
 from marl_kl import devices, programs
 from marl_kl.programs import Programs
@@ -208,6 +209,38 @@ def test_one_trace_per_combination_of_static_settings(monkeypatch):
     np.testing.assert_array_equal(result.env_steps, [[64, 64] if length == 16 else [32, 64] for length in lengths])
     entropy = result.metrics["entropy"][:, :, 0].mean((1, 2))
     np.testing.assert_allclose(np.diff(entropy[lengths == 8]), np.log([3.7, 1 / 0.37]), atol=0.5)
+
+
+def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(monkeypatch):
+    """The single runs are one program too, of one run each, and made of nothing but `make_train`: its numbers are
+    traced."""
+    traces, compiled = [], []
+
+    def counting_train(*arguments):
+        train = marl_kl.make_train(*arguments)
+        return train._replace(update=lambda state: traces.append(1) or train.update(state))
+
+    lowered = Programs._lowered_chunk
+    monkeypatch.setattr(programs, "make_train", counting_train)
+    monkeypatch.setattr(Programs, "_lowered_chunk", lambda self: compiled.append(self.num_runs) or lowered(self))
+    env, budgets, seeds = envs.make("matrix_game", num_agents=2), [0.01, 0.03, 0.1, 0.3], range(8)
+    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=160, chunk_updates=2)
+    swept = marl_kl.sweep(env, "hatrpo_w", grid={"kl_budget": budgets}, seeds=8, config=config, progress="none")
+    assert len(traces) == 1 and compiled == [32], "one trace, one program of 32 runs"
+
+    @jax.jit
+    def single(kl_budget, seed):
+        traces.append("single")
+        train = marl_kl.make_train(env, "hatrpo_w", config.replace(kl_budget=kl_budget))
+        return jax.lax.scan(lambda state, _: train.update(state), train.init(jax.random.key(seed)), length=5)[1]
+
+    for k, budget in enumerate(budgets):
+        for s in seeds:
+            run = single(np.float32(budget), np.uint32(s))
+            for name, values in swept.metrics.items():
+                assert_same_up_to_rounding(values[k, s], run[name], f"{name} of budget {budget}, seed {s}")
+    assert traces.count("single") == 1
+    assert len(np.unique(swept.metrics["entropy"][:, :, -1, 0])) == 32, "no two runs are the same"
 
 
 def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
