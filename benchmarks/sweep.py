@@ -76,7 +76,8 @@ def _refuse_other_numbers(alone: marl_kl.SweepResult, setting: int, seed: int, s
 
 def _distances(swept: marl_kl.SweepResult, alone: marl_kl.SweepResult, setting: int, seed: int):
     """Of one run of the sweep from the single run: after the first update, and over all updates; see `_distance`."""
-    pairs = {name: (swept.metrics[name][setting, seed], wanted[setting, seed]) for name, wanted in alone.metrics.items()}
+    run = (setting, seed)
+    pairs = {name: (swept.metrics[name][run], wanted[run]) for name, wanted in alone.metrics.items()}
     where = f"budget {setting}, seed {seed}"
     return tuple(
         max((_distance(got[:n], wanted[:n], swept.metrics[name]), name, where) for name, (got, wanted) in pairs.items())

@@ -3,8 +3,8 @@ bootstrap intervals.
 
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 
-There are two interquartile means, which agree where 4 divides the number of scores: `trimmed_mean` cuts whole scores, as
-the paper's library rliable does, and is what `compare` reports, so that its figures stand beside published ones;
+There are two interquartile means, which agree where 4 divides the number of scores: `trimmed_mean` cuts whole scores,
+as the paper's library rliable does, and is what `compare` reports, so that its figures stand beside published ones;
 `interquartile_mean` cuts single scores in part, which is smoother in their number, and is what the tables and pictures
 of one run or sweep and the experiments show.
 """

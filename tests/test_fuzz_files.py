@@ -268,7 +268,8 @@ def test_presets(name, scenario, algorithm):
 
 _TINY = {"num_envs": 4, "rollout_length": 4, "total_env_steps": 32, "hidden_sizes": [4], "eval_episodes": 2}
 _SMALL_VALUES = {
-    "gamma": st.floats(0, 1), "gae_lambda": st.floats(0, 1), "init_std": st.floats(0.05, 5), "critic_lr": st.floats(1e-6, 1),
+    "gamma": st.floats(0, 1), "gae_lambda": st.floats(0, 1),
+    "init_std": st.floats(0.05, 5), "critic_lr": st.floats(1e-6, 1),
     "normalize_observations": st.booleans(), "hidden_sizes": st.lists(st.integers(1, 4), min_size=1, max_size=2),
     "chunk_updates": st.integers(1, 3), "eval_interval": st.integers(0, 2), "save_interval": st.integers(1, 3),
 }  # fmt: skip

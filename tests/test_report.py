@@ -197,7 +197,7 @@ def test_the_page_of_a_sweep(ant, tmp_path):
     assert alternatives[:2] == ["Learning curves by setting", "The body of ant_4x2, limbs coloured by agent"]
     best = sweep_tables.ranking(result)[:3]
     for k, share, steps in zip(best, alternatives[2::2], alternatives[3::2], strict=True):
-        assert share.startswith(f"Setting {k} (kl_budget={0.01 * (k + 1)}, hidden_sizes={8 + k}). Share of the KL budget")
+        assert share.startswith(f"Setting {k} (kl_budget={0.01 * (k + 1)}, hidden_sizes={8 + k}). Share of the KL")
         assert steps.endswith("Line searches that found a step")
     assert "setting 7, seed 9 failed: reward was not finite in update 4" in page.text
     for row in sweep_tables.rows(result):

@@ -105,7 +105,8 @@ def test_the_stream_of_a_sweep(swept):
 
 def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
     """Seeds of one setting are open side by side, and must not write into one file."""
-    sweep(grid={"kl_budget": BUDGETS[:2]}, loggers=[marl_kl.loggers.JsonLines], out=tmp_path / "run", total_env_steps=64)
+    options = {"loggers": [marl_kl.loggers.JsonLines], "total_env_steps": 64}
+    sweep(grid={"kl_budget": BUDGETS[:2]}, out=tmp_path / "run", **options)
     for k in range(2):
         for seed in (4, 7):
             path = tmp_path / "run" / f"setting{k}" / f"seed{seed}" / "log.jsonl"

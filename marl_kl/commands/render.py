@@ -13,7 +13,9 @@ from marl_kl.commands.words import add_command
 def add_render(commands) -> None:
     """Describes `marl-kl render`."""
     text = "draw one episode of a trained team as an animated GIF, limbs coloured by agent"
-    parser = add_command(commands, _render, "render RUN|SWEEP [--setting K] [--seed S] [--steps N] [--out FILE]", text, "; for environments that are bodies. The policies are deterministic.")
+    usage = "render RUN|SWEEP [--setting K] [--seed S] [--steps N] [--out FILE]"
+    more = "; for environments that are bodies. The policies are deterministic."
+    parser = add_command(commands, _render, usage, text, more)
     parser.add_argument("run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, or of a sweep")
     add_setting(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="the team that this seed trained (default: the first)")

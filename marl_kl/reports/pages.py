@@ -155,8 +155,8 @@ def _kl_share(result: TrainResult, colours: Sequence[str] | None, of: str = "") 
         return []
     what = f"{of}Share of the KL budget by agent: {', '.join(result.spec.agents)}"
     caption = (
-        f"{of}Which share of the team's joint KL budget each agent was given, update by update, and what the team spent "
-        "of it. The panel on the right shows single updates of single seeds, which a mean hides."
+        f"{of}Which share of the team's joint KL budget each agent was given, update by update, and what the team "
+        "spent of it. The panel on the right shows single updates of single seeds, which a mean hides."
     )
     return [_picture(plots.kl_share(result, colours), what, caption)]
 
@@ -253,7 +253,9 @@ def _sweep_agent_table(result: SweepResult, drawn: Mapping[int, TrainResult]) ->
         team = {name: x.sum() if name.startswith("KL") else x.mean() for name, x in over_agents.items()}
         rows.append((k, team))
     names = list(dict.fromkeys(name for _, team in rows for name in team))
-    cells = [[k, sweep_tables.named(result, k), *(_percent(team.get(name, np.nan)) for name in names)] for k, team in rows]
+    cells = [
+        [k, sweep_tables.named(result, k), *(_percent(team.get(name, np.nan)) for name in names)] for k, team in rows
+    ]
     return html_page.table(["setting", "", *names], cells, numbers=True)
 
 

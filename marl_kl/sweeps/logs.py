@@ -17,7 +17,7 @@ from marl_kl.sweeps.pieces import Run, without_nonfinite
 class SweepLogs:
     """The loggers of a sweep at work, and the stream in its folder; a context manager.
 
-    A logger that fails in one run is left out in all from then on: what broke it (no network, a full disk) is said once.
+    A logger that fails in one run is left out in all from then on: what broke it (a network, a disk) is said once.
 
     Args:
         loggers: by the names they have in warnings; each run has a folder of its own, made when it is opened.
