@@ -1,4 +1,4 @@
-"""Back from a run folder to policies."""
+"""Back from the folder of a run or a sweep to policies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from marl_kl import agents
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.storage import checkpoints, run_folder
+from marl_kl.sweeps import stored as sweep_folders
 from marl_kl.trainer import Learner, learner_shapes
 from marl_kl.types import Memory
 
@@ -41,7 +42,7 @@ class RecurrentPolicy(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A stored run.
+    """A stored run, or one setting of a stored sweep.
 
     Attributes:
         path: its folder.
@@ -174,22 +175,31 @@ def _with_or_without_memory(policy: Callable, nothing: Memory) -> Policy | Recur
     return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
 
 
-def load(path: str | PathLike, which: Literal["last", "best"] = "last") -> Run:
+def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting: int | None = None) -> Run:
     """What `train(..., out=path)` left: config, description of the environment, learned parameters.
 
     Args:
-        path: the run folder.
+        path: the run folder, or that of a sweep.
         which: the teams of the newest checkpoint, or, up to it, each seed's team as it was evaluated best.
+        setting: of a sweep, the index of the setting that is loaded, as a run.
 
     Raises:
-        ValueError: another `which`.
+        ValueError: another `which`, or no such setting.
         RunFolderError: no run there, a damaged one, or one of a newer format; the message says which.
     """
     if which not in ("last", "best"):
         raise ValueError(f"which={which!r}; it must be 'last' or 'best'")
-    record = run_folder.read_record(path)
+    record = sweep_folders.record_of(path, setting)
     template = learner_shapes(record.spec, record.algorithm, record.config)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(record.seeds), *leaf.shape), leaf.dtype), template)
+    if setting is not None:
+        teams = sweep_folders.teams(path, setting, which)
+        learner = checkpoints.filled(stacked, teams.learner, teams.source)
+        best_updates = None if which == "last" else teams.updates
+        return Run(
+            Path(path), record.spec, record.algorithm, record.config, record.seeds, learner,
+            record.config.num_updates, best_updates,
+        )  # fmt: skip
     snapshot = checkpoints.load(path, run_folder.identity(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")

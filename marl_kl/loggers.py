@@ -18,7 +18,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Literal, Mapping, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Iterable, Literal, Mapping, NamedTuple, Protocol, Sequence
 
 import numpy as np
 
@@ -141,23 +141,28 @@ class Log:
     Args:
         loggers: by the names they have in warnings.
         about: the run.
+        failed: names of loggers that have failed; the logs of several runs that share it leave out what failed in one
+            of them, and say so once.
     """
 
-    def __init__(self, loggers: Mapping[str, Logger], about: About):
+    def __init__(self, loggers: Mapping[str, Logger], about: About, failed: set[str] | None = None):
         self._loggers, self._about = loggers, about
+        self._failed = set() if failed is None else failed
         self._sinks: dict[str, Sink] = {}
 
     def __enter__(self) -> "Log":
         for name, logger in self._loggers.items():
-            with self._going_on_without(name):
-                self._sinks[name] = logger(self._about)
+            if name not in self._failed:
+                with self._going_on_without(name):
+                    self._sinks[name] = logger(self._about)
         return self
 
     def write(self, new: Sequence[Row]) -> None:
         """Hands rows to every logger that still works."""
         for name, sink in list(self._sinks.items()):
-            with self._going_on_without(name):
-                sink.write(new)
+            if name not in self._failed:
+                with self._going_on_without(name):
+                    sink.write(new)
 
     def __exit__(self, *_) -> None:
         for name in list(self._sinks):
@@ -171,8 +176,10 @@ class Log:
         except Exception as error:  # noqa: BLE001  whatever a dashboard raises, no run ends for it
             with contextlib.suppress(Exception):
                 self._sinks.pop(name).close()
-            message = f"logging to {name} has stopped: {first_line(error)}; training goes on"
-            warnings.warn(message, RunWarning, stacklevel=3)
+            if name not in self._failed:
+                self._failed.add(name)
+                message = f"logging to {name} has stopped: {first_line(error)}; training goes on"
+                warnings.warn(message, RunWarning, stacklevel=3)
 
 
 # The stream in the run folder
@@ -185,16 +192,20 @@ class JsonLines:
         self._file = (about.folder / STREAM).open("w")
 
     def write(self, rows):
-        self._file.write("".join(map(_line, rows)))
+        self._write(map(line, rows))
+
+    def _write(self, lines: Iterable[str]):
+        self._file.write("".join(lines))
         self._file.flush()
 
     def close(self):
         self._file.close()
 
 
-def _line(row: Row) -> str:
+def line(row: Row, **first: int) -> str:
+    """One line of a stream; `first` stands before all else."""
     values = {name: value if math.isfinite(value) else None for name, value in row.values.items()}
-    return json.dumps({"seed": row.seed, "update": row.update, "env_steps": row.env_steps, **values}) + "\n"
+    return json.dumps({**first, "seed": row.seed, "update": row.update, "env_steps": row.env_steps, **values}) + "\n"
 
 
 # Dashboards: imported where they are used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -193,8 +193,7 @@ class SweepResult:
         env_steps: [setting, update] env steps per seed after each update.
         metrics: name -> [setting, seed, update] or [setting, seed, update, agent]; settings with fewer updates than
             others end in NaN.
-        untrained: evaluation episodes before the first update, [setting, seed, episode].
-        final: evaluation episodes after the last update, [setting, seed, episode].
+        evaluations: one per setting; NaN where a run has not come so far.
         failures: one entry per run that met a non-finite number; empty in a healthy sweep.
         timing: where the time went, over all programs.
         out: the folder with the tables, or None.
@@ -207,8 +206,52 @@ class SweepResult:
     seeds: tuple[int, ...]
     env_steps: np.ndarray
     metrics: dict[str, np.ndarray]
-    untrained: EpisodeStatistics
-    final: EpisodeStatistics
+    evaluations: tuple[Evaluation, ...]
     failures: tuple[SweepFailure, ...]
     timing: Timing
     out: Path | None
+
+    @property
+    def untrained(self) -> EpisodeStatistics:
+        """Evaluation episodes before the first update, [setting, seed, episode]; NaN where there are none yet."""
+        return self._episodes(0, [0] * len(self.settings))
+
+    @property
+    def final(self) -> EpisodeStatistics:
+        """Evaluation episodes after the last update, [setting, seed, episode]; NaN in runs that are not finished."""
+        return self._episodes(-1, [self.config_of(k).num_updates for k in range(len(self.settings))])
+
+    def config_of(self, setting: int) -> Config:
+        """The resolved config of a setting, by its index."""
+        return self.config.replace(**self.settings[setting])
+
+    def setting(self, index: int) -> TrainResult:
+        """Setting `index` as a run of its own, up to the last update that one of its seeds has made.
+
+        How long it took alone is not known, since it ran beside others.
+        """
+        made = int(np.count_nonzero(np.diff(self.env_steps[index], prepend=0)))
+        failures = tuple(Failure(*failure[1:]) for failure in self.failures if failure.setting == index)
+        return TrainResult(
+            self.spec,
+            self.algorithm,
+            self.config_of(index),
+            self.seeds,
+            self.env_steps[index][:made],
+            {name: values[index][:, :made] for name, values in self.metrics.items()},
+            self.evaluations[index],
+            failures,
+            Timing(np.nan, np.nan, np.nan),
+            self.out,
+        )
+
+    def _episodes(self, k: int, updates: Sequence[int]) -> EpisodeStatistics:
+        """Of every setting evaluation k, if it is the one after the setting's `updates`."""
+        missing = np.full((len(self.seeds), self.config.eval_episodes), np.nan, np.float32)
+        found = [
+            EpisodeStatistics(e.episode_return[:, k], e.episode_length[:, k])
+            if len(e.update) and e.update[k] == update
+            else EpisodeStatistics(missing, missing)
+            for e, update in zip(self.evaluations, updates)
+        ]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)

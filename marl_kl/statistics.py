@@ -2,6 +2,11 @@
 bootstrap intervals.
 
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+
+There are two interquartile means, which agree where 4 divides the number of scores: `trimmed_mean` cuts whole scores,
+as the paper's library rliable does, and is what `compare` reports, so that its figures stand beside published ones;
+`interquartile_mean` cuts single scores in part, which is smoother in their number, and is what the tables and pictures
+of one run or sweep and the experiments show.
 """
 
 from __future__ import annotations
@@ -17,9 +22,8 @@ _BLOCK = 4_000_000
 def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
     """Mean of the middle half of `scores` along `axis`.
 
-    A quarter of the total weight is cut at each end, from single scores in part when n is no multiple of 4 (our
-    choice: cutting floor(n / 4) whole scores, as rliable does, is the plain mean for n < 4 and agrees for n = 4, 8,
-    ...).
+    A quarter of the total weight is cut at each end, from single scores in part when n is no multiple of 4. The other
+    choice is `trimmed_mean`.
 
     Args:
         scores: any shape; NaN makes the result NaN.
@@ -37,6 +41,26 @@ def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
     weights = np.clip(np.minimum(ranks + 1, 0.75 * count) - np.maximum(ranks, 0.25 * count), 0.0, None)
     mean = np.tensordot(weights / weights.sum(), np.where(np.isnan(scores), 0.0, scores), axes=1)
     return np.where(np.isnan(scores).any(axis=0), np.nan, mean)[()]
+
+
+def trimmed_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean of `scores` along `axis` without the floor(n / 4) lowest and as many highest: rliable's interquartile mean.
+
+    It is `scipy.stats.trim_mean(scores, 0.25)`, and the plain mean for n < 4.
+
+    Args:
+        scores: any shape; NaN makes the result NaN.
+        axis: the axis that is averaged away.
+
+    Raises:
+        ValueError: there are no scores along `axis`.
+    """
+    scores = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, 0), axis=0)
+    count = len(scores)
+    if count == 0:
+        raise ValueError("the interquartile mean of no scores")
+    middle = scores[count // 4 : count - count // 4]
+    return np.where(np.isnan(scores).any(axis=0), np.nan, middle.mean(axis=0))[()]
 
 
 def bootstrap_interval(

@@ -40,16 +40,15 @@ def train(out, **options):
 
 
 def sweep(out, **options):
-    config = {**CONFIG, "eval_interval": 0}
     return marl_kl.sweep(
         counting_env(), "hatrpo_w",
-        **{"grid": GRID, "seeds": [4], "runs_at_once": 2, "out": out, "progress": "none", **config, **options},
+        **{"grid": GRID, "seeds": [4], "runs_at_once": 2, "out": out, "progress": "none", **CONFIG, **options},
     )  # fmt: skip
 
 
 def assert_same_sweep(out, reference):
-    """The same tables, byte for byte, and every piece's numbers, bit for bit."""
-    for table in ("table.csv", "curves.csv"):
+    """The same tables and stream, byte for byte, and every piece's numbers and teams, bit for bit."""
+    for table in ("table.csv", "curves.csv", "log.jsonl"):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
     for piece in sorted((Path(reference) / "pieces").iterdir()):
         found, wanted = (checkpoints.load(Path(folder) / "pieces" / piece.name) for folder in (out, reference))
@@ -57,6 +56,7 @@ def assert_same_sweep(out, reference):
         for name, values in wanted.metrics.items():
             np.testing.assert_array_equal(found.metrics[name], values, err_msg=name)
         np.testing.assert_array_equal(found.evaluation.episode_return, wanted.evaluation.episode_return)
+        _assert_same_teams(found, wanted)
 
 
 def assert_same_run(out, reference):
@@ -65,6 +65,11 @@ def assert_same_run(out, reference):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
     found, wanted = checkpoints.load(out), checkpoints.load(reference)
     assert found.update == wanted.update
+    _assert_same_teams(found, wanted)
+
+
+def _assert_same_teams(found, wanted):
+    """Of two snapshots: what there is of the train state, and the best teams."""
     np.testing.assert_array_equal(found.best.update, wanted.best.update)
     np.testing.assert_array_equal(found.best.episode_return, wanted.best.episode_return)
     for tree, other in ((found.state, wanted.state), (found.best.learner, wanted.best.learner)):

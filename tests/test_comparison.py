@@ -50,6 +50,19 @@ def test_numbers_of_one_task(two):
     assert found.entry("legs", "happo") is None
 
 
+def test_the_interquartile_mean_is_rliables(tmp_path):
+    """Of six runs the best and the worst are cut, whole; over two tasks three of twelve at each end."""
+    returns = np.array([[0.0, x] for x in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)])
+    runs = [store(tmp_path / f"{a}{s}", returns + i, spec=spec(s), algorithm=a)
+            for i, a in enumerate(("hatrpo", "happo")) for s in ("legs", "arms")]  # fmt: skip
+    found = marl_kl.compare(runs, bootstrap=50, references={"legs": (0, 1), "arms": (0, 1)})
+    entry = found.entry("legs", "hatrpo")
+    assert entry.final_iqm.value == 7.5 == stats.trim_mean(entry.final, 0.25)
+    interval = statistics.bootstrap_interval(entry.final, num_resamples=50, statistic=statistics.trimmed_mean)
+    assert (entry.final_iqm.lower, entry.final_iqm.upper) == tuple(interval)
+    assert found.overall.iqm.value[0] == stats.trim_mean(np.repeat(entry.final, 2), 0.25)
+
+
 def test_training_returns_are_averaged_over_the_last_tenth(tmp_path):
     steps = np.arange(42) * 100
     returns = np.random.default_rng(0).normal(size=(3, 42))

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import inspect
 import io
+import itertools
 import math
 import tempfile
 import textwrap
@@ -134,7 +135,7 @@ def nothing_is_trained():
     patch.setattr(sweeper._Sweep, "result", interrupted)
     patch.setattr(marl_kl, "train", lambda *arguments, **options: train(*arguments, **{**options, "out": None}))
     patch.setattr(marl_kl, "sweep", lambda *arguments, **options: sweep(*arguments, **{**options, "out": None}))
-    yield
+    yield patch
     patch.undo()
 
 
@@ -263,3 +264,50 @@ def test_presets(name, scenario, algorithm):
         presets.config(name, scenario, algorithm)
     except ValueError as error:
         assert str(error) and len(str(error).splitlines()) == 1
+
+
+_TINY = {"num_envs": 4, "rollout_length": 4, "total_env_steps": 32, "hidden_sizes": [4], "eval_episodes": 2}
+_SMALL_VALUES = {
+    "gamma": st.floats(0, 1), "gae_lambda": st.floats(0, 1),
+    "init_std": st.floats(0.05, 5), "critic_lr": st.floats(1e-6, 1),
+    "normalize_observations": st.booleans(), "hidden_sizes": st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    "chunk_updates": st.integers(1, 3), "eval_interval": st.integers(0, 2), "save_interval": st.integers(1, 3),
+}  # fmt: skip
+
+
+@st.composite
+def _valid(draw, is_sweep):
+    """A file of a tiny run or sweep in which every key is one that is known, and every value one that is allowed."""
+    config = {**_TINY, **draw(st.fixed_dictionaries({}, optional=_SMALL_VALUES))}
+    document = {
+        "env": "matrix_game", "env_options": {"num_agents": draw(st.integers(2, 3)), "steps": draw(st.integers(1, 3))},
+        "algorithm": draw(st.sampled_from(algorithms.names())), "seeds": draw(st.integers(1, 2)), "config": config,
+    }  # fmt: skip
+    if not is_sweep:
+        return document
+    field = draw(st.sampled_from(["gamma", "critic_lr", "init_std"]))
+    config.pop(field, None)
+    swept = st.lists(_SMALL_VALUES[field], min_size=1, max_size=2, unique=True)
+    return document | {"grid": {field: draw(swept)}, "runs_at_once": draw(st.integers(1, 3))}
+
+
+@pytest.mark.parametrize("words, is_sweep", [(RUN, False), (SWEEP, True)], ids=["run", "sweep"])
+def test_valid_files_really_train(words, is_sweep, nothing_is_trained, tmp_path):
+    """Few, since each compiles; what they leave is finished and can be shown."""
+    nothing_is_trained.undo()
+    folders = itertools.count()
+
+    @settings(PROFILE, max_examples=2)
+    @given(_valid(is_sweep))
+    def train(document):
+        folder = tmp_path / str(next(folders))
+        folder.mkdir()
+        (folder / "file.toml").write_bytes(as_file(document))
+        command = [*words, str(folder / "file.toml"), "--progress", "none", "--out", str(folder / "out")]
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            codes = cli.main(command), cli.main(["show", str(folder / "out")])
+        assert codes == (0, 0) and "status       finished" in said.getvalue(), said.getvalue()
+
+    train()
+    assert next(folders) >= 2

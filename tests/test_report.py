@@ -16,10 +16,12 @@ import envs
 import marl_kl
 from marl_kl import cli, drawing
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
-from marl_kl.files import RunFolderError
 from marl_kl.reports import html_page, pages
-from marl_kl.results import EpisodeStatistics, Failure, SweepFailure, SweepResult, Timing
-from marl_kl.storage import run_folder, run_tables, stored_runs
+from marl_kl.results import WATCHED, Evaluation, Failure, SweepFailure, Timing
+from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.sweeps import pieces
+from marl_kl.sweeps import stored as sweep_folders
 from marl_kl.sweeps import tables as sweep_tables
 from tests import synthetic
 from tests.stored_runs import spec, store
@@ -37,23 +39,45 @@ def run(out, env_spec=None, failures=(), status="finished", **changes):
     return out
 
 
-def sweep(out, failures=(), seeds=(4, 7, 9)):
-    """A sweep of eight settings whose returns rise with their index."""
-    settings = tuple({"kl_budget": 0.01 * (k + 1), "hidden_sizes": (8 + k,)} for k in range(8))
-    shape = (8, len(seeds), 20)
-    returns = np.arange(8)[:, None, None] + np.random.default_rng(0).normal(size=shape).cumsum(-1)
-    env_steps = np.tile(np.arange(1, 21) * 4096, (8, 1))
-    config = TrustRegionConfig(total_env_steps=20 * 4096).replace(**settings[0])
-    episodes = EpisodeStatistics(returns[..., -2:], np.full((*shape[:2], 2), 100))
-    result = SweepResult(
-        synthetic.spec(), "hatrpo_w", config, settings, seeds, env_steps, {"episode_return": returns}, episodes,
-        episodes, tuple(failures), Timing(1.0, 2.0, 3.0), out,
-    )  # fmt: skip
-    document = run_folder.record(result.spec, "hatrpo_w", config, seeds) | {"settings": list(settings)}
+def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
+    """A sweep of eight settings whose returns rise with their index; its first `done` settings alone, or all, are done.
+
+    Each setting is a piece; its runs are the synthetic ones, whose failures are told by the metric `nonfinite`.
+    """
+    env_spec = synthetic.spec() if env_spec is None else env_spec
+    fields = [{"kl_budget": 0.01 * (k + 1), "hidden_sizes": [8 + k]} for k in range(8)]
+    config = TrustRegionConfig(total_env_steps=20 * 4096, eval_episodes=2).replace(**fields[0])
+    sizes = {str(k + 1): len(seeds) for k in range(8)}
+    document = run_folder.record(env_spec, "hatrpo_w", config, seeds, settings=fields, sizes=sizes)
     with run_folder.claim(out, document, run_folder.SWEEP):
-        sweep_tables.write(result)
-        run_folder.set_status(out, "finished", failures, run_folder.SWEEP, result.timing)
+        record = run_folder.read_record(out, run_folder.SWEEP)
+        identity = run_folder.identity(record.document)
+        for k, runs in enumerate(pieces.programs([config.replace(**one) for one in fields], seeds)[:done]):
+            (piece,) = pieces.cut(out, k + 1, runs, len(seeds), identity)
+            checkpoints.save(piece.folder, _snapshot(k, seeds, failures), piece._identity, keep=1)
+        result = sweep_folders.read(out)
+        if done is None:
+            sweep_tables.write(result)
+        run_folder.set_status(out, "interrupted" if done else "finished", failures, run_folder.SWEEP, result.timing)
     return result
+
+
+def _snapshot(k, seeds, failures):
+    """A complete piece of setting k; every piece took the same seconds."""
+    generator = np.random.default_rng(k)
+    of_run = synthetic.result(num_seeds=len(seeds), num_updates=20)
+    metrics = {name: values for name, values in of_run.metrics.items() if name != "episode_return"}
+    for name in ("kl_threshold", "kl", "kl_total"):
+        metrics[name] = metrics[name] * (k + 1) / 8
+    nonfinite = np.zeros((len(seeds), 20, 5), bool)
+    for failure in failures:
+        if failure.setting == k:
+            nonfinite[seeds.index(failure.seed), failure.update, WATCHED.index(failure.quantity)] = True
+    returns = (k + generator.normal(size=(len(seeds), 20)).cumsum(-1)).astype(np.float32)
+    episodes = np.stack([returns[:, :2], returns[:, -2:]], axis=1)
+    evaluation = Evaluation(np.array([0, 20]), np.array([0, 20 * 4096]), episodes, np.full(episodes.shape, 100.0))
+    metrics |= {"episode_return": returns, "nonfinite": nonfinite}
+    return Snapshot(20, {}, metrics, evaluation, (), Timing(1.0, 2.0, 3.0))
 
 
 class _Page(html.parser.HTMLParser):
@@ -164,31 +188,58 @@ def test_what_is_in_names_stays_text(tmp_path):
     assert html_page.text('"<&') == "&quot;&lt;&amp;"
 
 
-def test_the_page_of_a_sweep(tmp_path):
-    result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")])
-    page = page_of(pages.write(tmp_path / "sweep"))
-    assert [picture["alt"] for picture in page.pictures] == ["Learning curves by setting"]
+def test_the_page_of_a_sweep(ant, tmp_path):
+    """On a body; the agents of the best three settings have pictures, all settings a row."""
+    result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")], env_spec=run_folder.read_record(ant).spec)
+    assert cli.main(["report", str(tmp_path / "sweep")]) == 0
+    page = page_of(tmp_path / "sweep" / "report.html")
+    alternatives = [picture["alt"] for picture in page.pictures]
+    assert alternatives[:2] == ["Learning curves by setting", "The body of ant_4x2, limbs coloured by agent"]
+    best = sweep_tables.ranking(result)[:3]
+    for k, share, steps in zip(best, alternatives[2::2], alternatives[3::2], strict=True):
+        assert share.startswith(f"Setting {k} (kl_budget={0.01 * (k + 1)}, hidden_sizes={8 + k}). Share of the KL")
+        assert steps.endswith("Line searches that found a step")
     assert "setting 7, seed 9 failed: reward was not finite in update 4" in page.text
     for row in sweep_tables.rows(result):
         assert " ".join(row) in page.text
+    for k in range(8):
+        one = result.setting(k)
+        healthy = [(k, seed) != (7, 9) for seed in result.seeds]
+        spent = one.metrics["kl"][healthy].sum(-1).mean() / one.config.kl_budget
+        accepted = (one.metrics["step_fraction"][healthy] > 0).mean((0, 1)).mean()
+        assert f"hidden_sizes={8 + k} " in page.text and f"{100 * spent:.1f} % {100 * accepted:.1f} %" in page.text
     assert "8 settings, 3 seeds each, 81,920 env steps per run" in page.text and "kl_budget swept" in page.text
-    assert "Swept: kl_budget, hidden_sizes. Not at their default: total_env_steps." in page.text
-    assert "train 2.0 s, evaluate 3.0 s; 983,040 env steps/s" in page.text
+    assert "Swept: kl_budget, hidden_sizes. Not at their default: total_env_steps, eval_episodes." in page.text
+    assert "train 16.0 s, evaluate 24.0 s; 122,880 env steps/s" in page.text
 
 
-def test_a_sweep_reads_back(tmp_path):
+def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
+    sweep(tmp_path / "some", done=2)
+    page = page_of(pages.write(tmp_path / "some"))
+    assert "interrupted" in page.text and "6 of 24 runs are finished; only they have a final return" in page.text
+    assert len(page.pictures) == 1 + 2 * 2
+    with run_folder.claim(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
+        page = page_of(pages.write(tmp_path / "none"))
+    assert "0 of 24 runs are finished" in page.text and not page.pictures
+
+
+def _document(out):
+    return {**run_folder.read_record(out, run_folder.SWEEP).document, "sizes": {}}
+
+
+def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
     result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")])
-    stored = stored_runs.read_sweep(tmp_path / "sweep")
+    shutil.rmtree(tmp_path / "sweep" / "pieces")
+    stored = sweep_folders.read(tmp_path / "sweep")
     for name in ("spec", "algorithm", "config", "settings", "seeds", "failures", "timing"):
         assert getattr(stored, name) == getattr(result, name), name
     assert sweep_tables.rows(stored) == sweep_tables.rows(result)
-    np.testing.assert_array_equal(stored.metrics["episode_return"], result.metrics["episode_return"])
+    np.testing.assert_allclose(stored.metrics["episode_return"], result.metrics["episode_return"], rtol=1e-6)
+    page = page_of(pages.write(tmp_path / "sweep"))
+    assert "Share of the KL" not in page.text and len(page.pictures) == 1
     (tmp_path / "sweep" / "curves.csv").unlink()
     page = page_of(pages.write(tmp_path / "sweep"))
     assert "stored without curves" in page.text and not page.pictures
-    run_folder.set_status(tmp_path / "sweep", "interrupted", name=run_folder.SWEEP)
-    with pytest.raises(RunFolderError, match="holds a sweep that is interrupted; only finished ones have tables"):
-        pages.write(tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(
@@ -227,11 +278,14 @@ document.getElementById("page").onload = () => {{
 </script>"""
 
 
-def test_a_browser_draws_every_picture(ant, tmp_path):
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium here to open the page with")
-    page = pages.write(ant, tmp_path / "page.html")
+    if kind == "sweep":
+        sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
+    page = pages.write(ant if kind == "run" else tmp_path / "sweep", tmp_path / "page.html")
     (tmp_path / "look.html").write_text(_LOOK.format(page=page.name))
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -245,6 +299,5 @@ def test_a_browser_draws_every_picture(ant, tmp_path):
     found = done.stdout.split('id="found">')[1].split("<")[0].split()
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
-    assert len(widths) == 4 and min(widths) > 100
-    assert len(page_of(page).pictures) == 4
+    assert len(widths) == len(page_of(page).pictures) == {"run": 4, "sweep": 8}[kind] and min(widths) > 100
     assert "CONSOLE" not in done.stderr, "the browser has nothing to complain of"

@@ -23,7 +23,7 @@ from tests.test_host_loop import SMALL
 
 GRID = {"kl_budget": (0.02, 0.08, 0.3)}
 UPDATES = 7
-UNTOUCHED = ("table.csv", "curves.csv")
+UNTOUCHED = ("table.csv", "curves.csv", "log.jsonl")
 
 
 def sweep(out, **options):
@@ -68,7 +68,7 @@ def _stored(out):
 def _assert_same(got, wanted):
     for name, values in wanted.metrics.items():
         np.testing.assert_array_equal(got.metrics[name], values, err_msg=name)
-    for part, other in zip(jax.tree.leaves((got.untrained, got.final)), jax.tree.leaves((wanted.untrained, wanted.final))):
+    for part, other in zip(jax.tree.leaves(got.evaluations), jax.tree.leaves(wanted.evaluations)):
         np.testing.assert_array_equal(part, other)
     for name in UNTOUCHED:
         assert (got.out / name).read_bytes() == (wanted.out / name).read_bytes(), name
@@ -190,6 +190,7 @@ def _damage_piece(out):
         (None, {"seeds": [4, 5]}, r"holds another sweep: seeds is \[4\] there and \[4, 5\] here"),
         (None, {"grid": {"kl_budget": (0.02, 0.09, 0.3)}}, "settings.1.kl_budget is 0.08 there and 0.09 here"),
         (None, {"grid": {"kl_budget": (0.02, 0.08)}}, "number of settings is 3 there and 2 here"),
+        (None, {"eval_interval": 3}, "eval_interval is 0 there and 3 here"),
         (None, {"total_env_steps": 320}, "total_env_steps is 224 there and 320 here"),
         (None, {"runs_at_once": 3}, "runs_at_once is 2 there and 3 here"),
         (lambda out: _truncate(out, "sweep.json"), {}, "sweep.json is truncated or damaged"),
@@ -219,6 +220,24 @@ def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never)
     with run_folder.claim(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
         sweep(copy, resume=True)
+
+
+def test_a_sweep_that_goes_on_where_there_is_less_memory_is_refused(tmp_path, monkeypatch):
+    """Before its first update: its pieces must stay as they are, for the same bits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Piece, "_state", stopped(None, KeyboardInterrupt, 1, "before"))
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tmp_path / "sweep")
+    monkeypatch.setattr(Programs, "bytes_per_run", 2.0**30)
+    monkeypatch.setattr(sweeper.devices, "free_bytes", lambda mesh: 2**30)
+    monkeypatch.setattr(Programs, "chunk", never)
+    message = (
+        r"^training 2 runs at once, as this sweep has begun, needs about 2.0 GiB of memory, of which 1.0 GiB are free; "
+        r"go on where there is more memory, or begin the sweep in another folder with runs_at_once below 2$"
+    )
+    with pytest.raises(MemoryError, match=message):
+        sweep(tmp_path / "sweep", resume=True)
+    assert _document(tmp_path / "sweep")["sizes"] == {"1": 2}
 
 
 def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch):

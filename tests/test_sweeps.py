@@ -1,13 +1,16 @@
 """A sweep is its single runs, side by side: same numbers, one program, tables of all; and what it refuses."""
 
+import dataclasses
 import json
 import types
+import warnings
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
+import envs
 import marl_kl
 from marl_kl import devices, programs
 from marl_kl.programs import Programs
@@ -87,6 +90,57 @@ def _assert_logged(streams, result):
         )
 
 
+def test_the_stream_of_a_sweep(swept):
+    """A line per setting, seed and update, and one per evaluation, in the order in which they came to be."""
+    lines = [json.loads(text) for text in (swept.out / "log.jsonl").read_text().splitlines()]
+    assert [(line["setting"], line["seed"]) for line in lines] == [(k, s) for k in range(3) for s in (4, 7)] * 9
+    assert [line["update"] for line in lines[::6]] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+    for k, s in ((0, 0), (2, 1)):
+        own = [line for line in lines if (line["setting"], line["seed"]) == (k, swept.seeds[s])]
+        np.testing.assert_allclose([line["kl[b]"] for line in own[1:-1]], swept.metrics["kl"][k, s, :, 1], rtol=1e-6)
+        returns = [own[place]["evaluation_return"] for place in (0, -1)]
+        wanted = swept.evaluations[k].episode_return[s].mean(-1)
+        np.testing.assert_allclose(returns, wanted, rtol=1e-6)
+
+
+def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
+    """Seeds of one setting are open side by side, and must not write into one file."""
+    options = {"loggers": [marl_kl.loggers.JsonLines], "total_env_steps": 64}
+    sweep(grid={"kl_budget": BUDGETS[:2]}, out=tmp_path / "run", **options)
+    for k in range(2):
+        for seed in (4, 7):
+            path = tmp_path / "run" / f"setting{k}" / f"seed{seed}" / "log.jsonl"
+            lines = [json.loads(text) for text in path.read_text().splitlines()]
+            assert [(line["update"], line["seed"]) for line in lines] == [(u, seed) for u in (0, 1, 2, 2)]
+
+
+@pytest.mark.parametrize("moment", ["open", "write", "close"])
+def test_a_logger_that_fails_is_said_once(moment, tmp_path):
+    """Not once per setting and seed, nor again in the next piece."""
+
+    def fails(*_):
+        raise OSError("no network")
+
+    def failing(about):
+        sink = types.SimpleNamespace(write=lambda rows: None, close=lambda: None)
+        if moment == "open":
+            fails()
+        setattr(sink, moment, fails)
+        return sink
+
+    good = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = sweep(
+            grid={"kl_budget": BUDGETS}, loggers=[failing, _collecting(good)], runs_at_once=2, out=tmp_path / "run",
+            total_env_steps=64,
+        )  # fmt: skip
+    said = [str(warning.message) for warning in said if issubclass(warning.category, run_folder.RunWarning)]
+    assert said == ["logging to failing has stopped: no network; training goes on"]
+    assert len(good) == 6 and all(len(stream["rows"]) == 4 for stream in good) and not result.failures
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6 * 4
+
+
 def test_pieces_are_the_whole(swept, capsys):
     """Pieces of two runs, as the single runs have two seeds; the last one is filled up."""
     streams = []
@@ -158,6 +212,38 @@ def test_one_trace_per_combination_of_static_settings(monkeypatch):
     np.testing.assert_allclose(np.diff(entropy[lengths == 8]), np.log([3.7, 1 / 0.37]), atol=0.5)
 
 
+def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(monkeypatch):
+    """The single runs are one program too, of one run each, and made of nothing but `make_train`: its numbers are
+    traced."""
+    traces, compiled = [], []
+
+    def counting_train(*arguments):
+        train = marl_kl.make_train(*arguments)
+        return train._replace(update=lambda state: traces.append(1) or train.update(state))
+
+    lowered = Programs._lowered_chunk
+    monkeypatch.setattr(programs, "make_train", counting_train)
+    monkeypatch.setattr(Programs, "_lowered_chunk", lambda self: compiled.append(self.num_runs) or lowered(self))
+    env, budgets, seeds = envs.make("matrix_game", num_agents=2), [0.01, 0.03, 0.1, 0.3], range(8)
+    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=160, chunk_updates=2)
+    swept = marl_kl.sweep(env, "hatrpo_w", grid={"kl_budget": budgets}, seeds=8, config=config, progress="none")
+    assert len(traces) == 1 and compiled == [32], "one trace, one program of 32 runs"
+
+    @jax.jit
+    def single(kl_budget, seed):
+        traces.append("single")
+        train = marl_kl.make_train(env, "hatrpo_w", config.replace(kl_budget=kl_budget))
+        return jax.lax.scan(lambda state, _: train.update(state), train.init(jax.random.key(seed)), length=5)[1]
+
+    for k, budget in enumerate(budgets):
+        for s in seeds:
+            run = single(np.float32(budget), np.uint32(s))
+            for name, values in swept.metrics.items():
+                assert_same_up_to_rounding(values[k, s], run[name], f"{name} of budget {budget}, seed {s}")
+    assert traces.count("single") == 1
+    assert len(np.unique(swept.metrics["entropy"][:, :, -1, 0])) == 32, "no two runs are the same"
+
+
 def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
     """Episodes that start above a bound pay NaN, which seed 4 meets: at every budget, since resets are the same."""
     result = sweep(counting_env(nan_start_above=0.95), grid={"kl_budget": BUDGETS}, out=tmp_path / "run")
@@ -178,7 +264,7 @@ def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
 
 def test_the_folder(swept):
     assert {entry.name for entry in swept.out.iterdir()} == {
-        "table.csv", "curves.csv", "summary.md", "sweep.json", "pieces", ".lock",
+        "table.csv", "curves.csv", "summary.md", "log.jsonl", "sweep.json", "pieces", ".lock",
     }  # fmt: skip
     table = pd.read_csv(swept.out / "table.csv")
     assert list(table.setting) == [0, 0, 1, 1, 2, 2] and list(table.seed) == [4, 7] * 3
@@ -198,8 +284,13 @@ def test_the_folder(swept):
 def test_settings_without_a_figure_come_last(swept):
     """Setting 0 failed with both seeds, setting 2 with one, whose return does not count."""
     failures = (SweepFailure(0, 4, 1, "actor"), SweepFailure(0, 7, 0, "actor"), SweepFailure(2, 4, 3, "reward"))
-    final = swept.final._replace(episode_return=np.arange(24.0).reshape(3, 2, 4))
-    text = sweep_tables.markdown(swept.__class__(**{**vars(swept), "failures": failures, "final": final}))
+    returns = np.arange(24.0).reshape(3, 2, 4)
+    evaluations = [
+        evaluation._replace(episode_return=np.stack([evaluation.episode_return[:, 0], final], axis=1))
+        for evaluation, final in zip(swept.evaluations, returns)
+    ]
+    changed = dataclasses.replace(swept, failures=failures, evaluations=tuple(evaluations))
+    text = sweep_tables.markdown(changed)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:7]]
     assert [row[0] for row in rows] == ["2", "1", "0"]
     assert rows[0][3:] == ["21.5", "21.5", "1"] and rows[1][3] == "11.5 ± 2.83" and rows[2][2:] == ["-", "-", "-", "2"]
@@ -212,7 +303,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
     monkeypatch.setattr(Programs, "compile", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(grid={"kl_budget": BUDGETS}, out=tmp_path / "run")
-    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {"sweep.json", ".lock"}
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {"sweep.json", "log.jsonl", ".lock"}
     assert json.loads((tmp_path / "run" / "sweep.json").read_text())["status"] == "interrupted"
 
 
@@ -236,7 +327,6 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"random": {"gamma": (0, 1)}, "samples": 2}, r"random\['gamma'\]=\(0, 1\); it must be marl_kl.log_uniform"),
         ({"random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2, "search_seed": -1}, "search_seed=-1; it must be"),
         ({"runs_at_once": 0}, "runs_at_once=0; it must be an integer >= 1"),
-        ({"eval_interval": 5}, "eval_interval=5; a sweep evaluates before the first"),
         ({"seeds": 0}, "seeds=0; it must be"),
         ({"progress": "loud"}, "progress='loud'"),
         ({"algorithm": "hatrpo_v"}, "unknown algorithm 'hatrpo_v'"),
@@ -256,5 +346,3 @@ def test_a_folder_that_holds_a_sweep_is_refused(swept, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(FileExistsError, match="already holds another sweep"):
         sweep(grid={"kl_budget": BUDGETS}, out=swept.out)
-    with pytest.raises(run_folder.RunFolderError, match="is not a run folder: it has no run.json"):
-        marl_kl.load(swept.out)

@@ -11,6 +11,7 @@ from marl_kl.comparison.samples import METRICS
 
 EXAMPLE = """examples:
   marl-kl compare runs/ant-hatrpo runs/ant-hatrpo_w runs/ant-happo --out comparisons/ant
+  marl-kl compare sweeps/budgets
   marl-kl compare runs/*/* --threshold ant_4x2=1500 --reference ant_4x2=0,4000
 """
 
@@ -19,11 +20,13 @@ def add_compare(commands) -> None:
     """Describes `marl-kl compare`."""
     text = "put runs beside each other: curves, final returns, intervals, who is better"
     parser = add_command(
-        commands, _compare, "compare RUN [RUN ...] [--out FOLDER] [options]", text,
-        ". Runs of one algorithm and setting are pooled, seed by seed.",
+        commands, _compare, "compare RUN|SWEEP [RUN|SWEEP ...] [--out FOLDER] [options]", text,
+        ". Runs of one algorithm and setting are pooled, seed by seed; every setting of a sweep is a method.",
         epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN|SWEEP", help="the folder of a run, finished or not, or of a sweep"
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -9,16 +9,21 @@ import jax
 import numpy as np
 
 from envs.types import EnvSpec
-from marl_kl.commands.stored import run_and_env
+from marl_kl.commands.stored import add_setting, run_and_env
 from marl_kl.commands.words import add_command
+from marl_kl.files import one_sentence
+from marl_kl.sweeps import stored as sweep_folders
 
 
 def add_evaluate(commands) -> None:
     """Describes `marl-kl evaluate`."""
     text = "evaluate the teams of a run again, in their training physics and, if wanted, in MuJoCo's C engine"
-    usage = "evaluate RUN [--best | --absolute] [--stochastic] [--episodes N] [--seed S] [--in mujoco]"
+    usage = (
+        "evaluate RUN|SWEEP [--setting K] [--best | --absolute] [--stochastic] [--episodes N] [--seed S] [--in mujoco]"
+    )
     parser = add_command(commands, _evaluate, usage, text, ". Policies are deterministic unless asked otherwise.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, or of a sweep")
+    add_setting(parser)
     parser.add_argument(
         "--episodes", type=int, metavar="N", help="episodes per seed (default: the run's eval_episodes)"
     )
@@ -43,7 +48,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.stochastic and arguments.physics is not None:
         raise ValueError("--stochastic: in the C engine the policies are always deterministic; leave out --in mujoco")
     which = "best" if arguments.best or arguments.absolute else "last"
-    run, env = run_and_env(arguments.run, "evaluate it from Python: marl_kl.evaluate.evaluate_again(env, ...)", which)
+    from_python = "evaluate it from Python: marl_kl.evaluate.evaluate_again(env, ...)"
+    run, env = run_and_env(arguments.run, from_python, which, arguments.setting)
     config = run.config
     if arguments.absolute:
         config = config.replace(eval_episodes=evaluate.ABSOLUTE_FACTOR * config.eval_episodes)
@@ -64,7 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         env, config, seeds, updates, stacked, stochastic=arguments.stochastic, fresh=arguments.absolute
     )
     if arguments.absolute and not arguments.stochastic and arguments.seed is None:
-        run_tables.write_absolute(arguments.run, seeds, updates, config.batch_size, again)
+        run_tables.write_absolute(_absolute_folder(arguments), seeds, updates, config.batch_size, again)
     scores = [summary.Scores(_physics(run.spec), again)]
     when = ", ".join(f"{update:,}" for update in dict.fromkeys(updates))
     teams = f"after {when} updates" if which == "last" else f"each seed's best evaluated team, after {when} updates"
@@ -82,6 +88,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     title = f"{run.algorithm} on {run.spec.name}"
     reporting.wide_console().print(summary.evaluation_table(title, seeds, scores, notes))
     return 0
+
+
+def _absolute_folder(arguments: argparse.Namespace) -> Path:
+    """Where the absolute metric is kept: beside the run's tables, or with the files of the setting."""
+    if arguments.setting is None:
+        return arguments.run
+    folder = sweep_folders.folder_of(arguments.run, arguments.setting)
+    with one_sentence("create", folder):
+        folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _physics(spec: EnvSpec) -> str:

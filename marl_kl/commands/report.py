@@ -1,13 +1,18 @@
-"""`marl-kl report` and `marl-kl show`: a stored run, to be looked at."""
+"""`marl-kl report` and `marl-kl show`: a stored run or sweep, to be looked at."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Sequence
 
+from rich.console import Console
+
+from marl_kl.commands.stored import add_setting
 from marl_kl.commands.words import add_command, default_text
 from marl_kl.storage import run_folder
+from marl_kl.sweeps import stored as sweep_folders
 
 
 def add_report(commands) -> None:
@@ -17,7 +22,7 @@ def add_report(commands) -> None:
         commands, _report, "report RUN|SWEEP [--out FILE]", text, ". The page needs no server, no network, no script."
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, finished or not, or of a sweep"
+        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep, finished or not"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the folder)")
 
@@ -35,38 +40,64 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def add_show(commands) -> None:
     """Describes `marl-kl show`."""
-    text = "show what a run is and how it stands: environment, config, last numbers"
-    parser = add_command(commands, _show, "show RUN", text, ".")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    text = "show what a run or a sweep is and how it stands: environment, config, last numbers"
+    parser = add_command(commands, _show, "show RUN|SWEEP [--setting K]", text, ".")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep, finished or not"
+    )
+    add_setting(parser)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from marl_kl import reporting, summary
-    from marl_kl.storage import stored_runs
+    from marl_kl import reporting
 
-    record = run_folder.read_record(arguments.run)
     console = reporting.wide_console()
-    for line in _lines(record):
-        console.print(line, soft_wrap=True, markup=False)
-    if not (arguments.run / "evaluation.csv").exists():
-        console.print("nothing was saved yet")
-        return 0
-    result = stored_runs.read_result(arguments.run, record)
-    console.print(summary.table(result, summary.stored_facts(result)))
+    is_sweep = arguments.setting is None and sweep_folders.is_sweep(arguments.run)
+    (_show_sweep if is_sweep else _show_run)(arguments, console)
     return 0
 
 
-def _lines(record: run_folder.RunRecord) -> list[str]:
+def _show_run(arguments: argparse.Namespace, console: Console) -> None:
+    """A run, or one setting of a sweep."""
+    from marl_kl import summary
+    from marl_kl.storage import stored_runs
+
+    record = sweep_folders.record_of(arguments.run, arguments.setting)
+    for line in _lines(record):
+        console.print(line, soft_wrap=True, markup=False)
+    if arguments.setting is not None:
+        result = sweep_folders.read(arguments.run).setting(arguments.setting)
+        is_empty = not len(result.evaluation.update)
+    else:
+        is_empty = not (arguments.run / "evaluation.csv").exists()
+        result = None if is_empty else stored_runs.read_result(arguments.run, record)
+    if is_empty:
+        console.print("nothing was saved yet")
+        return
+    console.print(summary.table(result, summary.stored_facts(result)))
+
+
+def _show_sweep(arguments: argparse.Namespace, console: Console) -> None:
+    from marl_kl.sweeps import tables
+
+    record = run_folder.read_record(arguments.run, run_folder.SWEEP)
+    result = sweep_folders.read(arguments.run)
+    for line in _lines(record, list(result.settings[0])):
+        console.print(line, soft_wrap=True, markup=False)
+    tables.show(result, console)
+
+
+def _lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> list[str]:
     """Status, environment, versions, and every config field; "*" before those that are not at their default."""
     document, spec = record.document, record.spec
     session = run_folder.last_session(document)
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items() if version)
     ended = f", ended {document['ended']}" if document.get("ended") else ""
-    config = [
-        f"  {'*' if getattr(record.config, field.name) != field.default else ' '} {field.name} = "
-        f"{default_text(getattr(record.config, field.name))}"
-        for field in dataclasses.fields(record.config)
-    ]
+    config = []
+    for field in dataclasses.fields(record.config):
+        value = getattr(record.config, field.name)
+        mark = "*" if value != field.default or field.name in swept else " "
+        config.append(f"  {mark} {field.name} = {'swept' if field.name in swept else default_text(value)}")
     return [
         f"{record.algorithm} on {spec.name}, seeds {', '.join(map(str, record.seeds))}",
         f"status       {record.status}, started {document['started']}{ended}",

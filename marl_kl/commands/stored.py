@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import sys
@@ -13,6 +14,7 @@ from envs.types import Env
 from marl_kl import loading, results
 from marl_kl.commands.words import use_all_cpu_cores
 from marl_kl.storage import checkpoints, run_folder
+from marl_kl.sweeps import stored as sweep_folders
 
 
 def use_cores_as_before(record: run_folder.RunRecord) -> None:
@@ -32,9 +34,17 @@ def made_again(record: run_folder.RunRecord, out: Path, from_python: str) -> Env
     return env
 
 
-def run_and_env(path: Path, from_python: str, which: str = "last") -> tuple[loading.Run, Env]:
-    """A stored run, with its last or its best teams, and the environment it was trained in, made again."""
-    record = run_folder.read_record(path)
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """`--setting`."""
+    parser.add_argument("--setting", type=int, metavar="K", help="of a sweep, the setting that is meant, by its index")
+
+
+def run_and_env(
+    path: Path, from_python: str, which: str = "last", setting: int | None = None
+) -> tuple[loading.Run, Env]:
+    """A stored run, or a setting of a sweep, with its last or its best teams, and the environment it was trained in,
+    made again."""
+    record = sweep_folders.record_of(path, setting)
     use_cores_as_before(record)
     env = made_again(record, path, from_python)
     stored, made = ({"env": run_folder.env_identity(dataclasses.asdict(spec))} for spec in (record.spec, env.spec))
@@ -44,7 +54,7 @@ def run_and_env(path: Path, from_python: str, which: str = "last") -> tuple[load
     for failure in record.failures:
         what = results.what_failed(failure)
         print(f"marl-kl: seed {failure.seed} failed ({what}); its team is the last finite one", file=sys.stderr)
-    return loading.load(path, which), env
+    return loading.load(path, which, setting), env
 
 
 @contextlib.contextmanager

@@ -144,13 +144,13 @@ def compare(
     seed: int = 0,
     out: str | PathLike | None = None,
 ) -> Comparison:
-    """Compares the runs in some folders, finished or interrupted.
+    """Compares the runs in some folders, finished or interrupted, and the finished settings of sweeps.
 
     Runs of one algorithm and setting are pooled, seed by seed; methods are told apart by algorithm and by the config
     fields in which they differ on some task.
 
     Args:
-        runs: run folders.
+        runs: folders of runs, and of sweeps, each of whose settings counts as a run.
         metric: "evaluation" (deterministic policies) or "training" (sampled actions).
         threshold: a return to be reached, for all tasks or by task; None: none.
         references: task -> the returns (low, high) that are normalised to 0 and 1. A task that is not named gets the
@@ -315,10 +315,9 @@ def _steps_to(sample: Sample, threshold: float | None, end: float) -> float:
 
 
 def _iqm(scores: np.ndarray, strata: Sequence | None, resampling: Mapping) -> Estimate:
-    value = statistics.interquartile_mean(scores)
-    return _with_interval(
-        value, strata, len(scores), lambda: statistics.bootstrap_interval(scores, strata=strata, **resampling)
-    )
+    iqm = statistics.trimmed_mean
+    interval = functools.partial(statistics.bootstrap_interval, scores, strata=strata, statistic=iqm, **resampling)
+    return _with_interval(iqm(scores), strata, len(scores), interval)
 
 
 def _with_interval(value: np.ndarray, strata: Sequence | None, num_runs: int, interval) -> Estimate:

@@ -18,6 +18,8 @@ import numpy as np
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
 from marl_kl.storage import run_folder, run_tables, stored_runs
+from marl_kl.sweeps import stored as sweep_folders
+from marl_kl.sweeps.tables import finished_runs
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")
@@ -29,7 +31,7 @@ class Sample(NamedTuple):
     """One seed of one run.
 
     Attributes:
-        task, method: their labels. seed: its number. path: the run's folder.
+        task, method: their labels. seed: its number. path: the run's folder, or that of a sweep's setting.
         env_steps: [K] where it was measured, rising.
         episodes: [K, E] returns: evaluation episodes, or one training return (already a mean) per update.
         absolute: [E] returns of the absolute metric; None where it was not measured, or training returns are compared.
@@ -78,12 +80,12 @@ class _Run(NamedTuple):
 
 
 def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
-    """Reads run folders and sorts their seeds by task and method.
+    """Reads run folders, and those of sweeps, and sorts their seeds by task and method.
 
     Seeds that met a non-finite number are left out, and a warning says so.
 
     Args:
-        paths: run folders.
+        paths: folders of runs, and of sweeps, each of whose settings counts as a run.
         metric: "evaluation" (deterministic policies) or "training" (sampled actions).
 
     Raises:
@@ -95,15 +97,18 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise ValueError("runs=[]; give the folder of one run at least")
-    runs = [_read_run(Path(path)) for path in paths]
+    left_out: list[str] = []
+    runs = [run for path in paths for run in _read_runs(Path(path), left_out)]
+    if not runs:
+        raise ValueError(f"{'; '.join(left_out)}: there is nothing to compare")
     tasks = _task_labels(runs)
     shown = _shown_fields(runs)
     methods = [_method_label(run, shown) for run in runs]
     samples, warnings = [], []
     for run, method in zip(runs, methods):
-        of_run, left_out = _samples_of(run, tasks[run.task], method, metric)
+        of_run, said = _samples_of(run, tasks[run.task], method, metric)
         samples += of_run
-        warnings += left_out
+        warnings += said
     _refuse_twice(samples)
     if not samples:
         raise ValueError(f"metric={metric!r}; no seed of these runs has a finite {metric} return")
@@ -114,17 +119,34 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
         tuple(dict.fromkeys(sample.method for sample in samples)),
         budgets,
         (*_unequal_budgets(runs, tasks), *warnings),
-        (*_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
+        (*left_out, *_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
     )
 
 
-def _read_run(path: Path) -> _Run:
-    record = run_folder.read_record(path)
+def _read_runs(path: Path, left_out: list[str]) -> list[_Run]:
+    """The run in a folder, or the settings of a sweep, each as a run; what is no use yet goes to `left_out`."""
+    if not sweep_folders.is_sweep(path):
+        record = run_folder.read_record(path)
+        return [_run(path, record, stored_runs.read_result(path, record))]
+    result = sweep_folders.read(path)
+    finished = finished_runs(result).all(axis=1)
+    if not finished.all():
+        left_out.append(f"{path}: {np.sum(~finished)} of {len(finished)} settings are not finished and are left out")
+    return [
+        _run(
+            sweep_folders.folder_of(path, k),
+            sweep_folders.record_of(path, k)._replace(status="finished"),
+            result.setting(k),
+        )
+        for k in np.flatnonzero(finished).tolist()
+    ]
+
+
+def _run(path: Path, record: run_folder.RunRecord, result: TrainResult) -> _Run:
     what = {"env": run_folder.env_identity(record.document["env"]), "params": record.document.get("env_params")}
     config = {field.name: getattr(record.config, field.name) for field in dataclasses.fields(record.config)}
     left_out = (*free_schedule(config), *_NO_SETTING)
     setting = {name: value for name, value in config.items() if name not in left_out}
-    result = stored_runs.read_result(path, record)
     return _Run(path, record, result, json.dumps(what, sort_keys=True), setting)
 
 

@@ -64,8 +64,8 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         f"{comparison.metric} returns ({kind}); {final} of the env steps that all runs of a task cover; mean on the "
         "way: area under the curve over those steps, divided by their number",
-        f"IQM: mean of the middle half of the runs; [ ]: 95 % percentile bootstrap, {comparison.num_resamples:,} "
-        f"resamples of runs within each task, from {MIN_RUNS} seeds on",
+        "IQM: mean of the runs without the lowest and the highest quarter (rounded down); [ ]: 95 % percentile "
+        f"bootstrap, {comparison.num_resamples:,} resamples of runs within each task, from {MIN_RUNS} seeds on",
     ]
     if any(scale.threshold is not None for scale in comparison.tasks):
         lines.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import to_hex
@@ -21,9 +21,13 @@ from marl_kl.reports import html_page, pictures
 from marl_kl.reports.html_page import Markup, Section
 from marl_kl.results import SweepResult, TrainResult, what_failed
 from marl_kl.storage import run_folder, stored_runs
+from marl_kl.sweeps import stored as sweep_folders
 from marl_kl.sweeps import tables as sweep_tables
 
 NAME = "report.html"
+_DRAWN_SETTINGS = 3
+"""Settings of a sweep whose agents have pictures, best first."""
+
 _INTERVAL = "the 95 % percentile bootstrap interval of the interquartile mean over seeds, from three seeds on"
 
 
@@ -41,9 +45,8 @@ def write(out: str | os.PathLike, to: str | os.PathLike | None = None) -> Path:
         RunFolderError: no readable run or sweep there, or the file cannot be written.
     """
     out = Path(out)
-    is_sweep = not (out / run_folder.RUN).exists() and (out / run_folder.SWEEP).exists()
     to = out / NAME if to is None else Path(to)
-    write_file(to, sweep_page(out) if is_sweep else run_page(out))
+    write_file(to, sweep_page(out) if sweep_folders.is_sweep(out) else run_page(out))
     return to
 
 
@@ -51,8 +54,7 @@ def run_page(out: str | os.PathLike) -> str:
     """The page of a run, finished or interrupted."""
     record = run_folder.read_record(out)
     result = stored_runs.read_result(out, record)
-    env = _body(record.spec)
-    colours = None if env is None else [to_hex(colour) for colour in drawing.colours(record.spec.num_agents)]
+    env, colours = _body_and_colours(record.spec)
     lead = [_what_it_was(record), *_failures(result), _run_cards(result)]
     sections = [
         Section("Learning", _learning(result)),
@@ -66,21 +68,25 @@ def run_page(out: str | os.PathLike) -> str:
 
 
 def sweep_page(out: str | os.PathLike) -> str:
-    """The page of a finished sweep."""
+    """The page of a sweep, finished or interrupted."""
     record = run_folder.read_record(out, run_folder.SWEEP)
-    result = stored_runs.read_sweep(out)
+    result = sweep_folders.read(out)
+    env, colours = _body_and_colours(record.spec)
     failed = [
         html_page.paragraph(f"setting {f.setting}, seed {f.seed} failed: {what_failed(f)}", "bad")
         for f in result.failures
     ]
     table = html_page.table(sweep_tables.header(result), sweep_tables.rows(result), numbers=True)
     meaning = html_page.paragraph(f"{sweep_tables.MEANING}.", "soft")
+    extent = map(html_page.paragraph, sweep_tables.extent(result))
     sections = [
-        Section("Settings, best first", [*failed, html_page.paragraph(sweep_tables.facts(result)[0]), table, meaning]),
+        Section("Settings, best first", [*failed, *extent, table, meaning]),
         Section("Curves", _sweep_curves(result)),
+        Section("Agents", _sweep_agents(result, env, colours)),
         Section("How fast", [*map(html_page.paragraph, sweep_tables.times(result)), _device(record)]),
         *_settings_sections(record, swept=list(result.settings[0])),
     ]
+    sections = [section for section in sections if section.parts]
     return html_page.page(sweep_tables.title(result), [_what_it_was(record)], sections)
 
 
@@ -133,23 +139,26 @@ def _learning(result: TrainResult) -> list[Markup]:
 
 
 def _agents(result: TrainResult, env: Env | None, colours: Sequence[str] | None) -> list[Markup]:
-    parts = []
-    if env is not None:
-        parts.append(
-            _picture(
-                pictures.body(env), f"The body of {env.spec.name}, limbs coloured by agent", "Who moves which limb."
-            )
-        )
-    parts.append(_agent_table(result, colours))
-    if plots.has_kl_share(result) and len(result.env_steps):
-        parts.append(
-            _picture(
-                plots.kl_share(result, colours), f"Share of the KL budget by agent: {', '.join(result.spec.agents)}",
-                "Which share of the team's joint KL budget each agent was given, update by update, and what the team "
-                "spent of it. The panel on the right shows single updates of single seeds, which a mean hides.",
-            )
-        )  # fmt: skip
-    return parts
+    return [*_body_picture(env), _agent_table(result, colours), *_kl_share(result, colours)]
+
+
+def _body_picture(env: Env | None) -> list[Markup]:
+    if env is None:
+        return []
+    what = f"The body of {env.spec.name}, limbs coloured by agent"
+    return [_picture(pictures.body(env), what, "Who moves which limb.")]
+
+
+def _kl_share(result: TrainResult, colours: Sequence[str] | None, of: str = "") -> list[Markup]:
+    """of: whose it is, before the caption and what the picture shows; nothing if there is nothing to draw."""
+    if not plots.has_kl_share(result) or not len(result.env_steps):
+        return []
+    what = f"{of}Share of the KL budget by agent: {', '.join(result.spec.agents)}"
+    caption = (
+        f"{of}Which share of the team's joint KL budget each agent was given, update by update, and what the team "
+        "spent of it. The panel on the right shows single updates of single seeds, which a mean hides."
+    )
+    return [_picture(plots.kl_share(result, colours), what, caption)]
 
 
 def _agent_table(result: TrainResult, colours: Sequence[str] | None) -> Markup:
@@ -191,7 +200,7 @@ def _over_agents(result: TrainResult, values: np.ndarray) -> np.ndarray:
     )
 
 
-def _steps(result: TrainResult, colours: Sequence[str] | None) -> list[Markup]:
+def _steps(result: TrainResult, colours: Sequence[str] | None, of: str = "") -> list[Markup]:
     """What became of each agent's steps; nothing if nobody stayed finite or there was no update."""
     if not plots.healthy_seeds(result).any() or not len(result.env_steps):
         return []
@@ -206,17 +215,48 @@ def _steps(result: TrainResult, colours: Sequence[str] | None) -> list[Markup]:
         caption = "Share of the samples whose probability ratio ended further than clip_eps from 1."
     else:
         return []
-    return [_picture(pictures.agent_map(result, shares, what, colours), what.capitalize(), caption)]
+    return [_picture(pictures.agent_map(result, shares, what, colours), of + what.capitalize(), of + caption)]
 
 
 def _sweep_curves(result: SweepResult) -> list[Markup]:
     if "episode_return" not in result.metrics:
-        return [html_page.paragraph("This sweep was stored without curves.", "soft")]
+        return [html_page.paragraph("This sweep was stored without curves, or has not come so far.", "soft")]
     caption = (
         f"Team return of a training episode against env steps per seed: interquartile mean over seeds; bands: "
         f"{_INTERVAL}. The best {pictures.NAMED_SETTINGS} settings by their final evaluation have colours."
     )
     return [_picture(pictures.sweep_curves(result), "Learning curves by setting", caption)]
+
+
+def _sweep_agents(result: SweepResult, env: Env | None, colours: Sequence[str] | None) -> list[Markup]:
+    """A row per setting, and what the best settings gave their agents and what these made of it; nothing of a sweep
+    that was stored without metrics of agents."""
+    by_setting = {k: result.setting(k) for k in sweep_tables.ranking(result)}
+    drawn = {k: one for k, one in by_setting.items() if len(one.env_steps) and plots.healthy_seeds(one).any()}
+    if not any(_shares(one) for one in drawn.values()):
+        return []
+    parts = [*_body_picture(env), _sweep_agent_table(result, drawn)]
+    for k, one in list(drawn.items())[:_DRAWN_SETTINGS]:
+        of = f"Setting {k} ({sweep_tables.named(result, k)}). "
+        parts += [*_kl_share(one, colours, of), *_steps(one, colours, of)]
+    left = len(drawn) - _DRAWN_SETTINGS
+    if left > 0:
+        parts.append(html_page.paragraph(f"The {left} other settings are in the table alone.", "soft"))
+    return parts
+
+
+def _sweep_agent_table(result: SweepResult, drawn: Mapping[int, TrainResult]) -> Markup:
+    """Means over updates and healthy seeds: of the team's KL in percent of its budget, of all agents else."""
+    rows = []
+    for k, one in drawn.items():
+        over_agents = {name: _over_agents(one, values) for name, values in _shares(one).items()}
+        team = {name: x.sum() if name.startswith("KL") else x.mean() for name, x in over_agents.items()}
+        rows.append((k, team))
+    names = list(dict.fromkeys(name for _, team in rows for name in team))
+    cells = [
+        [k, sweep_tables.named(result, k), *(_percent(team.get(name, np.nan)) for name in names)] for k, team in rows
+    ]
+    return html_page.table(["setting", "", *names], cells, numbers=True)
 
 
 # With what
@@ -264,6 +304,12 @@ def _env_table(spec: EnvSpec) -> Markup:
 def _device(record: run_folder.RunRecord) -> Markup:
     device = run_folder.last_session(record.document)["device"]
     return html_page.paragraph(f"{device['count']} x {device['kind']} ({device['platform']})")
+
+
+def _body_and_colours(spec: EnvSpec) -> tuple[Env | None, list[str] | None]:
+    """The body to be drawn, and the colours of its agents; none of an environment that is no body."""
+    env = _body(spec)
+    return env, None if env is None else [to_hex(colour) for colour in drawing.colours(spec.num_agents)]
 
 
 def _body(spec: EnvSpec) -> Env | None:

@@ -107,6 +107,7 @@ def sweep_curves(result: SweepResult) -> Figure:
     for rank, setting in reversed(list(enumerate(ranking))):
         healthy = [(setting, seed) not in failed for seed in result.seeds]
         returns = result.metrics["episode_return"][setting][healthy]
+        returns = returns[np.isfinite(returns).any(axis=1)]  # those that have begun
         known = np.isfinite(returns).all(axis=0) & bool(len(returns))
         if not known.any():
             continue
@@ -119,8 +120,8 @@ def sweep_curves(result: SweepResult) -> Figure:
         if is_named and len(curves) >= 3:
             axes.fill_between(steps, *bootstrap_interval(curves), color=colour, alpha=0.15, linewidth=0)
         if is_named:
-            fields = ", ".join(f"{name}={sweep_tables.cell(value)}" for name, value in result.settings[setting].items())
-            handles.append(Line2D([], [], color=colour, linewidth=1.8, label=f"{setting}: {fields}"))
+            label = f"{setting}: {sweep_tables.named(result, setting)}"
+            handles.append(Line2D([], [], color=colour, linewidth=1.8, label=label))
     handles.reverse()
     if len(ranking) > NAMED_SETTINGS:
         handles.append(Line2D([], [], color="0.75", linewidth=0.9, label=f"{len(ranking) - NAMED_SETTINGS} others"))

@@ -133,6 +133,7 @@ def identity(document: Mapping[str, Any]) -> dict[str, Any]:
         return of_run
     return of_run | {
         "total_env_steps": config["total_env_steps"],
+        "eval_interval": config["eval_interval"],
         "number of settings": len(document["settings"]),
         "settings": {str(index): fields for index, fields in enumerate(document["settings"])},
         "runs_at_once": document.get("runs_at_once"),

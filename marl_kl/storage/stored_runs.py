@@ -1,15 +1,14 @@
-"""Runs and sweeps, back from their folders as numbers; no policies are loaded (see `marl_kl.loading`)."""
+"""Runs, back from their folders as numbers; no policies are loaded (see `marl_kl.loading`)."""
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 
 import numpy as np
 
-from marl_kl.files import RunFolderError, one_sentence
-from marl_kl.results import EpisodeStatistics, Evaluation, SweepResult, Timing, TrainResult
+from marl_kl.files import RunFolderError
+from marl_kl.results import Evaluation, Timing, TrainResult
 from marl_kl.storage import checkpoints, run_folder, run_tables
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
@@ -68,56 +67,3 @@ def evaluation_curve(result: TrainResult) -> tuple[np.ndarray, np.ndarray]:
     """[K] env steps and [S, K] mean returns over evaluation episodes (deterministic policies)."""
     evaluation: Evaluation = result.evaluation
     return evaluation.env_steps, np.asarray(evaluation.episode_return, np.float64).mean(axis=-1)
-
-
-def read_sweep(out: str | os.PathLike) -> SweepResult:
-    """What `sweep` returned, as far as its folder `out` holds it.
-
-    In place of single evaluation episodes there is one of their mean. `metrics` are those of the team; none where there
-    is no `curves.csv`.
-
-    Raises:
-        RunFolderError: no finished sweep there, a damaged one, or one of a newer format.
-    """
-    out = Path(out)
-    record = run_folder.read_record(out, run_folder.SWEEP)
-    if record.status != "finished":
-        raise RunFolderError(f"{str(out)!r} holds a sweep that is {record.status}; only finished ones have tables")
-    settings = tuple(
-        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        for fields in record.document["settings"]
-    )
-    shape = (len(settings), len(record.seeds), 1)
-    means = _means(out / "table.csv", shape)
-    env_steps, metrics = np.zeros((len(settings), 0), np.int64), {}
-    if (out / "curves.csv").exists():
-        env_steps, metrics = run_tables.read_curves(out, record.seeds)
-    return SweepResult(
-        record.spec,
-        record.algorithm,
-        record.config,
-        settings,
-        record.seeds,
-        env_steps,
-        metrics,
-        EpisodeStatistics(means["untrained_return"], np.full(shape, np.nan)),
-        EpisodeStatistics(means["final_return"], means["final_length"]),
-        record.failures,
-        Timing(**record.document.get("timing", UNTIMED._asdict())),
-        out,
-    )
-
-
-def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """The returns and lengths of a sweep's table, [setting, seed, 1]; its rows stand in that order."""
-    with one_sentence("read", path):
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-    try:
-        return {
-            name: np.array([float(row[name]) for row in rows]).reshape(shape)
-            for name in ("untrained_return", "final_return", "final_length")
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(
-            f"{path} is damaged: it is not the table of the sweep that sweep.json describes"
-        ) from error

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 from envs.types import EnvSpec
-from marl_kl.loggers import About, Log, Logger, Row, rows
+from marl_kl.loggers import STREAM, About, JsonLines, Log, Logger, Row, Sink, line, rows
 from marl_kl.results import Evaluation
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.sweeps.pieces import Run, without_nonfinite
 
 
 class SweepLogs:
-    """The loggers of a sweep at work.
+    """The loggers of a sweep at work, and the stream in its folder; a context manager.
+
+    A logger that fails in one run is left out in all from then on: what broke it (a network, a disk) is said once.
 
     Args:
-        loggers: by the names they have in warnings.
+        loggers: by the names they have in warnings; each run has a folder of its own, made when it is opened.
         spec: the environment of all runs.
         algorithm: its name.
         name: the sweep's, the group of its runs.
@@ -29,8 +31,18 @@ class SweepLogs:
     def __init__(
         self, loggers: Mapping[str, Logger], spec: EnvSpec, algorithm: str, name: str, own: str, folder: Path | None
     ):
-        self._loggers, self._spec, self._algorithm = loggers, spec, algorithm
+        self._loggers = {name: _with_folder(logger) for name, logger in loggers.items()}
+        self._spec, self._algorithm = spec, algorithm
         self._name, self._own, self._folder = name, own, folder
+        self._failed: set[str] = set()
+        self._stream = Log({} if folder is None else {STREAM: _Stream}, About(name, name, own, (), folder, {}))
+
+    def __enter__(self) -> "SweepLogs":
+        self._stream.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stream.__exit__(*exception)
 
     @contextlib.contextmanager
     def of(self, runs: Sequence[Run]):
@@ -42,13 +54,19 @@ class SweepLogs:
 
         def follow(now: Snapshot) -> None:
             nonlocal logged
-            for index, (run, log) in enumerate(zip(runs, logs)):
-                log.write(self._rows(run, index, now, logged))
+            new = []
+            for index, run in enumerate(followed):
+                of_run = self._rows(run, index, now, logged)
+                new += [_SettingRow(run.setting, row) for row in of_run]
+                if logs:
+                    logs[index].write(of_run)
+            self._stream.write(sorted(new, key=_SettingRow.when))
             logged = now.extent
 
+        followed = runs if self._loggers or self._folder is not None else ()
         with contextlib.ExitStack() as stack:
             opened = runs if self._loggers else ()
-            logs = [stack.enter_context(Log(self._loggers, self._about(run))) for run in opened]
+            logs = [stack.enter_context(Log(self._loggers, self._about(run), self._failed)) for run in opened]
             yield follow
 
     def _rows(self, run: Run, index: int, now: Snapshot, after: tuple[int, int]) -> list[Row]:
@@ -62,5 +80,37 @@ class SweepLogs:
         facts = {"env": self._spec.name, "algorithm": self._algorithm, **dataclasses.asdict(run.config)}
         return About(
             self._name, f"{self._name}-{own}", f"{self._own}-{run.setting}", (run.seed,),
-            self._folder and self._folder / own, {**facts, "setting": run.setting},
+            self._folder and self._folder / own / f"seed{run.seed}", {**facts, "setting": run.setting},
         )  # fmt: skip
+
+
+class _SettingRow(NamedTuple):
+    """A row, and the setting whose it is."""
+
+    setting: int
+    row: Row
+
+    def when(self) -> tuple[int, bool]:
+        """What the stream is sorted by: the same order however many updates come at once, as after a resume."""
+        return self.row.update, self.row.kind == "evaluation"
+
+
+class _Stream(JsonLines):
+    """SWEEP/log.jsonl, for all settings and seeds: as that of a run, each line with its setting.
+
+    One file, however many runs there are side by side, piece after piece.
+    """
+
+    def write(self, rows: Sequence[_SettingRow]) -> None:
+        self._write(line(row, setting=setting) for setting, row in rows)
+
+
+def _with_folder(logger: Logger) -> Logger:
+    """`logger`, in a folder that is there."""
+
+    def open_in_folder(about: About) -> Sink:
+        if about.folder is not None:
+            about.folder.mkdir(parents=True, exist_ok=True)
+        return logger(about)
+
+    return open_in_folder

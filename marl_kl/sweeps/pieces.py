@@ -2,17 +2,19 @@
 
     pieces/<name>/checkpoints/<update>/    as a run's (`marl_kl.storage.checkpoints`), with runs in the place of seeds
 
-The last checkpoint of a piece has no train state: metrics and evaluations are all that a sweep keeps of its runs.
+The last checkpoint of a piece has of the train state only what was learned, by the runs that count: their teams.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import jax
+import numpy as np
 
+from marl_kl.best import better
 from marl_kl.config import Config, is_due
 from marl_kl.files import RunFolderError
 from marl_kl.programs import Programs
@@ -36,8 +38,9 @@ class Run(NamedTuple):
 class Piece(NamedTuple):
     """What is trained together, and where it is stored.
 
-    A `Snapshot` of a piece has the train state of all its runs; its metrics [run, update, ...], `nonfinite` among them,
-    and evaluations [run, K, episode] are those of the runs that count.
+    A `Snapshot` of a piece has the train state of all its runs (once it is complete, `learner` alone, of those that
+    count); its metrics [run, update, ...], `nonfinite` among them, evaluations [run, K, episode] and best teams are
+    those of the runs that count.
 
     Attributes:
         runs: as many as the program takes; they differ in seed and numbers only.
@@ -76,7 +79,7 @@ class Piece(NamedTuple):
 
     def is_complete(self, now: Snapshot) -> bool:
         """Whether nothing is left to do: the last update is made, and evaluated."""
-        return now.extent == (self.config.num_updates, 2)
+        return now.update == self.config.num_updates and now.evaluation is not None and not self._evaluation_is_due(now)
 
     def trained(
         self, programs: Programs, now: Snapshot, follow: Callable[[Snapshot], None], display: Progress
@@ -112,15 +115,20 @@ class Piece(NamedTuple):
         return jax.block_until_ready(programs.init(numbers, programs.keys(self._seeds)))
 
     def _evaluation_is_due(self, now: Snapshot) -> bool:
-        """A sweep evaluates before the first update and after the last."""
-        return now.extent in ((0, 0), (self.config.num_updates, 1))
+        is_scheduled = now.update in (0, self.config.num_updates) or is_due(now.update, self.config.eval_interval)
+        return is_scheduled and (now.evaluation is None or now.evaluation.update[-1] != now.update)
 
     def _evaluated(self, programs: Programs, state, now: Snapshot) -> Snapshot:
         begin = time.perf_counter()
         statistics = programs.evaluate(programs.evaluation_keys(self._seeds, now.update), state.learner)
         wanted = jax.tree.map(lambda leaf: leaf[: self.num_wanted], statistics)
         evaluation = evaluated(now.evaluation, now.update, self.config.batch_size, wanted)
-        return now._replace(evaluation=evaluation, timing=now.timing.since(begin, "evaluate"))
+        best = better(now.best, now.update, wanted.episode_return, self._teams(state))
+        return now._replace(evaluation=evaluation, timing=now.timing.since(begin, "evaluate"), best=best)
+
+    def _teams(self, state) -> dict[str, np.ndarray]:
+        """What the runs that count have learned, flat."""
+        return {name: leaf[: self.num_wanted] for name, leaf in checkpoints.flat(state.learner).items()}
 
     def _advanced(self, programs: Programs, numbers, state, now: Snapshot, display: Progress):
         begin = time.perf_counter()
@@ -137,8 +145,9 @@ class Piece(NamedTuple):
             return
         if self.is_complete(now):
             display.phase("saving")
-            checkpoints.save(self.folder, now._replace(state={}), self._identity, keep=1)
-        elif 0 < now.update < self.config.num_updates and is_due(now.update, self.config.save_interval):
+            teams = {f"learner.{name}": leaf for name, leaf in self._teams(state).items()}
+            checkpoints.save(self.folder, now._replace(state=teams), self._identity, keep=1)
+        elif now.update and is_due(now.update, self.config.save_interval) and not self._evaluation_is_due(now):
             display.phase("saving")
             stored = now._replace(state=checkpoints.flat(state))
             checkpoints.save(self.folder, stored, self._identity, self.config.checkpoints_kept)
@@ -150,6 +159,41 @@ class Piece(NamedTuple):
     @property
     def _identity(self) -> dict[str, Any]:
         return {**self.identity, "runs": [[run.setting, run.seed] for run in self.runs]}
+
+
+def programs(configs: Sequence[Config], seeds: Sequence[int]) -> list[list[Run]]:
+    """All runs of a sweep, setting by setting, by the program that they need: settings that differ in numbers alone
+    share one.
+
+    Args:
+        configs: of the settings.
+        seeds: of every setting.
+    """
+    found: dict[Config, list[Run]] = {}
+    for setting, config in enumerate(configs):
+        statics = config.replace(**type(config)().numbers)
+        found.setdefault(statics, []).extend(Run(setting, seed, config) for seed in seeds)
+    return list(found.values())
+
+
+def cut(
+    out: Path | None, program: int, runs: Sequence[Run], size: int, identity: Mapping[str, Any]
+) -> list[Piece]:
+    """The runs of a program in pieces of `size`, the last one filled up: all of one size are one program.
+
+    Args:
+        out: the sweep's folder, if it has one.
+        program: its number, from 1.
+        runs: of this program.
+        size: how many are trained side by side.
+        identity: of the sweep.
+    """
+    found = []
+    for number, start in enumerate(range(0, len(runs), size), 1):
+        piece = runs[start : start + size]
+        folder = out and out / FOLDER / f"{program}-{number}"
+        found.append(Piece(tuple([*piece, *runs][:size]), len(piece), folder, identity))
+    return found
 
 
 def without_nonfinite(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 import uuid
 from os import PathLike
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,25 +24,17 @@ from marl_kl.host_loop import check_env, seed_numbers
 from marl_kl.loggers import Logger, chosen_loggers
 from marl_kl.programs import Programs
 from marl_kl.progress import Progress
-from marl_kl.results import EpisodeStatistics, SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import SweepResult, Timing
 from marl_kl.storage import checkpoints, run_folder
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.sweeps import pieces, tables
+from marl_kl.sweeps import outcomes, pieces, tables
 from marl_kl.sweeps.logs import SweepLogs
-from marl_kl.sweeps.pieces import Piece, Run, without_nonfinite
+from marl_kl.sweeps.pieces import Piece, Run
 from marl_kl.sweeps.search import Distribution, Setting, make_settings
 from marl_kl.trainer import make_train
 
 _SHARE_OF_MEMORY = 0.8
 """What part of the free memory the runs may take; the rest is for what XLA's account leaves out."""
-
-
-class _Outcome(NamedTuple):
-    """What one run leaves; metrics name -> [update, ...], `nonfinite` among them; episodes [episode]."""
-
-    metrics: dict[str, np.ndarray]
-    untrained: EpisodeStatistics
-    final: EpisodeStatistics
 
 
 def sweep(
@@ -64,8 +56,7 @@ def sweep(
 ) -> SweepResult:
     """Trains every seed at every setting, side by side, as far as memory holds them.
 
-    A run of a sweep is the run that `train` makes of its setting and seed, up to rounding. The evaluations are those
-    before the first and after the last update.
+    A run of a sweep is the run that `train` makes of its setting and seed, up to rounding, with the same evaluations.
 
     Args:
         env: from `envs.make`, or your own.
@@ -76,8 +67,10 @@ def sweep(
         samples: how many draws.
         search_seed: seed of the draws.
         seeds: how many per setting (0, 1, ...), or which.
-        out: folder for `table.csv` (one row per setting and seed), `summary.md` (one per setting), `sweep.json` (what
-            was run) and `pieces` (what is done, stored every `save_interval` updates); None keeps nothing on disk.
+        out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
+            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (what is done, stored
+            every `save_interval` updates, and in the end the last and the best teams of all runs, for
+            `marl_kl.load(out, setting=k)`); None keeps nothing on disk.
         resume: go on with the sweep in `out`: what is done is not trained again, and the results are bit for bit those
             of a sweep that never stopped (same versions, same devices); if there is no sweep yet, begin it. Only how
             often it looks and saves (`chunk_updates`, `save_interval`, `checkpoints_kept`) may be another than before.
@@ -85,7 +78,8 @@ def sweep(
         runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
         progress: "auto", "plain" or "none".
         loggers: where the numbers go while it runs, as for `train`: every setting and seed is a stream of its own, in
-            the group of the sweep. What they write to a folder goes to `setting<k>` in `out`.
+            the group of the sweep. What they write to a folder goes to `setting<k>/seed<s>` in `out`. With `out`, its
+            `log.jsonl`, one for all runs, is always written.
         **fields: config fields by name; they override `config`.
 
     Returns:
@@ -100,7 +94,7 @@ def sweep(
     check_env(env)
     entry = algorithms.get(algorithm)
     config = entry.config_class() if config is None else config
-    settings = _settings(config, fields, grid, random, samples, search_seed)
+    settings = make_settings(config, fields, grid, random, samples, search_seed)
     make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
     _check_runs_at_once(runs_at_once)
@@ -110,8 +104,8 @@ def sweep(
         if resume:
             raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
         name = f"{env.spec.name}-{algorithm}"
-        logs = SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None)
-        result = _Sweep(*swept, logs, _Store()).result()
+        with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
+            result = _Sweep(*swept, logs, _Store()).result()
         show.table(result)
         return result
     document = run_folder.record(
@@ -129,8 +123,8 @@ def sweep(
             _go_on(out, document)
         identity = run_folder.identity(document)
         own = run_folder.lasting_id(out, identity, run_folder.SWEEP)
-        logs = SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out)
-        return _completed(_Sweep(*swept, logs, _Store(out, identity)))
+        with SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out) as logs:
+            return _completed(_Sweep(*swept, logs, _Store(out, identity)))
 
 
 def _go_on(out: Path, document: Mapping[str, Any]) -> None:
@@ -166,16 +160,6 @@ def _completed(sweeper: "_Sweep") -> SweepResult:
         run_folder.set_status(out, status, failures, run_folder.SWEEP, timing)
     sweeper.show.table(result)
     return result
-
-
-def _settings(config, fields, grid, random, samples, search_seed) -> tuple[Setting, ...]:
-    settings = make_settings(config, fields, grid, random, samples, search_seed)
-    if settings[0].config.eval_interval:
-        raise ValueError(
-            f"eval_interval={settings[0].config.eval_interval}; a sweep evaluates before the first and after the last "
-            "update only, so it must be 0"
-        )
-    return settings
 
 
 def _check_runs_at_once(runs_at_once: int | None) -> None:
@@ -235,13 +219,8 @@ class _Store:
             run_folder.note(self.out, run_folder.SWEEP, sizes=self._sizes)
 
     def pieces(self, program: int, runs: list[Run], size: int) -> list[Piece]:
-        """The runs of a program in pieces of `size`, the last one filled up: all of one size are one program."""
-        found = []
-        for number, start in enumerate(range(0, len(runs), size), 1):
-            piece = runs[start : start + size]
-            folder = self.out and self.out / pieces.FOLDER / f"{program}-{number}"
-            found.append(Piece(tuple((piece + runs)[:size]), len(piece), folder, self._identity))
-        return found
+        """See `pieces.cut`."""
+        return pieces.cut(self.out, program, runs, size, self._identity)
 
 
 class _Sweep:
@@ -254,41 +233,18 @@ class _Sweep:
         self._timing = Timing(0.0, 0.0, 0.0)
 
     def result(self) -> SweepResult:
-        runs: list[Run] = []
-        outcomes: list[_Outcome] = []
-        groups = self._groups()
-        for number, group in enumerate(groups, 1):
-            if len(groups) > 1:
-                self.show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            runs += group
-            outcomes += self._outcomes(number, group)
-        order = sorted(range(len(runs)), key=lambda i: (runs[i].setting, self.seeds.index(runs[i].seed)))
-        runs, outcomes = [runs[i] for i in order], [outcomes[i] for i in order]
-        return SweepResult(
-            spec=self.env.spec,
-            algorithm=self.algorithm,
-            config=self.settings[0].config,
-            settings=tuple(setting.fields for setting in self.settings),
-            seeds=self.seeds,
-            env_steps=_env_steps([setting.config for setting in self.settings]),
-            metrics=_laid_together([outcome.metrics for outcome in outcomes], len(self.seeds)),
-            untrained=self._episodes([outcome.untrained for outcome in outcomes]),
-            final=self._episodes([outcome.final for outcome in outcomes]),
-            failures=_failures(runs, outcomes),
-            timing=self._timing,
-            out=self.store.out,
+        found: list[tuple[Piece, Snapshot]] = []
+        programs = pieces.programs([setting.config for setting in self.settings], self.seeds)
+        for number, runs in enumerate(programs, 1):
+            if len(programs) > 1:
+                self.show.line(f"program {number} of {len(programs)}: {len(runs)} runs")
+            found += self._trained(number, runs)
+        return outcomes.result(
+            self.env.spec, self.algorithm, self.settings, self.seeds, found, self._timing, self.store.out
         )
 
-    def _groups(self) -> list[list[Run]]:
-        """Runs by the program that they need: settings that differ in numbers alone share one."""
-        groups: dict[Config, list[Run]] = {}
-        for index, setting in enumerate(self.settings):
-            statics = setting.config.replace(**type(setting.config)().numbers)
-            groups.setdefault(statics, []).extend(Run(index, seed, setting.config) for seed in self.seeds)
-        return list(groups.values())
-
-    def _outcomes(self, number: int, runs: list[Run]) -> list[_Outcome]:
-        """One per run of program `number`."""
+    def _trained(self, number: int, runs: list[Run]) -> list[tuple[Piece, Snapshot]]:
+        """The pieces of program `number`, at their end."""
         size = self.store.size(number)
         programs = self._fitting(runs) if size is None else self._programs(runs, size)
         if size is None:
@@ -300,8 +256,8 @@ class _Sweep:
             done = sum(part.num_wanted for part, done in zip(parts, is_done) if done)
             self.show.line(f"going on: {done} of {len(runs)} runs are done")
             self._compiled(programs)
-        finished = [self._finished(part, programs, now) for part, now in zip(parts, stored)]
-        return [outcome for now in finished for outcome in _one_by_one(now)]
+            self._refuse_too_large(programs, _size_as_before(programs))
+        return [(part, self._finished(part, programs, now)) for part, now in zip(parts, stored)]
 
     def _finished(self, part: Piece, programs: Programs, now: Snapshot) -> Snapshot:
         """The piece at its end; the seconds of compiling are those of the first piece trained."""
@@ -315,7 +271,7 @@ class _Sweep:
                 with display, devices.out_of_memory_in_one_sentence(*_size_of(programs)):
                     now = part.trained(programs, now._replace(timing=timing), follow, display)
         self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
-        return now
+        return now._replace(state={}, best=None)  # all the teams of a sweep are on disk, if anywhere
 
     def _fitting(self, runs: list[Run]) -> Programs:
         """Compiled programs for as many of `runs` at once as memory holds, in pieces of equal size."""
@@ -325,7 +281,7 @@ class _Sweep:
         programs = self._compiled(programs)
         cut = self._cut(runs, programs, programs.bytes_per_run)
         programs = programs if cut is programs else self._compiled(cut)
-        devices.refuse_too_large(programs.bytes_per_run * programs.num_runs, programs.mesh, *_size_of(programs))
+        self._refuse_too_large(programs, _size_of(programs))
         if programs.num_runs < len(runs):
             count = math.ceil(len(runs) / programs.num_runs)
             need = f"{programs.bytes_per_run / 2**20:,.1f} MiB a run"
@@ -354,10 +310,9 @@ class _Sweep:
         self._compiling += time.perf_counter() - begin
         return programs
 
-    def _episodes(self, of_runs: list[EpisodeStatistics]) -> EpisodeStatistics:
-        """[setting, seed, episode]."""
-        shape = (len(self.settings), len(self.seeds))
-        return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(*shape, *leaves[0].shape), *of_runs)
+    def _refuse_too_large(self, programs: Programs, what_and_advice: tuple[str, str]) -> None:
+        """By XLA's account of the compiled programs."""
+        devices.refuse_too_large(programs.bytes_per_run * programs.num_runs, programs.mesh, *what_and_advice)
 
 
 def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
@@ -374,57 +329,19 @@ def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
     return upwards if upwards <= at_most or at_most == num_runs else downwards
 
 
-def _one_by_one(now: Snapshot) -> list[_Outcome]:
-    """What each run of a finished piece leaves."""
-    returns, lengths = now.evaluation.episode_return, now.evaluation.episode_length
-    return [
-        _Outcome(
-            {name: values[i] for name, values in now.metrics.items()},
-            *(EpisodeStatistics(returns[i, k], lengths[i, k]) for k in range(2)),
-        )
-        for i in range(len(returns))
-    ]
-
-
-def _laid_together(of_runs: list[dict[str, np.ndarray]], num_seeds: int) -> dict[str, np.ndarray]:
-    """name -> [setting, seed, update, ...] from one dict of [update, ...] per run; shorter runs end in NaN.
-
-    `nonfinite` is left out: `failures` say it.
-    """
-    longest = max(len(values) for metrics in of_runs for values in metrics.values())
-    together = {}
-    for name in without_nonfinite(of_runs[0]):
-        columns = [_lengthened(metrics[name], longest) for metrics in of_runs]
-        stacked = np.stack(columns)
-        together[name] = stacked.reshape(-1, num_seeds, *stacked.shape[1:])
-    return together
-
-
-def _lengthened(values: np.ndarray, length: int) -> np.ndarray:
-    missing = length - len(values)
-    if not missing:
-        return values
-    return np.concatenate([values, np.full((missing, *values.shape[1:]), np.nan, np.float32)])
-
-
-def _env_steps(configs: Sequence[Config]) -> np.ndarray:
-    """[setting, update] int64; where a setting has no more updates, its last count."""
-    longest = max(config.num_updates for config in configs)
-    made = [np.minimum(np.arange(longest, dtype=np.int64) + 1, config.num_updates) for config in configs]
-    return np.stack([updates * config.batch_size for updates, config in zip(made, configs)])
-
-
-def _failures(runs: Sequence[Run], outcomes: Sequence[_Outcome]) -> tuple[SweepFailure, ...]:
-    found = ((run, first_nonfinite(outcome.metrics["nonfinite"])) for run, outcome in zip(runs, outcomes))
-    return tuple(SweepFailure(run.setting, run.seed, *first) for run, first in found if first is not None)
-
-
 def _size_of(programs: Programs) -> tuple[str, str]:
     """What a program is where it is too large, and what would be smaller."""
     if programs.num_runs == 1:
         return "training a single run", "smaller num_envs, rollout_length or hidden_sizes need less"
     what = f"training {programs.num_runs} runs at once"
     return what, f"give runs_at_once a number below {programs.num_runs}, and the sweep another folder if it has one"
+
+
+def _size_as_before(programs: Programs) -> tuple[str, str]:
+    """The same of a sweep that goes on: what shared a program with a run is part of its bits."""
+    what = f"training {programs.num_runs} runs at once, as this sweep has begun,"
+    smaller = f" with runs_at_once below {programs.num_runs}" * (programs.num_runs > 1)
+    return what, f"go on where there is more memory, or begin the sweep in another folder{smaller}"
 
 
 def _free_text(programs: Programs) -> str:

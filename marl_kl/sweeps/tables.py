@@ -107,10 +107,8 @@ def markdown(result: SweepResult) -> str:
 
 def facts(result: SweepResult) -> list[str]:
     """What is true of the sweep as a whole, one line each: extent, times, failures."""
-    steps = _steps_per_run(result)
-    extent = f"{steps.min():,}" if steps.min() == steps.max() else f"{steps.min():,} to {steps.max():,}"
     return [
-        f"{len(result.settings)} settings, {len(result.seeds)} seeds each, {extent} env steps per run",
+        *extent(result),
         *times(result),
         *(
             f"setting {failure.setting}, seed {failure.seed} failed: {what_failed(failure)}; it kept its last finite "
@@ -120,25 +118,47 @@ def facts(result: SweepResult) -> list[str]:
     ]
 
 
+def extent(result: SweepResult) -> list[str]:
+    """How much was to be run, and, unless all of it was, how much of it."""
+    steps = _steps_per_run(result)
+    each = f"{steps.min():,}" if steps.min() == steps.max() else f"{steps.min():,} to {steps.max():,}"
+    lines = [f"{len(result.settings)} settings, {len(result.seeds)} seeds each, {each} env steps per run"]
+    finished = finished_runs(result)
+    if not finished.all():
+        lines.append(f"{finished.sum()} of {finished.size} runs are finished; only they have a final return")
+    return lines
+
+
 def times(result: SweepResult) -> list[str]:
     """Where the time went, and env steps per second over all runs; nothing where that is not known."""
     timing = result.timing
     if not np.isfinite(timing).all():
         return []
-    steps = len(result.seeds) * _steps_per_run(result).sum()
+    made = result.env_steps[:, -1:].sum()  # those of the seeds that have come furthest
+    steps = len(result.seeds) * (_steps_per_run(result).sum() if finished_runs(result).all() else made)
     speed = f"; {steps / timing.train:,.0f} env steps/s" if timing.train else ""
     return [f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s{speed}"]
 
 
+def finished_runs(result: SweepResult) -> np.ndarray:
+    """[setting, seed] bool: whether the run was evaluated after its last update."""
+    return np.isfinite(result.final.episode_length).all(axis=-1)
+
+
 def _steps_per_run(result: SweepResult) -> np.ndarray:
     """[setting]."""
-    configs = [result.config.replace(**fields) for fields in result.settings]
+    configs = [result.config_of(k) for k in range(len(result.settings))]
     return np.array([config.num_updates * config.batch_size for config in configs])
 
 
 def title(result: SweepResult) -> str:
     """What was swept, with what, on what."""
     return f"sweep of {', '.join(result.settings[0])}: {result.algorithm} on {result.spec.name}"
+
+
+def named(result: SweepResult, setting: int) -> str:
+    """The swept fields of a setting with their values."""
+    return ", ".join(f"{name}={cell(value)}" for name, value in result.settings[setting].items())
 
 
 def rows(result: SweepResult) -> list[list[str]]:
@@ -158,7 +178,7 @@ def header(result: SweepResult) -> list[str]:
 
 def _cells(result: SweepResult, row: _Row) -> list[str]:
     fields = result.settings[row.setting]
-    num_failed = len(result.seeds) - len(row.final)
+    num_failed = len({failure.seed for failure in result.failures if failure.setting == row.setting})
     return [
         str(row.setting), *(f"{v:.4g}" if isinstance(v, float) else cell(v) for v in fields.values()),
         _mean_text(row.untrained, with_std=False), _mean_text(row.final), _iqm_text(row.final), str(num_failed),
@@ -169,10 +189,12 @@ def _ranked(result: SweepResult) -> list[_Row]:
     """Best interquartile mean first; settings without one last, in their own order."""
     failed = {(failure.setting, failure.seed) for failure in result.failures}
     untrained, final = _mean(result.untrained.episode_return), _mean(result.final.episode_return)
+    is_finished = finished_runs(result)
     rows = []
     for k in range(len(result.settings)):
         healthy = np.array([(k, seed) not in failed for seed in result.seeds])
-        rows.append(_Row(k, untrained[k, healthy], final[k, healthy]))
+        begun = healthy & (is_finished[k] | np.isfinite(untrained[k]))
+        rows.append(_Row(k, untrained[k, begun], final[k, healthy & is_finished[k]]))
     return sorted(rows, key=lambda row: -row.score)
 
 
