@@ -381,11 +381,15 @@ def _unequal_row(results: Results, size: Size, name: str) -> Row:
     found = change(results, name, "hatrpo")
     verdict = study.counted([study.judged(f, ENOUGH, 0.0) for f in found])
     reasons = {
+        CONTRARY: "Starving those that matter little costs more than feeding the others brings.",
         NOT_SEEN: "An agent that matters little still has to learn; starving it costs as much as feeding the others "
         "brings.",
-        PARTLY: "Those that matter most move first and furthest, which pays where the budget is scarce.",
-        MIXED: "Those that matter most move first and furthest, which pays where the budget is scarce. Where it is far "
-        "too large, they overshoot.",
+        PARTLY: "Those that matter most move furthest, which pays where the budget is scarce. Where it is far too "
+        "large, those that matter little are kept from long steps along the chance of their samples.",
+        MIXED: "Those that matter most move furthest, which pays where the budget is scarce. Where it is far too "
+        "large, the last to move, who matter least, are handed what others left, and make long steps along the chance "
+        "of their samples: see the row on what becomes of it." if name == "hatrpo_g" else
+        "Those that matter most move furthest, which pays where the budget is scarce; see the numbers.",
     }
     return Row(
         f"Where agents matter unequally, {study.LABELS[name]} learns faster than equal shares (mean payoff over the "
@@ -394,18 +398,23 @@ def _unequal_row(results: Results, size: Size, name: str) -> Row:
         intervals(found),
         verdict,
         study.because(verdict, reasons) + _tried(size),
-    )
+    )  # fmt: skip
 
 
 def _estimates_row(results: Results, size: Size, name: str) -> Row:
     few, many = (change(results, name, f"hatrpo-x{times}") for times in (4, 16))
     verdict = study.counted([study.judged(f, ENOUGH, 0.0) for f in few])
+    scarce = (
+        f"Where the budget is small, KL is what is scarce: {BATCH} samples tell the directions well enough, and four "
+        "times as many do not make equal steps longer. In between neither matters much, for all are soon at the top"
+    )
     reasons = {
-        NOT_SEEN: "",
-        CONTRARY: "",
-        MIXED: "",
-        PARTLY: "",
-        HOLDS: "",
+        NOT_SEEN: "Better directions are worth as much as better shares here.",
+        PARTLY: f"{scarce}. Where the budget is far too large, 16 times the samples do as much: both ways keep agents "
+        "that matter little from long steps along chance.",
+        MIXED: f"{scarce}. Where the budget is far too large, more samples keep steps from following chance, and "
+        f"{study.LABELS[name]} makes long ones.",
+        HOLDS: f"{scarce}.",
     }
     return Row(
         f"{study.LABELS[name]}'s shares buy more per update than better advantages do: mean payoff at least {ENOUGH:g} "
@@ -480,7 +489,10 @@ def _noise_row(results: Results, size: Size, name: str) -> Row:
         "Half of the variance more lengthens what chance puts into a gradient by a fifth only, and of that there is "
         f"enough without: {BATCH} samples. "
     )
-    paid = "What payoff is lost is lost under equal shares as well: to worse steps, not to worse shares."
+    paid = (
+        "What payoff is lost is lost under equal shares as well: to worse steps, not to worse shares. A tenth of the "
+        "variance costs most of it: of a team that has learned, any noise is all that the advantages hold."
+    )
     reasons = {
         NOT_SEEN: ("What line searches leave is handed on, which moves more of the budget than this noise does. "
                    if name == "hatrpo_g" else alike) + paid,
@@ -505,13 +517,22 @@ def _variant_row(results: Results, size: Size, name: str) -> Row:
     text = {"measured": "Measuring the utility", "all": "Giving the best agent all that is left"}[what]
     found = change(results, name, base)
     verdict = study.counted([study.judged(f, ENOUGH, 0.0) for f in found])
+    starved = (
+        "Who comes after the first gets only what its line search left over, and would have gained more by the same "
+        "KL: gains grow with its root."
+    )
     reasons = {
-        NOT_SEEN: "The first-order utility costs nothing and says the same." if what == "measured" else
-        "Who comes after the first gets only what its line search left over.",
-        PARTLY: "At some budgets only, and by very little: the first-order utility is free and as good."
-        if what == "measured"
-        else "At some budgets only, see the numbers.",
-    }  # fmt: skip
+        "measured": {
+            NOT_SEEN: "The first-order utility costs nothing and says the same.",
+            PARTLY: "By very little: the first-order utility is free and as good.",
+        },
+        "all": {
+            NOT_SEEN: starved,
+            CONTRARY: starved,
+            MIXED: starved + " Where the budget is far too large, it does no harm that they get less.",
+            PARTLY: "At some budgets only, see the numbers.",
+        },
+    }[what]
     return Row(
         f"{text} helps {study.LABELS[base]} (mean payoff at least {ENOUGH:g} higher), at every budget",
         by_budget(found),
@@ -535,11 +556,12 @@ def _leftover_row(results: Results, size: Size, name: str) -> Row:
         for variant in (handed, lost)
     ]
     verdict = study.counted([study.judged(f, ENOUGH, 0.0) for f in found])
+    larger = "To hand on what is left is to have a larger budget. That pays where the budget is scarce"
     reasons = {
-        NOT_SEEN: "",
-        CONTRARY: "",
-        MIXED: "",
-        PARTLY: "",
+        NOT_SEEN: "A third more budget for the later agents changes little.",
+        CONTRARY: "To hand on what is left is to have a larger budget, and steps that are too long already get longer.",
+        MIXED: f"{larger}; where it is far too large, steps that are too long already get longer.",
+        PARTLY: f"{larger}.",
     }
     usual = "as it does" if handed == name else "which it does not do"
     return Row(
@@ -559,12 +581,12 @@ def _large_budget_row(results: Results, size: Size, name: str) -> Row:
     verdict = study.judged(Estimate(-whole[-1].value, -whole[-1].high, -whole[-1].low), -0.5, -1.0)
     samples = come_true(results, name, "surrogate", "accepted")
     taken = (
-        "At every budget the line search takes a fifth: whole steps are a hair too long in KL half of the time, and "
-        "the next one that is tried is 0.8 as long. "
+        f"Up to a budget of {BUDGETS[-2]:g} the line search takes a fifth: whole steps are mostly a hair too long in KL, "
+        "and the next one that is tried is 0.8 as long. "
     )
     fitted = (
-        f"What breaks is not the local model: on the samples, accepted steps gain what it predicts. But steps that "
-        f"long fit the chance of {BATCH} samples, of which the exact gain keeps only a part"
+        f"At {BUDGETS[-1]:g} it is not the local model that breaks: on the samples, accepted steps gain about what it "
+        f"predicts. But steps that long fit the chance of {BATCH} samples, of which the exact gain keeps only a part"
     )
     weak = "; most of all those of agents that hardly matter, which equal thresholds make as long as any" * (
         name == "hatrpo"
@@ -600,7 +622,7 @@ def _legend(figure: Figure, axes, columns: int = 4) -> None:
 
 def _settings_figure(results: Results, names: list[str]) -> Figure:
     figure = Figure(figsize=(8.4, 5.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharey="row")
+    panels = figure.subplots(2, 2)
     columns = (("joint KL budget", "kl_budget", BUDGETS), ("variance of the noise / of the reward", "noise", NOISES))
     for column, (title, field, ticks) in enumerate(columns):
         for axes, key in zip(panels[:, column], ("area", "off")):
@@ -653,7 +675,7 @@ def _gains_figure(results: Results, names: list[str]) -> Figure:
         _points(panels[-1], BUDGETS, spent, place, study.point_style(name))
     for axes, title in zip(panels, titles):
         axes.set_title(title, fontsize=10, loc="left")
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
         axes.axhline(1, color="0.6", linewidth=0.8)
         axes.set_xlabel("joint KL budget")
         study.strip(axes)
@@ -693,18 +715,19 @@ def _text(results: Results, size: Size, names: list[str]) -> str:
     return (
         f"Settings: 4 agents with {NUM_ACTIONS} actions, batches of {BATCH}, {size.updates} updates, {size.seeds} "
         f"seeds, the same for all; joint budget {USUAL_BUDGET} and epsilon {USUAL_EPSILON:g} where they are not "
-        "varied. Differences are taken seed by seed. Noise is added to the reward, which in a game with one state is "
-        "noise on the advantages; its variance is a share of the reward's under the untrained team. A critic cannot better "
-        "these advantages (its one value is subtracted from all alike); more samples can. All that is said of shares, "
-        "steps and gains is of the first update, from the same untrained policies. Shares are of what was given and "
-        "sum to 1: HATRPO-G gives what earlier agents left over once more. *Not where exact utilities would have it*: "
-        "half the distance between a rule's shares and those that the same rule makes of exact utilities. Gains are in "
-        "units of payoff: the predicted one is to first order, for thresholds used in full (HATRPO's at each agent's "
-        "turn, the others' before anyone moves). Leftover budget that is handed on is shared among those that wait, in the ratio "
-        "of their thresholds. Nothing is searched.\n\n"
-        f"At the usual settings, first update: largest share {first('largest')}; KL spent / budget {first('spent')}; "
-        f"accepted fraction of the steps {first('fraction')}; gain on the samples over that predicted for the accepted "
-        f"steps {first_ratio(results, names)}."
+        "varied. Differences are taken seed by seed. Nothing is searched.\n\n"
+        "Noise is added to the reward, which in a game with one state is noise on the advantages; its variance is "
+        "a share of the reward's under the untrained team. A critic cannot better these advantages (its one value "
+        "is subtracted from all alike); more samples can.\n\n"
+        "All that is said of shares, steps and gains is of the first update, from the same untrained policies. "
+        "Shares are of what was given and sum to 1: HATRPO-G gives what earlier agents left over once more. *Not "
+        "where exact utilities would have it*: half the distance between a rule's shares and those that the same "
+        "rule makes of exact utilities. Gains are in units of payoff; the predicted one is to first order, for "
+        "thresholds used in full (HATRPO's at each agent's turn, the others' before anyone moves). Leftover budget "
+        "that is handed on is shared among those that wait, in the ratio of their thresholds.\n\n"
+        f"At the usual settings, first update: largest share {first('largest')}; KL spent / budget "
+        f"{first('spent')}; accepted fraction of the steps {first('fraction')}; gain on the samples over that "
+        f"predicted for the accepted steps {first_ratio(results, names)}."
     )
 
 
