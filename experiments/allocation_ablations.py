@@ -581,8 +581,8 @@ def _large_budget_row(results: Results, size: Size, name: str) -> Row:
     verdict = study.judged(Estimate(-whole[-1].value, -whole[-1].high, -whole[-1].low), -0.5, -1.0)
     samples = come_true(results, name, "surrogate", "accepted")
     taken = (
-        f"Up to a budget of {BUDGETS[-2]:g} the line search takes a fifth: whole steps are mostly a hair too long in KL, "
-        "and the next one that is tried is 0.8 as long. "
+        f"Up to a budget of {BUDGETS[-2]:g} the line search takes a fifth: whole steps are mostly a hair too long in "
+        "KL, and the next one that is tried is 0.8 as long. "
     )
     fitted = (
         f"At {BUDGETS[-1]:g} it is not the local model that breaks: on the samples, accepted steps gain about what it "
