@@ -114,8 +114,8 @@ def make_update(
             return (jax.vmap(value)(tried) - value(now)) / (kl + EPSILON)
 
         def turn(carry, position):
-            now, waiting, remaining, done = carry
-            agent, threshold = allocator.next(plan, Round(position, score(now), waiting, remaining))
+            now, waiting, remaining, unassigned, done = carry
+            agent, threshold = allocator.next(plan, Round(position, score(now), waiting, remaining, unassigned))
             seen = team if simultaneous else now
             moved, kl = searched(seen, agent, propose(seen, agent), threshold)
             now = Team(now.mean.at[agent].set(moved.mean[agent]), now.log_std.at[agent].set(moved.log_std[agent]))
@@ -124,11 +124,13 @@ def make_update(
                 done.threshold.at[agent].set(threshold),
                 done.position.at[agent].set(position),
             )
-            return (now, waiting.at[agent].set(False), jnp.maximum(remaining - kl, 0.0), done), None
+            left = (jnp.maximum(remaining - kl, 0.0), jnp.maximum(unassigned - threshold, 0.0))
+            return (now, waiting.at[agent].set(False), *left, done), None
 
         nothing = Update(jnp.zeros(n), jnp.zeros(n), jnp.zeros_like(jnp.arange(n)))
-        start: Any = (team, jnp.ones(n, bool), jnp.asarray(kl_budget, utility.dtype), nothing)
-        (team, _, _, done), _ = jax.lax.scan(turn, start, jnp.arange(n))
+        budget = jnp.asarray(kl_budget, utility.dtype)
+        start: Any = (team, jnp.ones(n, bool), budget, budget, nothing)
+        (team, *_, done), _ = jax.lax.scan(turn, start, jnp.arange(n))
         return team, done
 
     return update

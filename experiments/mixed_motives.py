@@ -13,15 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import envs
 from experiments import stage_games, study
-from experiments.study import NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments.study import CONTRARY, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
 
 NUM_AGENTS = 4
 NUM_ACTIONS = 3
 BATCH = 256
-BUDGETS = (0.16, 2.56)
+BUDGETS = (0.04, 0.16, 0.64, 2.56)
 KINDS = ("two teams with opposed rewards", "half of the reward shared, half one's own")
 
 
@@ -35,17 +36,21 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size(study.TRUST_REGION[:2], 1, 2),
-    "quick": Size(study.TRUST_REGION, 16, 60),
+    "quick": Size(study.TRUST_REGION, 24, 60),
     "full": Size(study.TRUST_REGION, 200, 300),
 }
 
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
-    settings = {"games": chosen.games, "updates": chosen.updates, "budgets": list(BUDGETS), "batch": BATCH}
-    seconds = 12 * max(0.3, chosen.games * chosen.updates / 960)
+    settings = {
+        "games": chosen.games, "updates": chosen.updates, "budgets": list(BUDGETS), "kinds": list(KINDS),
+        "batch": BATCH, "agents": NUM_AGENTS, "actions": NUM_ACTIONS,
+    }  # fmt: skip
+    runs = len(KINDS) * len(BUDGETS) * chosen.games
+    seconds = 12 + runs * chosen.updates / 800
     return [
-        Piece(method, seconds, settings, lambda method=method: play_for_themselves(method, chosen))
+        Piece(method, seconds, settings | {"method": method}, lambda method=method: play_for_themselves(method, chosen))
         for method in chosen.methods
     ]
 
@@ -61,7 +66,7 @@ def payoff_of(kind: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def play_for_themselves(method: str, size: Size) -> study.Values:
-    """One method in all games, at both budgets.
+    """One method in all games, at all budgets.
 
     Returns:
         regret: [kind, budget, game, 2] `total_regret`, mean over the first and the last ten updates. largest: [kind,
@@ -105,35 +110,75 @@ def total_regret(probability: jax.Array, payoff: jax.Array) -> jax.Array:
 def report(results: Results) -> Report:
     size = SIZES[results.size]
     adaptive = [method for method in size.methods if method in study.ADAPTIVE]
-    rows = [_row(results, method, kind) for kind in range(len(KINDS)) for method in adaptive]
+    rows = [_row(results, size, method, kind) for kind in range(len(KINDS)) for method in adaptive]
+    figures = {
+        "regret": (_figure(results, size), "What all agents together could gain, each by deviating alone (0 in a Nash "
+                   f"equilibrium): mean over the last ten of {size.updates} updates and over {size.games} random games "
+                   "of each kind, with 95 % intervals."),
+    }  # fmt: skip
     text = (
-        f"Settings: {NUM_AGENTS} agents with {NUM_ACTIONS} actions, {size.games} random games of each kind, batches of "
-        f"{BATCH}, {size.updates} updates. *Regret* is what all agents together could gain, each by deviating alone: the "
-        "mean over the last ten updates. Nothing is searched."
+        f"Settings: {NUM_AGENTS} agents with {NUM_ACTIONS} actions, {size.games} random games of each kind, the same "
+        f"for all, batches of {BATCH}, {size.updates} updates. *Regret* is what all agents together could gain, each "
+        "by deviating alone: the mean over the last ten updates. Nothing is searched."
     )
-    return Report(rows, {}, text)
+    return Report(rows, figures, text)
 
 
-def _row(results: Results, method: str, kind: int) -> Row:
+def _row(results: Results, size: Size, method: str, kind: int) -> Row:
     own, equal = (results.pieces[name]["regret"][kind, ..., 1] for name in (method, "hatrpo"))
     found = [study.estimate(o - e, np.mean) for o, e in zip(own, equal)]
     verdict = study.counted([study.judged(study.Estimate(-f.value, -f.high, -f.low), 0.1, 0.0) for f in found])
+    unlike = (
+        "Who comes last may use all that others left: where the budget is large that is a long step, taken on samples "
+        "of policies that are gone."
+        if method == "hatrpo_g"
+        else "Opponents chase each other, so nothing comes to rest. Whoever has most to gain gets the budget, and "
+        "those who would answer cannot; equal shares let all move."
+        if kind == 0
+        else "Each agent climbs its own reward, and who has little to gain gets little budget to gain it with."
+    )
     reasons = {
-        NOT_SEEN: "Opponents chase each other: a joint budget moves it to whoever is just being exploited, which does "
-        "not end the chase." if kind == 0 else "Each agent climbs its own reward; the budget decides who climbs "
-        "first, not where to.",
-        PARTLY: "At one of the two budgets only, or by less than that; see the numbers.",
-    }  # fmt: skip
-    farther = "On the contrary: it ends farther away at one budget at least. " if any(f.low > 0 for f in found) else ""
+        NOT_SEEN: "The budget decides who moves first and how far, not where to.",
+        CONTRARY: unlike,
+        MIXED: unlike + " At other budgets it is the other way round; see the numbers.",
+        PARTLY: "At some budgets only, or by less than that; see the numbers.",
+    }
+    tried = (
+        f" Tried: {len(BUDGETS)} budgets, {size.games} games, {size.updates} updates of {BATCH} samples, from nearly "
+        "uniform policies; random games of this kind only."
+    )
     return Row(
         f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[method]} ends nearer to a Nash equilibrium than "
-        "equal shares (total regret at least 0.1 lower)",
+        "equal shares (total regret at least 0.1 lower), at every budget",
         "difference in regret: " + ", ".join(f"{f.value:+.2f} at {b:g}" for f, b in zip(found, BUDGETS))
         + f" (equal shares: {', '.join(f'{e.mean():.2f}' for e in equal)})",
         "; ".join(f.interval() for f in found),
         verdict,
-        farther + study.because(verdict, reasons),
+        study.because(verdict, reasons) + tried,
     )  # fmt: skip
+
+
+def _figure(results: Results, size: Size) -> Figure:
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(KINDS))
+    for kind, axes in enumerate(panels):
+        for place, method in enumerate(size.methods):
+            regret = results.pieces[method]["regret"][kind, ..., 1]
+            found = [study.estimate(of_budget, np.mean) for of_budget in regret]
+            middle = np.array([f.value for f in found])
+            around = [middle - [f.low for f in found], [f.high for f in found] - middle]
+            x = np.asarray(BUDGETS) * 1.12 ** (place - 1.5)
+            axes.errorbar(x, middle, np.maximum(around, 0), linewidth=1.2, markersize=5, **study.point_style(method))
+        axes.set_title(KINDS[kind], fontsize=10, loc="left")
+        axes.set_xscale("log")
+        axes.set_xticks(BUDGETS, [f"{b:g}" for b in BUDGETS])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("joint KL budget")
+        study.strip(axes)
+    panels[0].set_ylabel("total regret at the end")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
 
 
 STUDY = study.Study(

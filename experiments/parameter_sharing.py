@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 
 import envs
 from experiments import stage_games, study
-from experiments.study import HOLDS, PARTLY, NOT_SEEN, Piece, Report, Results, Row
-from marl_kl.plots import PALETTE
+from experiments.study import HOLDS, NOT_SEEN, PARTLY, Piece, Report, Results, Row
 
 BATCH = 256
 BUDGETS = (0.04, 0.12, 0.4, 1.2)
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 SEARCH_SEEDS = 3
+REACHED = 0.99
+"""Of the optimum, 1."""
 
 
 class Method(NamedTuple):
@@ -41,12 +42,14 @@ METHODS = (
     Method("hatrpo_n", "separate (HATRPO-N)", "hatrpo_n"),
 )
 _STYLES = {
-    "shared": {"color": PALETTE[5], "marker": "X"}, "ids": {"color": "#7A5195", "marker": "*"},
+    "shared": {"color": "#332288", "marker": "X"}, "ids": {"color": "#999933", "marker": "*"},
     **{name: {"color": study.COLOURS[name], "marker": study.MARKERS[name]} for name in ("mappo", "hatrpo", "hatrpo_n")},
 }  # fmt: skip
 
 
 class Size(NamedTuple):
+    """seeds: of the trial that the search chose."""
+
     agents: tuple[int, ...]
     methods: tuple[Method, ...]
     seeds: int
@@ -55,17 +58,18 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size((2,), METHODS[:1], 1, 2),
-    "quick": Size((2, 4, 6, 8, 10), (SHARED, *METHODS[2:4]), 8, 80),
+    "quick": Size((2, 4, 6, 8, 10), (SHARED, *METHODS[2:]), 40, 80),
     "full": Size((2, 4, 6, 8, 10, 12), METHODS, 50, 600),
 }
 
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
+    runs = len(BUDGETS) * SEARCH_SEEDS + chosen.seeds
     return [
         Piece(
             f"{method.name}-{n}",
-            (6 + n) * max(0.3, chosen.seeds * chosen.updates / 1000),
+            20 + runs * chosen.updates * n / 4000,
             {"agents": n, "method": list(method), "seeds": chosen.seeds, "updates": chosen.updates, "batch": BATCH,
              "searched": list(searched(method)[1]), "search_seeds": SEARCH_SEEDS},
             lambda method=method, n=n: play(method, n, chosen),
@@ -81,20 +85,32 @@ def searched(method: Method) -> tuple[str, tuple[float, ...]]:
 
 
 def play(method: Method, num_agents: int, size: Size) -> study.Values:
-    """Returns: value [trial, seed, 2], exact expected payoff: the highest during the run, and the last."""
-    name, values = searched(method)
-    runs = stage_games.combinations(**{name: values}, seed=np.arange(SEARCH_SEEDS + size.seeds))
-    seeds = runs.pop("seed")
+    """Search on `SEARCH_SEEDS` seeds, then the trial with the highest mean of last values on others.
+
+    Returns:
+        search: [trial, search seed, 2], value: [seed, 2], exact expected payoff: the highest during the run, and the
+        last. chosen: [] index of the trial.
+    """
     fields = {"share_parameters": True, "agent_ids": method.ids} if method.shared else {}
     config = stage_games.game_config(method.algorithm, BATCH, **fields)
+    env = envs.make("parameter_sharing", num_agents=num_agents)
 
     def record(policy, params, metrics):
         return {"value": expected(stage_games.probabilities(policy))}
 
-    env = envs.make("parameter_sharing", num_agents=num_agents)
-    value = stage_games.learn(env, method.algorithm, config, runs, seeds, size.updates, record)["value"]
-    value = value.reshape(len(values), -1, size.updates)
-    return {"value": np.stack([value.max(-1), value[..., -1]], -1)}
+    def learned(values, seeds) -> np.ndarray:
+        """[trial, seed, 2]."""
+        runs = stage_games.combinations(**{name: values}, seed=seeds)
+        of_runs = runs.pop("seed")
+        value = stage_games.learn(env, method.algorithm, config, runs, of_runs, size.updates, record)["value"]
+        value = value.reshape(len(values), len(seeds), size.updates)
+        return np.stack([value.max(-1), value[..., -1]], -1)
+
+    name, trials = searched(method)
+    search = learned(trials, np.arange(SEARCH_SEEDS))
+    chosen = int(np.argmax(search[..., 1].mean(1)))
+    value = learned(trials[chosen : chosen + 1], SEARCH_SEEDS + np.arange(size.seeds))[0]
+    return {"search": search, "value": value, "chosen": np.array(chosen)}
 
 
 def expected(probability) -> jnp.ndarray:
@@ -113,9 +129,8 @@ def bound(num_agents: int) -> float:
 
 
 def last_values(results: Results, method: Method, n: int) -> np.ndarray:
-    """[seed] of the trial that was best on the search seeds."""
-    value = results.pieces[f"{method.name}-{n}"]["value"][..., 1]
-    return value[np.argmax(value[:, :SEARCH_SEEDS].mean(1)), SEARCH_SEEDS:]
+    """[seed]."""
+    return results.pieces[f"{method.name}-{n}"]["value"][:, 1]
 
 
 def report(results: Results) -> Report:
@@ -130,40 +145,44 @@ def report(results: Results) -> Report:
 
 
 def _bound_row(results: Results, size: Size) -> Row:
-    highest = {n: results.pieces[f"{SHARED.name}-{n}"]["value"][..., 0].max() / bound(n) for n in size.agents}
+    shared = {n: results.pieces[f"{SHARED.name}-{n}"] for n in size.agents}
+    highest = {n: max(p["search"][..., 0].max(), p["value"][:, 0].max()) / bound(n) for n, p in shared.items()}
     last = {n: study.estimate(last_values(results, SHARED, n) / bound(n)) for n in size.agents}
     verdict = HOLDS if max(highest.values()) <= 1 + 1e-4 else NOT_SEEN
+    reasons = {
+        HOLDS: "A theorem, confirmed. The untrained team, which plays at random, is already there; learning keeps it.",
+        NOT_SEEN: f"A theorem, so the fault is here. Tried: {size.updates} updates of {BATCH} samples.",
+    }
     return Row(
         "A policy shared by all agents earns at most 2/2ⁿ of the optimum (Kuba et al. 2022, Proposition 1)",
         "largest value in any update of any run, over the bound: "
         + ", ".join(f"{value:.3f} (n = {n})" for n, value in highest.items()),
         "after training, over the bound: " + ", ".join(f"{f.text()}" for f in last.values()),
         verdict,
-        study.because(
-            verdict,
-            {
-                HOLDS: "A theorem, confirmed. The untrained team, which plays at random, is already there; learning "
-                "keeps it."
-            },
-        ),
+        study.because(verdict, reasons),
     )
 
 
 def _separate_row(results: Results, size: Size, method: Method) -> Row:
-    found = {n: study.estimate(last_values(results, method, n)) for n in size.agents}
-    verdict = study.counted([study.judged(f, 0.99, bound(n)) for n, f in found.items()])
+    last = {n: last_values(results, method, n) for n in size.agents}
+    found = {n: study.proportion(values >= REACHED) for n, values in last.items()}
+    verdict = study.counted([study.judged(f, 0.9, 0.0) for f in found.values()])
+    tried = f" Tried: {len(BUDGETS)} trials on {SEARCH_SEEDS} seeds, {size.updates} updates of {BATCH} samples."
     reasons = {
+        NOT_SEEN: "At random the pay is met 2/2ⁿ of the time, too seldom for these batches." + tried,
         PARTLY: "Only as long as the pay is met in the first batches: at random it is met 2/2ⁿ of the time. The "
-        "optimum is there to be learned, but not always found in this time.",
+        "optimum is there to be learned, but not always found in this time." + tried,
         HOLDS: "As soon as one of the two rewarded joint actions is met more often, separate networks run to it.",
     }
     return Row(
-        f"{method.label[0].upper()}{method.label[1:]} reaches the optimum (99 %) of the same games",
-        "payoff after training: " + ", ".join(f"{f.number()} (n = {n})" for n, f in found.items()),
-        "; ".join(f.interval() for f in found.values()),
+        f"{method.label[0].upper()}{method.label[1:]} reaches the optimum of the same games ({REACHED:g} of it, in "
+        "nine runs of ten)",
+        f"runs that do, of {size.seeds}: " + ", ".join(f"{f.number(0, True)} (n = {n})" for n, f in found.items())
+        + "; lowest payoff after training: " + ", ".join(f"{values.min():.2f}" for values in last.values()),
+        "; ".join(f"{f.interval(0, True)} %" for f in found.values()),
         verdict,
         study.because(verdict, reasons),
-    )
+    )  # fmt: skip
 
 
 def _figure(results: Results, size: Size) -> Figure:
@@ -175,7 +194,7 @@ def _figure(results: Results, size: Size) -> Figure:
         found = [study.estimate(last_values(results, method, n)) for n in size.agents]
         middle = np.array([f.value for f in found])
         around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-        x = np.asarray(size.agents) + 0.08 * place
+        x = np.asarray(size.agents) + (0.14 * (place - 2) if method != SHARED else 0.0)
         axes.errorbar(
             x, middle, np.maximum(around, 0), linewidth=1.2, markersize=6, label=method.label, **_STYLES[method.name]
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 import marl_kl
 from envs.types import Env
-from marl_kl import devices
+from marl_kl import algorithms, devices
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
 from marl_kl.rollout import decide
@@ -27,9 +27,9 @@ GAME = {
 """Config fields of all one-step games. A critic cannot matter: its one value is subtracted from every reward alike."""
 
 
-def game_config(algorithm: str, batch_size: int, **fields) -> Config:
+def game_config(algorithm: str | algorithms.Entry, batch_size: int, **fields) -> Config:
     """A config of `batch_size` env steps per update, Fisher products on all of them."""
-    config_class = marl_kl.algorithms.get(algorithm).config_class
+    config_class = algorithms.get(algorithm).config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     own = {"cg_subsample": 1.0} if "cg_subsample" in known else {}
     return config_class(**GAME, num_envs=batch_size, **own, **fields)
@@ -37,7 +37,7 @@ def game_config(algorithm: str, batch_size: int, **fields) -> Config:
 
 def learn(
     env: Env,
-    algorithm: str,
+    algorithm: str | algorithms.Entry,
     config: Config,
     runs: Mapping[str, np.ndarray],
     seeds: np.ndarray,
@@ -49,11 +49,11 @@ def learn(
     """Trains R teams side by side, spread over the devices.
 
     Args:
-        env: a one-step game. algorithm: its name. config: what all runs share.
+        env: a one-step game. algorithm: its name or entry. config: what all runs share.
         runs: config numbers by name, [R] each. seeds: [R].
         num_updates: U, of every run.
         record: `record(policy, params, metrics)` -> arrays to keep after each update; `policy` is the distribution of
-            the team's actions, axes [N].
+            the team's actions, axes [N]. Metrics are the update's own and `policy_before` it.
         params: leaves [R, ...], the games' parameters; those of `env` if None.
         start_means: [R, N] where Gaussian policies begin; None: where the networks do, near 0.
 
@@ -77,8 +77,9 @@ def learn(
             first = _started_at(first, given["start"])
 
         def update(state, _):
+            before = _policy(env, actor, state.learner)
             state, metrics = train.update(state)
-            return state, record(_policy(env, actor, state.learner), game.params, metrics)
+            return state, record(_policy(env, actor, state.learner), game.params, metrics | {"policy_before": before})
 
         return jax.lax.scan(update, first, None, num_updates)[1]
 

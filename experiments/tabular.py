@@ -179,9 +179,8 @@ class Iteration(NamedTuple):
     Attributes:
         policies: the new ones.
         thresholds: [N] largest KL over states that each agent was allowed.
-        gain: sum of the agents' surrogate gains. guaranteed: that less C times the KL spent, the lower bound of
-        Theorem 2
-            on the gain in return.
+        gain: sum of the agents' surrogate gains. guaranteed: that less C times the KL spent, the lower bound of Theorem
+            2 on the gain in return.
         predicted: the same gain to first order: each agent's slope at its old policy, times the square root of its
             threshold.
     """
@@ -211,7 +210,7 @@ def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget:
     utility = np.array([_gain(visits, trial, own) for trial, own in zip(trials, alone)])
     plan = allocator.start(key, jnp.asarray(utility, jnp.float32), jnp.float32(budget))
 
-    new, moved, remaining = list(policies), set(), budget
+    new, moved, remaining, unassigned = list(policies), set(), budget, budget
     thresholds, spent, gain, predicted = np.zeros(n), 0.0, 0.0, 0.0
     for position in range(n):
         waited = range(n) if allocator.uses == "scores" else ()
@@ -220,8 +219,9 @@ def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget:
         score = np.array(gains) / (budget / n + EPSILON)
         waiting = [agent not in moved for agent in range(n)]
         state = Round(
-            jnp.int32(position), jnp.asarray(score, jnp.float32), jnp.asarray(waiting), jnp.float32(remaining)
-        )
+            jnp.int32(position), jnp.asarray(score, jnp.float32), jnp.asarray(waiting), jnp.float32(remaining),
+            jnp.float32(unassigned),
+        )  # fmt: skip
         agent, threshold = (part.item() for part in allocator.next(plan, state))
         own = expected_advantage(advantage, policies, new, moved, agent)
         new[agent] = best_within(policies[agent], own, threshold)
@@ -229,7 +229,8 @@ def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget:
         spread = np.sqrt((policies[agent] * own**2).sum(-1))
         predicted += visits @ spread * np.sqrt(2 * threshold)
         gain += _gain(visits, new[agent], own)
-        thresholds[agent], spent, remaining = threshold, spent + kl, max(remaining - kl, 0.0)
+        thresholds[agent], spent = threshold, spent + kl
+        remaining, unassigned = max(remaining - kl, 0.0), max(unassigned - threshold, 0.0)
         moved.add(agent)
     return Iteration(new, thresholds, gain, gain - penalty * spent, predicted)
 
@@ -254,15 +255,17 @@ def _largest_kl(old: np.ndarray, new: np.ndarray) -> float:
 
 
 def planned_in(order: str, share) -> Allocator:
-    """Thresholds `share(utility, kl_budget)`; "largest" or "smallest" threshold first, or "random" order."""
+    """Thresholds `share(utility, kl_budget)`; "largest" or "smallest" utility first, or "random" order."""
 
     def start(key, utility, kl_budget):
-        thresholds = share(utility, kl_budget)
-        ranks = {"largest": -thresholds, "smallest": thresholds, "random": jax.random.uniform(key, thresholds.shape)}
-        return jnp.argsort(ranks[order]), thresholds
+        ranks = {"largest": -utility, "smallest": utility, "random": jax.random.uniform(key, utility.shape)}
+        return jnp.argsort(ranks[order]), share(utility, kl_budget)
 
-    def next_agent(plan, now):
-        agent = plan[0][now.position]
-        return agent, plan[1][agent]
+    return Allocator("utility", jax.jit(start), _follow)
 
-    return Allocator("utility", jax.jit(start), jax.jit(next_agent))
+
+@jax.jit
+def _follow(plan, now: Round):
+    order, thresholds = plan
+    agent = order[now.position]
+    return agent, thresholds[agent]

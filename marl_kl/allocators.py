@@ -104,13 +104,15 @@ class Round(NamedTuple):
         position: [] int32, moves made so far.
         score: [N] current scores; only for allocators with `uses = "scores"`, else zeros.
         waiting: [N] bool, agents that have not moved.
-        remaining: [] budget not yet spent.
+        remaining: [] budget not yet spent: what line searches left of earlier agents' thresholds is in it.
+        unassigned: [] budget not yet given to anyone: what was left over is not in it.
     """
 
     position: jax.Array
     score: jax.Array
     waiting: jax.Array
     remaining: jax.Array
+    unassigned: jax.Array
 
 
 class Allocator(NamedTuple):

@@ -126,7 +126,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
 
         def turn(left: _Left, position, actors, log_factor):
             score = _current_scores(config, scores, batch.advantage * _factor(log_factor), allocator)
-            agent, threshold = allocator.next(plan, Round(position, score, left.waiting, left.budget))
+            agent, threshold = allocator.next(plan, Round(position, score, *left))
             agent_batch = _of_agent(batch, agent, log_factor, subset)
             params = _take(actors, agent)
             proposal = trust_region.propose(actor, config, params, agent_batch)
@@ -140,20 +140,25 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
                 "step_fraction": moved.step_fraction,
                 "entropy": moved.entropy,
             }
-            left = _Left(left.waiting.at[agent].set(False), jnp.maximum(left.budget - moved.outcome.kl, 0.0))
+            left = _Left(
+                left.waiting.at[agent].set(False),
+                jnp.maximum(left.budget - moved.outcome.kl, 0.0),
+                jnp.maximum(left.unassigned - threshold, 0.0),
+            )
             return left, _Turn(agent, moved.params, moved.outcome.log_ratio, report)
 
-        actors, _, metrics = _take_turns(actors, batch, _Left(jnp.ones(num_agents, bool), budget), turn)
+        actors, _, metrics = _take_turns(actors, batch, _Left(jnp.ones(num_agents, bool), budget, budget), turn)
         return actors, state, metrics
 
     return Algorithm(init=lambda actors: (), update=update)
 
 
 class _Left(NamedTuple):
-    """waiting: [N] bool, who has not moved. budget: [] KL not yet spent."""
+    """waiting: [N] bool, who has not moved. budget: [] KL not yet spent. unassigned: [] KL not yet given to anyone."""
 
     waiting: jax.Array
     budget: jax.Array
+    unassigned: jax.Array
 
 
 class _Scores(NamedTuple):

@@ -68,7 +68,7 @@ class Train(NamedTuple):
     update: Callable[[TrainState], tuple[TrainState, Metrics]]
 
 
-def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
+def make_train(env: Env, algorithm: str | algorithms.Entry, config: Config | None = None) -> Train:
     """Composes environment, algorithm and config; compiles nothing.
 
     The numbers of `config` may be tracers, so that `jax.vmap(lambda d: make_train(env, "hatrpo_w",
@@ -76,7 +76,7 @@ def make_train(env: Env, algorithm: str, config: Config | None = None) -> Train:
 
     Args:
         env: from `envs.make` or your own.
-        algorithm: one of `marl_kl.algorithms.names()`.
+        algorithm: one of `marl_kl.algorithms.names()`, or an `Entry` of your own: another allocator, say.
         config: of the algorithm's `config_class`; its defaults if None.
 
     Raises:
@@ -148,11 +148,11 @@ class _Parts(NamedTuple):
         return self.algorithm.critic_sees == "state"
 
 
-def _make_parts(spec: EnvSpec, algorithm: str, config: Config) -> _Parts:
+def _make_parts(spec: EnvSpec, algorithm: str | algorithms.Entry, config: Config) -> _Parts:
     entry = algorithms.get(algorithm)
     if not isinstance(config, entry.config_class):
         raise ValueError(
-            f"config is a {type(config).__name__}; algorithm '{algorithm}' needs a {entry.config_class.__name__}"
+            f"config is a {type(config).__name__}; algorithm '{entry.name}' needs a {entry.config_class.__name__}"
         )
     actor = make_actor(spec, config)
     built = entry.build(actor, config)

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 import envs
 from envs.games import two_peaks_expectation
 from experiments import (
+    allocation_ablations,
+    bilinear,
     exact_gaussians,
     mixed_motives,
     parameter_sharing,
@@ -23,7 +25,8 @@ from experiments import (
 )
 from experiments.exact_gaussians import Team
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, VERDICTS, Piece, Report, Row, Study
-from marl_kl import allocators
+from marl_kl import algorithms, allocators
+from marl_kl.allocators import Round
 
 
 def quiet(line):
@@ -205,15 +208,126 @@ def test_the_bilinear_game_by_hand(float64):
         np.testing.assert_allclose(jnp.prod(team.mean), after, rtol=1e-5)
 
 
+def test_steps_at_the_same_time_by_hand():
+    """Every mean moves by 1 towards the sign of the other one, wherever it starts; KL 1/2 each."""
+    size = bilinear.Size((1.0,), 5, 1, ())
+    found = bilinear.step_exactly(bilinear.SIMULTANEOUS, size)
+    a, b = bilinear.starts(5).T
+    by_hand = (a + np.sign(b)) * (b + np.sign(a)) - a * b
+    np.testing.assert_allclose(found["change"][0], by_hand, atol=1e-5)
+    np.testing.assert_allclose(found["worse"], [(by_hand < -1e-4).mean()])
+
+
 def test_orders_differ_in_nothing_but_the_order():
-    """With one agent of influence the order cannot matter, and thresholds are those of the share function."""
+    """Thresholds are those of the share function, the order is that of the utilities even where those are equal."""
     game, policies, _ = theory.random_start(1, 0.5)
-    done = [
-        tabular.budgeted_iteration(
-            game, policies, tabular.planned_in(order, allocators.natural), 0.1, jax.random.key(0)
-        )
-        for order in theory.ORDERS
-    ]
-    for one in done[1:]:
-        np.testing.assert_allclose(one.thresholds, done[0].thresholds)
-    assert abs(done[0].thresholds.sum() - 0.1) < 1e-6
+    utility = jnp.array([0.2, 0.5, 0.1])
+    for share in (allocators.natural, allocators.uniform):
+        done = [
+            tabular.budgeted_iteration(game, policies, tabular.planned_in(order, share), 0.1, jax.random.key(0))
+            for order in theory.ORDERS
+        ]
+        for one in done[1:]:
+            np.testing.assert_allclose(one.thresholds, done[0].thresholds)
+        assert abs(done[0].thresholds.sum() - 0.1) < 1e-6
+        for order, expected in (("largest", [1, 0, 2]), ("smallest", [2, 0, 1])):
+            plan = tabular.planned_in(order, share).start(jax.random.key(0), utility, 0.1)
+            np.testing.assert_array_equal(plan[0], expected)
+
+
+# Allocation
+
+
+def thresholds_of(allocator, utility, spent, budget=1.0):
+    """[N] what an allocator gives agents that each spend the share `spent` of it; utilities are the scores too."""
+    n = len(utility)
+    plan = allocator.start(jax.random.key(3), jnp.asarray(utility), jnp.asarray(budget))
+    given, waiting, remaining, unassigned = np.zeros(n), np.ones(n, bool), budget, budget
+    for position in range(n):
+        now = Round(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
+        agent, threshold = (part.item() for part in allocator.next(plan, now))
+        assert waiting[agent]
+        given[agent], waiting[agent] = threshold, False
+        remaining, unassigned = remaining - spent * threshold, unassigned - threshold
+    return given
+
+
+@pytest.mark.parametrize("share", [allocators.uniform, allocators.water_filling, allocators.natural])
+def test_budget_is_handed_on_only_where_some_is_left(share):
+    utility = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
+    for in_random_order in (False, True):
+        allocator = allocation_ablations.handing_on(share, in_random_order)
+        np.testing.assert_allclose(thresholds_of(allocator, utility, 1.0), share(utility, 1.0), rtol=1e-4)
+        half = thresholds_of(allocator, utility, 0.5)
+        assert 1 < half.sum() and 0.5 * half.sum() <= 1
+    nothing_spent = thresholds_of(allocation_ablations.handing_on(allocators.uniform), utility, 0.0)
+    np.testing.assert_allclose(np.sort(nothing_spent), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-5)
+
+
+def test_greedy_that_loses_what_is_left_gives_the_budget_once():
+    """Shares in the ratio of the scores, whatever is spent."""
+    scores = np.array([1.0, 4.0, 2.0, 1.0], np.float32)
+    allocator = allocation_ablations.losing(allocators.greedy("proportional"))
+    for spent in (0.0, 0.6, 1.0):
+        np.testing.assert_allclose(thresholds_of(allocator, scores, spent), scores / 8, rtol=1e-5)
+    assert thresholds_of(allocators.greedy("proportional"), scores, 0.6).sum() > 1
+
+
+def first_update(name, batch, budget=0.04, seeds=4):
+    """What `allocation_ablations` records of one update of its game, leaves [seed, ...]."""
+    variant = next(v for v in allocation_ablations.VARIANTS if v.name == name)
+    entry = allocation_ablations.entry_of(variant)
+    env = envs.make("matrix_game", payoff=allocation_ablations.weighted_payoff())
+    config = stage_games.game_config(entry, batch)
+
+    def record(policy, params, metrics):
+        names = ("kl_threshold", "kl_total", "utility", "gain", "step_fraction")
+        before, after = (allocation_ablations.right_of(p) for p in (metrics["policy_before"], policy))
+        return {name: metrics[name] for name in names} | {"before": before, "after": after}
+
+    runs = {"kl_budget": np.full(seeds, budget)}
+    kept = stage_games.learn(env, entry, config, runs, np.arange(seeds), 1, record)
+    return {name: values[:, 0] for name, values in kept.items()}, variant
+
+
+def test_leftover_budget_in_the_trainer():
+    """Handed on or lost, the joint budget is kept; lost, it is given out once, and handed on, more of it is spent."""
+    handed, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-handed", "hatrpo_g-lost", "hatrpo_w"))
+    for one in (handed, lost, plain):
+        assert (one["kl_total"] <= 0.04).all()
+    np.testing.assert_allclose(lost["kl_threshold"].sum(-1), 0.04, rtol=1e-3)
+    assert (handed["kl_threshold"].sum(-1) >= plain["kl_threshold"].sum(-1) * 0.999).all()
+    assert handed["kl_total"].sum() > 1.1 * plain["kl_total"].sum()
+    own = algorithms.get("hatrpo")
+    assert algorithms.get(own) is own
+
+
+def test_first_update_of_the_weighted_game_against_a_direct_computation():
+    """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""
+    first, variant = first_update("hatrpo_n", 16384)
+    found = allocation_ablations.gains(first, np.full(4, 0.04), np.zeros(4))
+    sizes = allocation_ablations.WEIGHTS * np.sqrt(first["before"] * (1 - first["before"]))
+    by_hand = (sizes * np.sqrt(2 * first["kl_threshold"])).sum(-1)
+    np.testing.assert_allclose(found["predicted"], by_hand, rtol=0.05)
+    np.testing.assert_allclose(found["real"], found["accepted"], rtol=0.1)
+    np.testing.assert_allclose(found["surrogate"], found["real"], rtol=0.1)
+    every = np.full(4, 0.04)
+    wanted = allocation_ablations.own_shares(variant, first["before"], every, np.full(4, 1e-4))
+    assert allocation_ablations.apart(first["kl_threshold"] / 0.04, wanted).max() < 0.03
+
+
+def test_own_shares_by_hand():
+    even, budget, epsilon = np.full((1, 4), 1 / 3), np.ones(1), np.full(1, 1e-9)
+    ratios = {"hatrpo": [1, 1, 1, 1], "hatrpo_w": [8, 4, 2, 1], "hatrpo_g": [8, 4, 2, 1], "hatrpo_n": [64, 16, 4, 1],
+              "hatrpo_g-all": [1, 0, 0, 0]}  # fmt: skip
+    for variant in allocation_ablations.VARIANTS:
+        if variant.name in ratios:
+            shares = np.array(ratios[variant.name]) / sum(ratios[variant.name])
+            got = allocation_ablations.own_shares(variant, even, budget, epsilon)
+            np.testing.assert_allclose(got, shares[None], atol=1e-5)
+
+
+def test_verdicts_on_no_change():
+    inside, across, outside = (study.Estimate(v, v - 0.01, v + 0.01) for v in (0.0, 0.05, -0.1))
+    within = allocation_ablations.within
+    assert [within([inside, f], 0.05) for f in (inside, across, outside)] == [HOLDS, NOT_SEEN, CONTRARY]

@@ -62,8 +62,10 @@ def names(config_class: type[Config] = Config) -> tuple[str, ...]:
     return tuple(name for name, entry in _ALGORITHMS.items() if issubclass(entry.config_class, config_class))
 
 
-def get(name: str) -> Entry:
-    """The algorithm called `name`; ValueError with near misses if there is none."""
+def get(name: str | Entry) -> Entry:
+    """The algorithm called `name`, ValueError with near misses if there is none; an `Entry` of your own is returned."""
+    if isinstance(name, Entry):
+        return name
     entry = _ALGORITHMS.get(name)
     if entry is None:
         near = difflib.get_close_matches(name, _ALGORITHMS, n=3, cutoff=0.5)
