@@ -19,7 +19,7 @@ import envs
 import marl_kl
 from envs.types import Env
 from experiments import brax_figures, settings, study
-from experiments.brax_scores import Scores, overall, pooled, scored, variance_ratio
+from experiments.brax_scores import Scores, overall, scored, variance_ratio
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Estimate, Piece, Report, Results, Row
 from experiments.who_leads import leading, normalised
 from marl_kl import devices, evaluate, presets
