@@ -23,6 +23,7 @@ from marl_kl.progress import Progress
 from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
 from marl_kl.storage import checkpoints, run_folder, run_tables
 from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.trainer import TrainState, make_train
 
 MAX_SEEDS = 2**16
@@ -239,10 +240,11 @@ class _Run:
         """Stores what there is, unless that is stored: a checkpoint, then its metrics and evaluations as tables."""
         if self._saved == self.now.extent:
             return
-        if self.done:
-            checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
-        self._write_tables()
-        self._saved = self.now.extent
+        with interrupts_wait():
+            if self.done:
+                checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
+            self._write_tables()
+            self._saved = self.now.extent
 
     @property
     def _size(self) -> tuple[str, str]:

@@ -3,6 +3,7 @@
     checkpoints/<update>/arrays/        train state of all seeds, their best teams, metrics and evaluations (orbax)
     checkpoints/<update>/snapshot.json  whose they are, and what is no array
     checkpoints/<update>/manifest.json  format, and checksums of all other files
+    checkpoints/<update>~/              while a newer one of the same update takes its place: the older one
 
 A checkpoint is made under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
 the path of each leaf, so that it does not matter which containers (NamedTuples, dataclasses, dicts) they come in; typed
@@ -19,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
@@ -31,6 +33,7 @@ from marl_kl.files import (
     TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, sync_folder, write_synced,
 )  # fmt: skip
 from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunWarning, difference
 
 FORMAT = 1
@@ -38,6 +41,9 @@ FORMAT = 1
 
 _NO_ARRAYS = ("update", "env_steps")
 """What of an `Evaluation` is stored as text: int64, which jax would cut to 32 bits."""
+
+_SPARE = "~"
+"""How the name of a checkpoint ends that a newer one of the same update is about to replace."""
 
 
 class Snapshot(NamedTuple):
@@ -159,7 +165,8 @@ def _key_impl(key) -> Any:
 def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any], keep: int) -> None:
     """Stores a snapshot; of all checkpoints, those of the last `keep` updates up to this one stay.
 
-    A kill at any moment leaves every other checkpoint as it was, and this one whole or absent.
+    A kill at any moment leaves every other checkpoint as it was, and this one whole or absent; of two of the same
+    update at least one. Ctrl-C waits for the end (`interrupts_wait`).
 
     Args:
         out: the run folder, held by this process.
@@ -170,24 +177,39 @@ def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any]
     Raises:
         RunFolderError: it cannot be written.
     """
-    folder = Path(out).absolute() / "checkpoints"
     target = _place(out, snapshot.update)
-    temporary = folder / f"{TEMPORARY}{target.name}"
-    with one_sentence("write", target):
+    folder = target.parent
+    # a name of its own: after a second Ctrl-C threads of Orbax may still write under the one before
+    temporary = folder / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
+    with interrupts_wait(), one_sentence("write", target):
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         try:
             _write(temporary, snapshot, identity)
-            if target.exists():
-                _remove(target)
-            os.replace(temporary, target)
+            _put(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(folder)
-        # Later ones are of a run that went back behind them, because they were damaged.
-        stored = _stored(out)
-        for other in {*stored} - {*stored[: stored.index(target) + 1][-keep:]}:
-            _remove(other)
+        _prune(out, target, keep)
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Renames `temporary` to `target`; what was there is a spare one, which readers find, until that is done."""
+    spare = target.with_name(f"{target.name}{_SPARE}")
+    if target.exists():
+        if spare.exists():
+            _remove(spare)
+        os.replace(target, spare)
+    os.replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def _prune(out: str | os.PathLike, target: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints of the `keep` updates up to that of `target`."""
+    newest = {_update(checkpoint): checkpoint for checkpoint in _stored(out)}
+    # later ones are of a run that went back behind them, because they were damaged
+    kept = sorted(update for update in newest if update <= _update(target))[-keep:]
+    for checkpoint in {*_stored(out)} - {newest[update] for update in kept}:
+        _remove(checkpoint)
 
 
 def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> Snapshot | None:
@@ -236,15 +258,21 @@ def _place(out: str | os.PathLike, update: int) -> Path:
 
 
 def _stored(out: str | os.PathLike) -> list[Path]:
-    """Oldest first."""
+    """Oldest first; a spare one before that which replaces it."""
     folder = Path(out).absolute() / "checkpoints"
-    found = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda entry: int(entry.name))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = [entry for entry in entries if entry.name.removesuffix(_SPARE).isdigit()]
+    return sorted(found, key=lambda entry: (_update(entry), not entry.name.endswith(_SPARE)))
+
+
+def _update(checkpoint: Path) -> int:
+    """By its name."""
+    return int(checkpoint.name.removesuffix(_SPARE))
 
 
 def _remove(checkpoint: Path) -> None:
     # Renamed first: half a checkpoint must not pass for one.
-    doomed = checkpoint.with_name(f"{TEMPORARY}old-{checkpoint.name}")
+    doomed = checkpoint.with_name(f"{TEMPORARY}old-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)
 
@@ -285,7 +313,7 @@ def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:
         other = None if identity is None else difference(about["run"], identity)
         if other:
             raise RunFolderError(f"the checkpoint {checkpoint} belongs to another run: {other}")
-        if about["update"] != int(checkpoint.name):
+        if about["update"] != _update(checkpoint):
             raise RunFolderError(f"the checkpoint {checkpoint} has another name than its update, {about['update']}")
         leaves = _read_arrays(checkpoint / "arrays")
     texts = {name: np.asarray(value, np.int64) for name, value in about["evaluation"].items()}
@@ -342,7 +370,7 @@ def _write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
     # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.size}
     try:
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(path, leaves)
     except ValueError as error:
         raise _as_os_error(error) from error
@@ -352,7 +380,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             leaves = checkpointer.restore(path)
     except (ValueError, KeyError) as error:
         raise _Damaged(f"the checkpoint {path.parent} is damaged: {first_line(error)}") from error
