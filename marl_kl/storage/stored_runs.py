@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any, Mapping
 
 import numpy as np
 
@@ -83,10 +84,7 @@ def read_sweep(out: str | os.PathLike) -> SweepResult:
     record = run_folder.read_record(out, run_folder.SWEEP)
     if record.status != "finished":
         raise RunFolderError(f"{str(out)!r} holds a sweep that is {record.status}; only finished ones have tables")
-    settings = tuple(
-        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        for fields in record.document["settings"]
-    )
+    settings = _settings(out, record)
     shape = (len(settings), len(record.seeds), 1)
     means = _means(out / "table.csv", shape)
     env_steps, metrics = np.zeros((len(settings), 0), np.int64), {}
@@ -103,9 +101,29 @@ def read_sweep(out: str | os.PathLike) -> SweepResult:
         EpisodeStatistics(means["untrained_return"], np.full(shape, np.nan)),
         EpisodeStatistics(means["final_return"], means["final_length"]),
         record.failures,
-        Timing(**record.document.get("timing", UNTIMED._asdict())),
+        _timing(out, record.document),
         out,
     )
+
+
+def _settings(out: Path, record: run_folder.RunRecord) -> tuple[dict[str, Any], ...]:
+    settings = tuple(
+        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        for fields in record.document["settings"]
+    )
+    try:
+        for fields in settings:
+            record.config.replace(**fields)
+    except ValueError as error:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: {error}") from error
+    return settings
+
+
+def _timing(out: Path, document: Mapping[str, Any]) -> Timing:
+    try:
+        return Timing(*(float(document["timing"][name]) for name in Timing._fields)) if "timing" in document else UNTIMED
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
 
 def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
