@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was stored, whole or not at all, and whatever is wrong is one sentence."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -288,6 +289,47 @@ def test_foreign_and_newer_checkpoints_are_refused_though_an_older_one_would_do(
     _edit(tmp_path / "checkpoints" / "7" / "manifest.json", format=99)
     with pytest.raises(RunFolderError, match="checkpoints/7 was written by a newer marl_kl .format 99; this one"):
         checkpoints.load(tmp_path, RUN)
+
+
+# Reading while a run trains
+
+
+def _saving_meanwhile(monkeypatch, out, saves):
+    """Every reading begins, and is overtaken by the save that `saves` gives next, if it gives one."""
+    verify = checkpoints._verify
+
+    def slow(checkpoint, files):
+        for update in itertools.islice(saves, 1):
+            _save(out, update, keep=1)
+        verify(checkpoint, files)
+
+    monkeypatch.setattr(checkpoints, "_verify", slow)
+
+
+def test_what_is_being_read_is_not_removed(tmp_path, monkeypatch, recwarn):
+    _save(tmp_path, 1)
+    _saving_meanwhile(monkeypatch, tmp_path, iter([2]))
+    _assert_same(checkpoints.load(tmp_path), _snapshot(1))
+    assert _updates(tmp_path) == [1, 2] and not recwarn.list
+    _save(tmp_path, 3, keep=1)
+    assert _updates(tmp_path) == [3]
+
+
+def test_what_was_removed_or_replaced_while_it_was_read_is_no_damage(tmp_path, monkeypatch, capfd, recwarn):
+    """On a file system without locks; 3 comes twice."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    _save(tmp_path, 1)
+    _saving_meanwhile(monkeypatch, tmp_path, iter([2, 3, 3]))
+    assert checkpoints.load(tmp_path).update == 3
+    assert not recwarn.list and "Traceback" not in capfd.readouterr().err
+    _saving_meanwhile(monkeypatch, tmp_path, itertools.count(4))
+    with pytest.raises(RunFolderError, match=r"cannot read .*/checkpoints: it changed \d+ times meanwhile") as error:
+        checkpoints.load(tmp_path)
+    _one_sentence(error)
 
 
 # Trouble in writing

@@ -131,4 +131,4 @@ def test_damaged_files_of_a_sweep(tmp_path, capsys, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert cli.main(["report", str(path.parent)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("marl-kl: ") and len(said.splitlines()) == 1 and next(iter(change)) in said or "gamma" in said
+    assert said.startswith("marl-kl: ") and len(said.splitlines()) == 1 and "sweep.json" in said

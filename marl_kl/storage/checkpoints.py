@@ -14,16 +14,18 @@ teams so far are in every checkpoint, so that whichever a run goes on from has t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 import uuid
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +43,9 @@ FORMAT = 1
 
 _NO_ARRAYS = ("update", "env_steps")
 """What of an `Evaluation` is stored as text: int64, which jax would cut to 32 bits."""
+
+_LOOKS = 20
+"""How often `load` looks again if there are other checkpoints each time, which is unlikely for two."""
 
 _SPARE = "~"
 """How the name of a checkpoint ends that a newer one of the same update is about to replace."""
@@ -76,6 +81,10 @@ class Snapshot(NamedTuple):
 
 class _Damaged(RunFolderError):
     """Not what was written; an older checkpoint may do."""
+
+
+class _Changed(Exception):
+    """There are other checkpoints now than there were; another look may do."""
 
 
 # Trees of arrays
@@ -209,13 +218,16 @@ def _prune(out: str | os.PathLike, target: Path, keep: int) -> None:
     # later ones are of a run that went back behind them, because they were damaged
     kept = sorted(update for update in newest if update <= _update(target))[-keep:]
     for checkpoint in {*_stored(out)} - {newest[update] for update in kept}:
-        _remove(checkpoint)
+        with _locked(checkpoint, fcntl.LOCK_EX) as is_free:
+            if is_free:  # else it is removed after one of the next saves
+                _remove(checkpoint)
 
 
 def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> Snapshot | None:
     """The newest checkpoint in the run folder `out`; None if there is none.
 
-    If it is damaged, the newest one that is not, with a `RunWarning` that says so.
+    If it is damaged, the newest one that is not, with a `RunWarning` that says so. A run that trains meanwhile does not
+    disturb: it leaves alone what is being read.
 
     Args:
         out: the run folder.
@@ -224,21 +236,63 @@ def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> S
     Raises:
         RunFolderError: all are damaged, or the newest intact one is of another run or of a newer format.
     """
+    for _ in range(_LOOKS):
+        with one_sentence("read", Path(out) / "checkpoints"):
+            seen = _seen(out)
+        with contextlib.suppress(_Changed):
+            return _newest(out, seen, identity)
+        time.sleep(0.01)
+    raise RunFolderError(f"cannot read {Path(out) / 'checkpoints'}: it changed {_LOOKS} times meanwhile")
+
+
+def _newest(out: str | os.PathLike, seen: Mapping[Path, int], identity: Mapping[str, Any] | None) -> Snapshot | None:
+    """See `load`; `_Changed` if a checkpoint cannot be read because the run that trains has removed it meanwhile."""
     damage = []
-    with one_sentence("read", Path(out) / "checkpoints"):
-        stored = _stored(out)
-    for checkpoint in reversed(stored):
+    for checkpoint in reversed(seen):
         try:
-            snapshot = _read(checkpoint, identity)
-        except _Damaged as error:
+            with _locked(checkpoint, fcntl.LOCK_SH) as is_free:
+                if not is_free:
+                    raise _Changed
+                snapshot = _read(checkpoint, identity)
+        except RunFolderError as error:
+            if _seen(out) != seen:
+                raise _Changed from error
+            if not isinstance(error, _Damaged):
+                raise
             damage.append(error)
             continue
         if damage:
-            warnings.warn(f"{damage[0]}; using the older one of update {snapshot.update}", RunWarning, stacklevel=2)
+            warnings.warn(f"{damage[0]}; using the older one of update {snapshot.update}", RunWarning, stacklevel=3)
         return snapshot
     if damage:
         raise damage[0]
     return None
+
+
+def _seen(out: str | os.PathLike) -> dict[Path, int]:
+    """`_stored`, and which folder each one is: another one may come to have its name."""
+    seen = {}
+    for checkpoint in _stored(out):
+        with contextlib.suppress(FileNotFoundError):
+            seen[checkpoint] = checkpoint.stat().st_ino
+    return seen
+
+
+@contextlib.contextmanager
+def _locked(checkpoint: Path, kind: int) -> Iterator[bool]:
+    """Who reads a checkpoint holds it with `fcntl.LOCK_SH`, who removes it with `LOCK_EX`: whether that was possible.
+
+    Yes on a file system without locks.
+    """
+    with contextlib.ExitStack() as stack:
+        is_free = True
+        with contextlib.suppress(OSError):
+            file = stack.enter_context((checkpoint / "manifest.json").open("rb"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free = False
+        yield is_free
 
 
 def timing(out: str | os.PathLike) -> Timing | None:

@@ -298,9 +298,9 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
 
 
 _KINDS = {
-    "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]", "failures": "[dict]",
-    "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]", "settings": "[dict]",
-    "sizes": "dict", "timing": "dict",
+    "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]",
+    "failures": "[dict]", "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]",
+    "settings": "[dict]", "sizes": "dict", "timing": "dict",
 }  # fmt: skip
 """Of what kind the entries of a record are that are not looked at by the classes that are made of them."""
 

@@ -120,8 +120,10 @@ def _settings(out: Path, record: run_folder.RunRecord) -> tuple[dict[str, Any], 
 
 
 def _timing(out: Path, document: Mapping[str, Any]) -> Timing:
+    if "timing" not in document:
+        return UNTIMED
     try:
-        return Timing(*(float(document["timing"][name]) for name in Timing._fields)) if "timing" in document else UNTIMED
+        return Timing(*(float(document["timing"][name]) for name in Timing._fields))
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
