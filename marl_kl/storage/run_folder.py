@@ -92,7 +92,7 @@ def record(
 
     `env_params` is what `checkpoints.digest` makes of the environment's params; `more` is what a sweep adds.
     """
-    from marl_kl import __version__  # the package is complete only after this module
+    from marl_kl import __version__  # this module may be a part of that import
 
     devices = jax.devices()
     packages = {name: _version(name) for name in _PACKAGES}
@@ -403,18 +403,25 @@ def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
 
 
 def _config_class(name: str) -> type[Config]:
-    # Algorithms may bring their own config class; importing them makes it a known subclass.
-    from marl_kl import algorithms  # noqa: F401
+    known = _config_classes()
+    if name not in known:
+        # algorithms may bring their own; importing them, which takes all that trains, makes it a known subclass
+        from marl_kl import algorithms  # noqa: F401
 
+        known = _config_classes()
+    if name not in known:
+        raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _config_classes() -> dict[str, type[Config]]:
     known = {Config.__name__: Config}
     waiting = [Config]
     while waiting:
         subclasses = waiting.pop().__subclasses__()
         known.update({kind.__name__: kind for kind in subclasses})
         waiting.extend(subclasses)
-    if name not in known:
-        raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")
-    return known[name]
+    return known
 
 
 def _jsonable(value):
