@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def free_bytes(mesh: Mesh) -> int | None:
     return mesh.size * min(count["bytes_limit"] - count.get("bytes_in_use", 0) for count in counts)
 
 
-_MEMINFO, _GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MEMINFO, _STATUS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
 
 _LIMIT_AND_USED = (
     ("memory.max", "memory.current", "memory.stat", ""),
@@ -100,6 +100,33 @@ def _reclaimable_bytes(kinds: str, prefix: str) -> int:
     inactive, active = (sizes.get(f"{prefix}{name}", 0) for name in ("inactive_file", "active_file"))
     mapped = sizes.get("total_mapped_file" if prefix else "file_mapped", active)
     return inactive + max(active - mapped, 0)
+
+
+class MemoryInUse(NamedTuple):
+    """Bytes: the peak of the fullest accelerator, and all that it has; of CPUs this process's, without a limit."""
+
+    used: int
+    limit: int | None = None
+
+    def __str__(self) -> str:
+        if self.limit is None:
+            return _gibibytes(self.used)
+        return f"{self.used / 2**30:,.1f} of {_gibibytes(self.limit)}"
+
+
+def memory_in_use() -> MemoryInUse | None:
+    """How much memory the devices of this process use; None where nobody says."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        lines = (line.split() for line in _text(_STATUS).splitlines())
+        return next((MemoryInUse(int(line[1]) * 1024) for line in lines if line[:1] == ["VmRSS:"]), None)
+    counts = [device.memory_stats() or {} for device in devices]
+    used = [
+        MemoryInUse(count.get("peak_bytes_in_use", count["bytes_in_use"]), count.get("bytes_limit"))
+        for count in counts
+        if "bytes_in_use" in count
+    ]
+    return max(used, key=lambda memory: memory.used, default=None)
 
 
 def _text(path: Path) -> str:

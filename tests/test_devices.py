@@ -57,3 +57,30 @@ def test_without_a_limit_the_machine_s_memory_counts(machine, files):
 def test_where_nobody_says_it_is_unknown(machine):
     machine({"meminfo": ""})
     assert devices._free_host_bytes() is None
+
+
+class _Device:
+    platform = "gpu"
+
+    def __init__(self, **stats):
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats or None
+
+
+def test_memory_in_use_is_that_of_the_fullest_device(monkeypatch):
+    gpus = [_Device(bytes_in_use=2, peak_bytes_in_use=5, bytes_limit=9), _Device(bytes_in_use=3), _Device()]
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus)
+    assert devices.memory_in_use() == (5, 9)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus[1:])
+    assert devices.memory_in_use() == (3, None)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus[2:])
+    assert devices.memory_in_use() is None
+
+
+def test_memory_in_use_of_a_cpu_is_the_process_s(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_STATUS", tmp_path / "status")
+    assert devices.memory_in_use() is None
+    machine({"status": "Name:\tpython\nVmRSS:\t  2048 kB\n"})
+    assert devices.memory_in_use() == (2 * 2**20, None) and str(devices.memory_in_use()) == "0.0 GiB"
