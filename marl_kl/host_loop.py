@@ -56,9 +56,9 @@ def train(
         seeds: how many (0, 1, ...), or which.
         out: folder for metrics, pictures, config and checkpoints; None keeps nothing on disk.
         resume: go on with the run in `out` from its newest checkpoint, bit for bit as if it had never stopped (same
-            versions, same devices; on others it rounds otherwise); if there is no run yet, begin it. Everything but the schedule
-            (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which keeps the
-            evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
+            versions, same devices; on others it rounds otherwise); if there is no run yet, begin it. Everything but the
+            schedule (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which
+            keeps the evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         loggers: where the numbers go besides, while the run runs: "tensorboard", "wandb", "mlflow", or functions of

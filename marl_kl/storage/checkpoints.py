@@ -9,6 +9,9 @@ A checkpoint is made under a temporary name and renamed when its last file is on
 the path of each leaf, so that it does not matter which containers (NamedTuples, dataclasses, dicts) they come in; typed
 PRNG keys are stored as their data. The learner is part of the train state: `marl_kl.load` reads it from here. The best
 teams so far are in every checkpoint, so that whichever a run goes on from has those that belong to it.
+
+A run waits for its saves: of four seeds of Ant 4x2 one takes about 0.2 s (1.3 MiB; two busy CPU cores), an update about
+1.6 s, and by default there is one in 50 updates, so that writing behind the run's back would win about 0.3 % of its time.
 """
 
 from __future__ import annotations
