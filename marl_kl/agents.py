@@ -17,8 +17,7 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl import networks
 from marl_kl.config import Config
-from marl_kl.policies import make_actor
-from marl_kl.trainer import Learner
+from marl_kl.policies import Team, make_actor
 from marl_kl.types import Memory
 
 PLATFORMS = ("cpu", "cuda")
@@ -40,7 +39,7 @@ def index(spec: EnvSpec, agent: int | str) -> int:
     )
 
 
-def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> Act:
+def function(spec: EnvSpec, config: Config, team: Team, agent: int) -> Act:
     """One agent's policy as a pure function at the agent's own sizes, without padding.
 
     `act(obs[..., O_i], memory[..., H], action_mask[..., A_i], key=None) -> (action, memory)`: the action as the
@@ -49,19 +48,19 @@ def function(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> Act
 
     Args:
         spec, config: of the run.
-        learner: of one seed.
+        team: of one seed.
         agent: its index.
     """
     actor = make_actor(spec, config)
-    params = jax.tree.map(lambda leaf: leaf[0 if actor.shared else agent], learner.actors)
+    params = jax.tree.map(lambda leaf: leaf[0 if actor.shared else agent], team.actors)
     observed, acted = spec.observation_sizes[agent], spec.action_sizes[agent]
 
     def act(obs, memory, action_mask, key=None):
         batch = obs.shape[:-1]
         # the other agents' places stay empty: a standardised observation depends on nobody else's, nor does an action
-        team = jnp.zeros((*batch, spec.num_agents, spec.observation_size)).at[..., agent, :observed].set(obs)
+        everyone = jnp.zeros((*batch, spec.num_agents, spec.observation_size)).at[..., agent, :observed].set(obs)
         mask = jnp.zeros((*batch, spec.action_size), bool).at[..., :acted].set(action_mask)
-        own_inputs = actor.inputs(learner.obs_moments, team)[..., agent, :]
+        own_inputs = actor.inputs(team.obs_moments, everyone)[..., agent, :]
         outputs, memory = networks.step(actor.network, params, own_inputs, memory)
         distribution = actor.distribution(outputs, mask)
         action = distribution.mode() if key is None else distribution.sample(key)
@@ -89,7 +88,7 @@ def _place(spec: EnvSpec, agent: int, size: int | None = None) -> tuple:
     return (..., agent) if spec.action_kind == "discrete" else (..., agent, slice(size))
 
 
-def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes:
+def export(spec: EnvSpec, config: Config, team: Team, agent: int) -> bytes:
     """The deterministic `function` of an agent as a file for `jax.export.deserialize(content).call`.
 
     Called with obs [B, O_i] float32, any B; for choices also with action_mask [B, A_i] bool; if the team remembers,
@@ -102,7 +101,7 @@ def export(spec: EnvSpec, config: Config, learner: Learner, agent: int) -> bytes
         raise ModuleNotFoundError(
             "exporting an agent needs flatbuffers, which is not installed; pip install 'marl_kl[export]'"
         )
-    act = function(spec, config, learner, agent)
+    act = function(spec, config, team, agent)
     has_choices, remembers = spec.action_kind != "continuous", config.recurrent
     (batch,) = jax.export.symbolic_shape("b")
     arguments = [jax.ShapeDtypeStruct((batch, spec.observation_sizes[agent]), jnp.float32)]

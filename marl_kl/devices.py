@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 import numpy as np
@@ -63,18 +63,70 @@ def free_bytes(mesh: Mesh) -> int | None:
     return mesh.size * min(count["bytes_limit"] - count.get("bytes_in_use", 0) for count in counts)
 
 
+_MEMINFO, _STATUS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
+
+_LIMIT_AND_USED = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+"""Where control groups of version 2 and of version 1 tell the limit, what is used, and of what kinds (their prefix)."""
+
+
 def _free_host_bytes() -> int | None:
     """What Linux calls available, or what the process's control group leaves of it; None elsewhere."""
     available = [
-        int(line.split()[1]) * 1024
-        for line in _text(Path("/proc/meminfo")).splitlines()
-        if line.startswith("MemAvailable:")
+        int(line.split()[1]) * 1024 for line in _text(_MEMINFO).splitlines() if line.startswith("MemAvailable:")
     ]
-    group = Path("/sys/fs/cgroup")
-    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        available.append(max(int(limit) - int(used), 0))
+    for limit, used, kinds, prefix in _LIMIT_AND_USED:
+        limit, used = (_text(_GROUPS / name).strip() for name in (limit, used))
+        if limit.isdigit() and used.isdigit():
+            cache = _reclaimable_bytes(_text(_GROUPS / kinds), prefix)
+            available.append(max(int(limit) - max(int(used) - cache, 0), 0))
     return min(available, default=None)
+
+
+def _reclaimable_bytes(kinds: str, prefix: str) -> int:
+    """What a control group is charged for files in memory that Linux drops as soon as somebody needs the room.
+
+    All but what processes map: that is the code of programs and libraries, without which they crawl. Memory that
+    processes have allocated, and files in /dev/shm, are not among them.
+
+    Args:
+        kinds: the group's `memory.stat`.
+        prefix: of its names, where they also count the groups below.
+    """
+    lines = (line.split() for line in kinds.splitlines())
+    sizes = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    inactive, active = (sizes.get(f"{prefix}{name}", 0) for name in ("inactive_file", "active_file"))
+    mapped = sizes.get("total_mapped_file" if prefix else "file_mapped", active)
+    return inactive + max(active - mapped, 0)
+
+
+class MemoryInUse(NamedTuple):
+    """Bytes: the peak of the fullest accelerator, and all that it has; of CPUs this process's, without a limit."""
+
+    used: int
+    limit: int | None = None
+
+    def __str__(self) -> str:
+        if self.limit is None:
+            return _gibibytes(self.used)
+        return f"{self.used / 2**30:,.1f} of {_gibibytes(self.limit)}"
+
+
+def memory_in_use() -> MemoryInUse | None:
+    """How much memory the devices of this process use; None where nobody says."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        lines = (line.split() for line in _text(_STATUS).splitlines())
+        return next((MemoryInUse(int(line[1]) * 1024) for line in lines if line[:1] == ["VmRSS:"]), None)
+    counts = [device.memory_stats() or {} for device in devices]
+    used = [
+        MemoryInUse(count.get("peak_bytes_in_use", count["bytes_in_use"]), count.get("bytes_limit"))
+        for count in counts
+        if "bytes_in_use" in count
+    ]
+    return max(used, key=lambda memory: memory.used, default=None)
 
 
 def _text(path: Path) -> str:

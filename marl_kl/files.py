@@ -19,12 +19,17 @@ class RunFolderError(OSError, ValueError):
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder."""
+    """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder.
+
+    What resists, because a thread that was given up still writes in it, say, is in nobody's way and stays.
+    """
     with one_sentence("clear", folder):
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
+        leftovers = list(folder.glob(f"{TEMPORARY}*"))
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
                 leftover.unlink()
 
 

@@ -23,10 +23,15 @@ from marl_kl.progress import Progress
 from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
 from marl_kl.storage import checkpoints, run_folder, run_tables
 from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.trainer import TrainState, make_train
 
 MAX_SEEDS = 2**16
 """The most seeds that one call takes: more are a slip of the keyboard."""
+
+_OF_OTHER_SEEDS = (
+    "; each seed is a run of its own, so train new ones into another folder: marl-kl compare pools the seeds of both"
+)
 
 
 def train(
@@ -51,9 +56,9 @@ def train(
         seeds: how many (0, 1, ...), or which.
         out: folder for metrics, pictures, config and checkpoints; None keeps nothing on disk.
         resume: go on with the run in `out` from its newest checkpoint, bit for bit as if it had never stopped (same
-            versions, same devices); if there is no run yet, begin it. Everything but the schedule
-            (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which keeps the
-            evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
+            versions, same devices; on others it rounds otherwise); if there is no run yet, begin it. Everything but the
+            schedule (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which
+            keeps the evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         loggers: where the numbers go besides, while the run runs: "tensorboard", "wandb", "mlflow", or functions of
@@ -170,7 +175,8 @@ class _Run:
         self._refuse_other_end(stored["config"])
         other = run_folder.difference(run_folder.identity(stored), self.identity)
         if other:
-            raise run_folder.RunFolderError(f"out={str(self.out)!r} holds another run: {other}")
+            advice = _OF_OTHER_SEEDS if other.startswith("seeds ") else ""
+            raise run_folder.RunFolderError(f"out={str(self.out)!r} holds another run: {other}{advice}")
         snapshot = checkpoints.load(self.out, self.identity)
         if snapshot is not None:
             self._go_to(snapshot)
@@ -239,10 +245,11 @@ class _Run:
         """Stores what there is, unless that is stored: a checkpoint, then its metrics and evaluations as tables."""
         if self._saved == self.now.extent:
             return
-        if self.done:
-            checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
-        self._write_tables()
-        self._saved = self.now.extent
+        with interrupts_wait():
+            if self.done:
+                checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
+            self._write_tables()
+            self._saved = self.now.extent
 
     @property
     def _size(self) -> tuple[str, str]:

@@ -1,10 +1,13 @@
-"""Back from the folder of a run or a sweep to policies."""
+"""Back from the folder of a run or a sweep to policies; of what trains them nothing is imported before `Run.learner`
+is asked for, or a setting of a sweep."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from os import PathLike
 from pathlib import Path
-from typing import Callable, Literal, NamedTuple
+from typing import TYPE_CHECKING, Callable, Literal, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +16,12 @@ import numpy as np
 from envs.types import EnvSpec
 from marl_kl import agents
 from marl_kl.config import Config
-from marl_kl.policies import make_actor
+from marl_kl.policies import Team, make_actor, team_shapes
 from marl_kl.storage import checkpoints, run_folder
-from marl_kl.sweeps import stored as sweep_folders
-from marl_kl.trainer import Learner, learner_shapes
 from marl_kl.types import Memory
+
+if TYPE_CHECKING:
+    from marl_kl.trainer import Learner
 
 Policy = Callable[..., jax.Array]
 """`policy(obs[N, O], key=None, action_mask=None) -> actions`, see `Run.policy`."""
@@ -41,17 +45,19 @@ class RecurrentPolicy(NamedTuple):
         return self.act(obs, state, key, action_mask)
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
     """A stored run, or one setting of a stored sweep.
 
     Attributes:
         path: its folder.
         spec: the environment's static description.
         algorithm: the algorithm's name. config: the resolved config. seeds: in the order of the seed axis.
-        learner: numpy arrays, leaves [seed, ...].
+        team: numpy arrays, leaves [seed, ...].
         update: updates made when it was stored.
         best_updates: per seed, the updates after which its team was evaluated best, if it is that team which is here;
             None: the last one.
+        leaves: the learner, flat (`checkpoints.flat`). source: what messages call its origin.
     """
 
     path: Path
@@ -59,14 +65,37 @@ class Run(NamedTuple):
     algorithm: str
     config: Config
     seeds: tuple[int, ...]
-    learner: Learner
+    team: Team
     update: int
     best_updates: tuple[int, ...] | None = None
+    leaves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    source: str = ""
+
+    @functools.cached_property
+    def learner(self) -> Learner:
+        """All that was learned, critic and optimisers included: numpy arrays, leaves [seed, ...].
+
+        Raises:
+            ValueError: the algorithm is not known here.
+            RunFolderError: it is stored otherwise than this version has it.
+        """
+        from marl_kl.trainer import learner_shapes
+
+        template = learner_shapes(self.spec, self.algorithm, self.config)
+        return _of_seeds(template, len(self.seeds), self.leaves, self.source)
 
     def update_of(self, seed: int) -> int:
         """Updates made when the team of `seed` that is here played; ValueError if the run has no such seed."""
         index = self._index(seed)
         return self.update if self.best_updates is None else self.best_updates[index]
+
+    def team_of(self, seed: int | None = None) -> Team:
+        """What `seed` (the run's first one by default) plays with, without the seed axis.
+
+        Raises:
+            ValueError: the run has no such seed.
+        """
+        return self._of(self.team, self.seeds[0] if seed is None else seed)
 
     def learner_of(self, seed: int) -> Learner:
         """What `seed` learned, without the seed axis.
@@ -74,8 +103,7 @@ class Run(NamedTuple):
         Raises:
             ValueError: the run has no such seed.
         """
-        index = self._index(seed)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.learner)
+        return self._of(self.learner, seed)
 
     def policy(self, seed: int | None = None) -> Policy | RecurrentPolicy:
         """The team that `seed` trained (the run's first seed by default).
@@ -90,7 +118,7 @@ class Run(NamedTuple):
         Raises:
             ValueError: the run has no such seed.
         """
-        learner = self.learner_of(self.seeds[0] if seed is None else seed)
+        team = self.team_of(seed)
         actor = make_actor(self.spec, self.config)
         shape = (self.spec.num_agents, self.spec.observation_size)
         real = jnp.asarray(self.spec.action_mask)
@@ -98,7 +126,7 @@ class Run(NamedTuple):
 
         @jax.jit
         def act(obs, memory, key, mask):
-            outputs, memory = actor.team_step(learner.actors, actor.inputs(learner.obs_moments, obs), memory)
+            outputs, memory = actor.team_step(team.actors, actor.inputs(team.obs_moments, obs), memory)
             distribution = actor.distribution(outputs, mask)
             action = distribution.mode() if key is None else distribution.sample(key)
             return actor.env_action(action), memory
@@ -133,8 +161,7 @@ class Run(NamedTuple):
             ValueError: no such agent or seed.
         """
         chosen = agents.index(self.spec, agent)
-        learner = self.learner_of(self.seeds[0] if seed is None else seed)
-        act = jax.jit(agents.function(self.spec, self.config, learner, chosen))
+        act = jax.jit(agents.function(self.spec, self.config, self.team_of(seed), chosen))
         size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
         real = self.spec.action_mask[chosen, :actions]
         nothing = agents.no_memory(self.spec, self.config)
@@ -158,9 +185,11 @@ class Run(NamedTuple):
         Args and errors are those of `agent_policy`.
         """
         chosen = agents.index(self.spec, agent)
-        return agents.export(
-            self.spec, self.config, self.learner_of(self.seeds[0] if seed is None else seed), chosen
-        )
+        return agents.export(self.spec, self.config, self.team_of(seed), chosen)
+
+    def _of(self, tree, seed: int):
+        index = self._index(seed)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), tree)
 
     def _index(self, seed: int) -> int:
         if seed not in self.seeds:
@@ -189,25 +218,45 @@ def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting:
     """
     if which not in ("last", "best"):
         raise ValueError(f"which={which!r}; it must be 'last' or 'best'")
-    record = sweep_folders.record_of(path, setting)
-    template = learner_shapes(record.spec, record.algorithm, record.config)
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(record.seeds), *leaf.shape), leaf.dtype), template)
-    if setting is not None:
-        teams = sweep_folders.teams(path, setting, which)
-        learner = checkpoints.filled(stacked, teams.learner, teams.source)
-        best_updates = None if which == "last" else teams.updates
-        return Run(
-            Path(path), record.spec, record.algorithm, record.config, record.seeds, learner,
-            record.config.num_updates, best_updates,
-        )  # fmt: skip
+    is_sweep = not run_folder.holds_run(path) and run_folder.holds_run(path, run_folder.SWEEP)
+    return _of_run(path, which) if setting is None and not is_sweep else _of_setting(path, which, setting)
+
+
+def _of_run(path: str | PathLike, which: str) -> Run:
+    record = run_folder.read_record(path)
     snapshot = checkpoints.load(path, run_folder.identity(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
     if which == "best" and snapshot.best is None:
         raise run_folder.RunFolderError(f"the run in {str(path)!r} has kept no best teams; load the last ones")
     leaves = checkpoints.part(snapshot.state, "learner") if which == "last" else snapshot.best.learner
-    learner = checkpoints.filled(stacked, leaves, checkpoints.source(path, snapshot.update))
     best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
+    source = checkpoints.source(path, snapshot.update)
+    return _made_again(path, record, leaves, snapshot.update, best_updates, source)
+
+
+def _of_setting(path: str | PathLike, which: str, setting: int | None) -> Run:
+    from marl_kl.sweeps import stored as sweep_folders
+
+    record = sweep_folders.record_of(path, setting)
+    teams = sweep_folders.teams(path, setting, which)
+    best_updates = None if which == "last" else teams.updates
+    return _made_again(path, record, teams.learner, record.config.num_updates, best_updates, teams.source)
+
+
+def _made_again(
+    path: str | PathLike, record: run_folder.RunRecord, leaves: Mapping[str, np.ndarray], update: int,
+    best_updates: tuple[int, ...] | None, source: str,
+) -> Run:  # fmt: skip
+    """Of the learner's flat `leaves`."""
+    own = {name: leaf for name, leaf in leaves.items() if name.split(".")[0] in Team._fields}
+    team = _of_seeds(team_shapes(record.spec, record.config), len(record.seeds), own, source)
     return Run(
-        Path(path), record.spec, record.algorithm, record.config, record.seeds, learner, snapshot.update, best_updates
+        Path(path), record.spec, record.algorithm, record.config, record.seeds, team, update, best_updates, leaves, source
     )
+
+
+def _of_seeds(template, num_seeds: int, leaves: Mapping[str, np.ndarray], source: str):
+    """`template`, the shapes of one seed, filled with the leaves [seed, ...]."""
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), template)
+    return checkpoints.filled(stacked, leaves, source)

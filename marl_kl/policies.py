@@ -323,3 +323,22 @@ def _feed_forward(spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], 
     if spec.action_kind == "multi_discrete":
         return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices)
     return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation)
+
+
+class Team(NamedTuple):
+    """All that acting needs of what was learned (a `Learner` has it, too).
+
+    Attributes:
+        actors: leaves [G, ...].
+        obs_moments: moments [N, O] of the observations ([O] if the actors share parameters).
+    """
+
+    actors: Params
+    obs_moments: Moments
+
+
+def team_shapes(spec: EnvSpec, config: Config) -> Team:
+    """The shapes and dtypes of one seed's team."""
+    return jax.eval_shape(
+        lambda: Team(init_actors(jax.random.key(0), spec, config), init_obs_moments(spec, config))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, Mapping
+from typing import Callable, Iterable, Literal, Mapping
 
 import numpy as np
 from rich.console import Console, Group
@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from marl_kl import devices
 
 Mode = Literal["auto", "plain", "none"]
 
@@ -36,6 +38,7 @@ class Progress:
         kl_budget: joint KL budget of one update; None if the algorithm has none.
         mode: "auto": live on a terminal, plain elsewhere; "plain": at most one line per ten seconds; "none".
         console: where to; None: standard output.
+        memory: what the devices' memory in use is asked of, after each `advance`; None is not shown.
         clock: seconds that only grow (for tests).
 
     Raises:
@@ -51,6 +54,7 @@ class Progress:
         kl_budget: float | None = None,
         mode: Mode = "auto",
         console: Console | None = None,
+        memory: Callable[[], devices.MemoryInUse | None] = devices.memory_in_use,
         clock=time.monotonic,
     ):
         if mode not in MODES:
@@ -62,6 +66,7 @@ class Progress:
         self.mode = mode
         self._console = console or Console(highlight=False)
         self._clock = clock
+        self._memory, self._in_use = memory, None
         self._live: Live | None = None
         self._spinner = Spinner("dots")
         self._phase = "starting"
@@ -113,6 +118,8 @@ class Progress:
         self._done += num_updates
         if metrics is not None:
             self._latest = _latest(metrics, self._kl_budget)
+        if self.mode != "none":
+            self._in_use = self._memory()
         self._print_line()
 
     @property
@@ -147,6 +154,7 @@ class Progress:
             "return": self._latest.get("return", "-"),
             **({"KL/budget": "-"} if self._kl_budget is not None else {}),
             **{name: text for name, text in self._latest.items() if name != "return"},
+            **({} if self._in_use is None else {"memory": str(self._in_use)}),
         }
 
     def _position(self) -> str:
@@ -165,10 +173,8 @@ class Progress:
             ProgressBar(total=self._total, completed=self._done, width=30),
             self._position(),
         )
-        facts = Text("  ").join(
-            Text.assemble((f"{name} ", "dim"), value) for name, value in self._facts().items()
-        )
-        return Group(first, facts)
+        facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in self._facts().items())
+        return Group(first, *_lines(facts, self._console.width))
 
     def _print_line(self, force: bool = False) -> None:
         if self._live is not None or self.mode == "none":
@@ -180,6 +186,16 @@ class Progress:
         facts = "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done > self._start else ""
         # Printed whole: a log line that wraps at 80 columns cannot be searched.
         self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
+
+
+def _lines(facts: Iterable[Text], width: int) -> list[Text]:
+    """As many facts in each line as fit; none is torn apart."""
+    lines = [Text()]
+    for fact in facts:
+        if lines[-1] and len(lines[-1]) + 2 + len(fact) > width:
+            lines.append(Text())
+        lines[-1].append("  " if lines[-1] else "").append_text(fact)
+    return lines
 
 
 def _latest(metrics: Mapping[str, np.ndarray], kl_budget: float | None) -> dict[str, str]:

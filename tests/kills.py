@@ -111,7 +111,7 @@ def _last_update(out):
     """Of the newest checkpoint, by its name, pieces of a sweep added up; 0 if there is none."""
     newest = {}
     for entry in Path(out).glob("**/checkpoints/[0-9]*"):
-        newest[entry.parent] = max(int(entry.name), newest.get(entry.parent, 0))
+        newest[entry.parent] = max(int(entry.name.removesuffix("~")), newest.get(entry.parent, 0))
     return sum(newest.values())
 
 

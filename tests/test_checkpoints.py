@@ -1,9 +1,13 @@
 """Checkpoints: what comes back is what was stored, whole or not at all, and whatever is wrong is one sentence."""
 
 import errno
+import fcntl
+import itertools
 import json
 import os
 import shutil
+import signal
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +16,11 @@ import numpy as np
 import pytest
 
 from marl_kl.best import Best
+from marl_kl.commands.interrupts import second_one_ends_at_once
 from marl_kl.results import Evaluation, Failure, Timing
 from marl_kl.storage import checkpoints
 from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunFolderError, RunWarning
 
 RUN = {"algorithm": "hatrpo_w", "seeds": [3, 5, 8], "config": {"gamma": 0.99, "value_clip": "inf"}}
@@ -158,13 +164,12 @@ def test_the_last_ones_are_kept_and_a_newer_save_of_one_replaces_it(tmp_path):
     assert _updates(tmp_path) == [150]
 
 
-@pytest.mark.parametrize("moment", range(6))
-def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch, moment):
-    """Before and after each of: the manifest, the new checkpoint's name, the pruned one's. Nothing is tidied up, as
-    after SIGKILL."""
-    for update in (1, 2):
-        _save(tmp_path, update)
-    steps = iter(range(6))
+def _killed_at(monkeypatch, out, moment, **state):
+    """A save of update 3 that is killed before (even moments) or after (odd ones) a step: the manifest and each rename.
+
+    Nothing is tidied up, as after SIGKILL. Whether there was such a step.
+    """
+    steps = itertools.count()
 
     def deadly(work):
         def step(path, *arguments):
@@ -178,16 +183,56 @@ def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypa
 
         return step
 
-    monkeypatch.setattr(checkpoints, "write_synced", deadly(checkpoints.write_synced))
-    monkeypatch.setattr(os, "replace", deadly(os.replace))
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    with pytest.raises(KeyboardInterrupt):
-        _save(tmp_path, 3)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_synced", deadly(checkpoints.write_synced))
+        patch.setattr(os, "replace", deadly(os.replace))
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        try:
+            _save(out, 3, **state)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch, moment):
+    """The steps are the manifest, the new checkpoint's name, the pruned one's."""
+    for update in (1, 2):
+        _save(tmp_path, update)
+    assert _killed_at(monkeypatch, tmp_path, moment) == (moment < 6)
     is_new = moment >= 3
     _assert_same(checkpoints.load(tmp_path), _snapshot(3 if is_new else 2))
     _save(tmp_path, 4)
     assert _updates(tmp_path) == [3 if is_new else 2, 4]
+
+
+@pytest.mark.parametrize("again", [0, 5])
+@pytest.mark.parametrize("moment", range(9))
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_it_or_its_successor(tmp_path, monkeypatch, moment, again):
+    """The steps are the manifest, the old checkpoint's spare name, the new one's name, the spare one's removal; killed
+    there once more by the process that goes on, and with no other checkpoint to fall back on."""
+    _save(tmp_path, 3, keep=1)
+    assert _killed_at(monkeypatch, tmp_path, moment, keep=1, value=4.0) == (moment < 8)
+    found = checkpoints.load(tmp_path, RUN).state["actors.Dense_0.kernel"].max()
+    assert found == (4.0 if moment >= 5 else 1.0)
+    assert _killed_at(monkeypatch, tmp_path, again, keep=1, value=9.0)
+    assert checkpoints.load(tmp_path, RUN).state["actors.Dense_0.kernel"].max() in (found, 9.0)
+    _save(tmp_path, 3, keep=1)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    _assert_same(checkpoints.load(tmp_path), _snapshot(3))
+
+
+def test_a_spare_one_counts_as_one_of_its_update(tmp_path):
+    """What a kill between the two renames leaves, when the run goes on."""
+    for update in (1, 2):
+        _save(tmp_path, update, keep=3)
+    stored = tmp_path / "checkpoints"
+    stored.joinpath("2").rename(stored / "2~")
+    shutil.copytree(stored / "1", stored / "1~")
+    _save(tmp_path, 3, keep=3)
+    assert sorted(entry.name for entry in stored.iterdir()) == ["1", "2~", "3"]
+    _save(tmp_path, 4)
+    assert _updates(tmp_path) == [3, 4]
 
 
 def _largest_file(folder):
@@ -246,6 +291,47 @@ def test_foreign_and_newer_checkpoints_are_refused_though_an_older_one_would_do(
         checkpoints.load(tmp_path, RUN)
 
 
+# Reading while a run trains
+
+
+def _saving_meanwhile(monkeypatch, out, saves):
+    """Every reading begins, and is overtaken by the save that `saves` gives next, if it gives one."""
+    verify = checkpoints._verify
+
+    def slow(checkpoint, files):
+        for update in itertools.islice(saves, 1):
+            _save(out, update, keep=1)
+        verify(checkpoint, files)
+
+    monkeypatch.setattr(checkpoints, "_verify", slow)
+
+
+def test_what_is_being_read_is_not_removed(tmp_path, monkeypatch, recwarn):
+    _save(tmp_path, 1)
+    _saving_meanwhile(monkeypatch, tmp_path, iter([2]))
+    _assert_same(checkpoints.load(tmp_path), _snapshot(1))
+    assert _updates(tmp_path) == [1, 2] and not recwarn.list
+    _save(tmp_path, 3, keep=1)
+    assert _updates(tmp_path) == [3]
+
+
+def test_what_was_removed_or_replaced_while_it_was_read_is_no_damage(tmp_path, monkeypatch, capfd, recwarn):
+    """On a file system without locks; 3 comes twice."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    _save(tmp_path, 1)
+    _saving_meanwhile(monkeypatch, tmp_path, iter([2, 3, 3]))
+    assert checkpoints.load(tmp_path).update == 3
+    assert not recwarn.list and "Traceback" not in capfd.readouterr().err
+    _saving_meanwhile(monkeypatch, tmp_path, itertools.count(4))
+    with pytest.raises(RunFolderError, match=r"cannot read .*/checkpoints: it changed \d+ times meanwhile") as error:
+        checkpoints.load(tmp_path)
+    _one_sentence(error)
+
+
 # Trouble in writing
 
 
@@ -270,7 +356,7 @@ def test_a_full_disk_inside_orbax_is_one_sentence_too(tmp_path, monkeypatch):
         (directory.parent / f"{directory.name}.orbax-checkpoint-tmp").mkdir()
         raise ValueError("RESOURCE_EXHAUSTED: in database\nNo space left on device [os_error_code='28']")
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     with pytest.raises(RunFolderError, match="cannot write .*checkpoints/1: no space left on device"):
         _save(tmp_path, 1)
     assert _updates(tmp_path) == []
@@ -281,3 +367,67 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
     with pytest.raises(RunFolderError, match="cannot write") as error:
         _save(tmp_path, 1)
     _one_sentence(error)
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_waits_for_the_end_of_a_save(tmp_path, monkeypatch, capfd, caplog):
+    """At moments all over real saves: each is on disk when KeyboardInterrupt comes, and the next one is as usual."""
+    _save(tmp_path, 1)
+    begin = time.perf_counter()
+    _save(tmp_path, 2)
+    seconds = time.perf_counter() - begin
+    moments = iter(np.linspace(0.001, seconds, 20))
+    write, before = checkpoints._write, signal.getsignal(signal.SIGALRM)
+
+    def with_alarm(*arguments):
+        signal.setitimer(signal.ITIMER_REAL, next(moments, 0))
+        write(*arguments)
+
+    interrupted = 0
+    monkeypatch.setattr(checkpoints, "_write", with_alarm)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        for update in range(3, 23):
+            try:
+                _save(tmp_path, update)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert checkpoints.load(tmp_path).update == update and _updates(tmp_path) == [update - 1, update]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted >= 3
+    assert "Traceback" not in capfd.readouterr().err and not caplog.records
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        with interrupts_wait():  # inside another one it is that one
+            signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second one waited")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_on_the_command_line_a_ctrl_c_that_waited_is_not_the_second_one():
+    ends = []
+    with pytest.raises(KeyboardInterrupt), second_one_ends_at_once(lambda: ends.append(1)), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+    assert not ends
+    with pytest.raises(KeyboardInterrupt), second_one_ends_at_once(lambda: ends.append(1)), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert ends == [1]
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_wait():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

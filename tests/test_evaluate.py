@@ -60,14 +60,17 @@ def test_the_command_s_choices(game_run, monkeypatch, capsys):
         "--best --seed 1": (2, [4], False, False, best[1:], "after 4 updates"),
         "--stochastic": (2, [7, 7], True, False, last, "sampling policies"),
         "--absolute": (20, [3, 4], False, True, best, "absolute metric: in other episodes than those by which"),
-        "--absolute --episodes 5": (5, [3, 4], False, True, best, "5 episodes per seed"),
+        "--absolute --episodes 5": (5, [3, 4], False, True, best, "only the full metric (all seeds, all episodes, det"),
+        "--absolute --seed 1": (20, [4], False, True, best[1:], "20 episodes per seed"),
     }
     for words, (episodes, updates, stochastic, fresh, learner, said) in asked.items():
         assert cli.main(["evaluate", str(game_run), *words.split()]) == 0
         assert calls.pop() == (episodes, updates, {"stochastic": stochastic, "fresh": fresh}, learner)
         assert said in " ".join(capsys.readouterr().out.split())
         kept = run_tables.read_absolute(game_run)
-        assert {seed: found.tolist() for seed, found in kept.items()} == ({0: [1, 1], 1: [1, 1]} if fresh else {})
+        assert {seed: found.tolist() for seed, found in kept.items()} == (
+            {0: [1, 1], 1: [1, 1]} if words == "--absolute" else {}
+        )
         (game_run / run_tables.ABSOLUTE).unlink(missing_ok=True)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
 from marl_kl import files
 from marl_kl.files import RunFolderError
-from tests.faults import fail_with
+from tests.faults import fail_with, stopped
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_half_written(tmp_path, monkeypatch):
@@ -19,3 +20,17 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_half_written(tmp_path
     assert "\n" not in str(error.value)
     assert (tmp_path / "summary.md").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.md"]
+
+
+def test_leftovers_are_removed_but_for_those_that_resist(tmp_path, monkeypatch):
+    """A thread may still write in them."""
+    for name in (".tmp-1", ".tmp-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".tmp-3").touch()
+    (tmp_path / "kept").touch()
+    remove = os.rmdir
+    monkeypatch.setattr(os, "rmdir", stopped(remove, OSError(errno.ENOTEMPTY, "directory not empty"), 1, "before"))
+    files.remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / "kept").exists()
+    files.remove_leftovers(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]

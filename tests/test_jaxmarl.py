@@ -205,6 +205,7 @@ def test_the_names_are_those_of_the_installed_package():
         ("jaxmarl/3m", {"max_step": 3}, "max_step"),
         ("jaxmarl/MPE_simple_spread_v3", {"num_agent": 3}, "unknown option 'num_agent'; accepted: num_agents"),
         ("jaxmarl/overcooked", {"layout": "kitchen"}, "does not make it with"),
+        ("jaxmarl/hanabi", {"hand_size": -1}, "does not make it with"),
         ("jaxmarl/hopper_3x1", {"auto_reset": True}, "auto_reset=True; it must be False"),
     ],
 )

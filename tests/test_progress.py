@@ -1,11 +1,13 @@
 """The progress display: what it says, how often, and that it survives NaN."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from marl_kl.devices import MemoryInUse
 from marl_kl.progress import Progress
 
 
@@ -47,6 +49,40 @@ def test_plain_line_says_speed_return_kl_acceptance_and_time_left():
     line = output.getvalue().splitlines()[-1]
     wanted = ("25 %", "10/40 updates", "steps/s 2,000", "return 2.5 (1 to 4)", "KL/budget 75 %", "accepted 75 %")
     assert all(text in line for text in (*wanted, "1:00 left"))
+
+
+def test_memory_is_shown_where_it_is_known():
+    """Of this process on a CPU, of the fullest device elsewhere."""
+    progress, output = _progress(memory=lambda: MemoryInUse(3 * 2**29))
+    with progress:
+        progress.advance(10, _metrics())
+    assert output.getvalue().rstrip().endswith("accepted 75 %  memory 1.5 GiB")
+    progress, output = _progress(memory=lambda: MemoryInUse(2**30, 80 * 2**30), terminal=True)
+    with progress:
+        progress.advance(10, _metrics())
+    assert "1.0 of 80.0 GiB" in output.getvalue()
+    progress, output = _progress(memory=lambda: None)
+    with progress:
+        progress.advance(10, _metrics())
+    assert "memory" not in output.getvalue()
+    progress, output = _progress()
+    with progress:
+        progress.advance(10, _metrics())
+    assert re.search(r"memory \d+\.\d GiB$", output.getvalue().rstrip())
+
+
+@pytest.mark.parametrize("num_seeds", [1, 64])
+def test_the_live_display_stays_readable_whatever_the_number_of_seeds(num_seeds):
+    """A few lines of 80 columns, with everything in them and no fact torn apart."""
+    returns = np.linspace(-12345.6, 98765.4, num_seeds)
+    progress, output = _progress(num_seeds=num_seeds, memory=lambda: MemoryInUse(2**33))
+    progress.advance(10, _metrics(returns=returns))
+    output.seek(output.truncate(0))
+    progress._console.print(progress._panel())
+    text = output.getvalue()
+    assert len(text.splitlines()) == (3 if num_seeds > 1 else 2) and all(len(line) <= 80 for line in text.splitlines())
+    assert all(fact in text for fact in ("KL/budget 75 %", "accepted 75 %", "memory 8.0 GiB", "10/40 updates"))
+    assert ("return 43210 (-12346 to 98765)" if num_seeds > 1 else "return -12346") in text
 
 
 def test_plain_lines_come_at_most_every_ten_seconds():

@@ -7,10 +7,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -169,7 +172,7 @@ def _swap_run(out):
     "damage, options, message",
     [
         (None, {"gamma": 0.5}, "holds another run: config.gamma is 0.99 there and 0.5 here"),
-        (None, {"seeds": 2}, r"holds another run: seeds is \[4, 7\] there and \[0, 1\] here"),
+        (None, {"seeds": 2}, r"another run: seeds is \[4, 7\] there and \[0, 1\] here; each seed is a run of its own"),
         (_lose_checkpoints, {}, "there is no checkpoint in '.*', only its metrics.csv"),
         (_damage_all, {}, "checkpoints/60 is damaged: its manifest.json is missing"),
         (_from_the_future, {}, "checkpoints/60 was written by a newer marl_kl"),
@@ -224,6 +227,30 @@ def test_other_machinery_is_said(copy, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(copy, resume=True)
+
+
+_ON_TWO_DEVICES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from tests import kills
+kills.train(sys.argv[1], total_env_steps=32 * 20)
+assert jax.device_count() == 2
+"""
+
+
+def test_a_run_goes_on_on_another_number_of_devices(whole, tmp_path):
+    """Begun on two, ended here: said, and the same but for rounding."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", _ON_TWO_DEVICES, out]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent, env=kills.as_here())
+    here = jax.device_count()
+    assert here != 2 and run_folder.read_record(out).document["device"]["count"] == 2
+    with pytest.warns(RunWarning, match=f"perhaps not bit for bit: device.count is 2 before and {here} now"):
+        result = train(out, resume=True)
+    assert _status(out) == "finished" and result.evaluation.update[-1] == kills.UPDATES
+    for name in ("kl", "kl_total", "episode_return", "value_loss"):
+        np.testing.assert_allclose(result.metrics[name], whole[1].metrics[name], rtol=1e-2, atol=1e-4, err_msg=name)
 
 
 # The faults of the world, one after another

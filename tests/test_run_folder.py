@@ -169,11 +169,12 @@ def test_a_resumed_run_is_noted(tmp_path):
     out = _created(tmp_path / "run")
     run_folder.set_status(out, "interrupted")
     longer = run_folder.record(synthetic.spec(), "hatrpo_w", TrustRegionConfig(total_env_steps=7), (3, 5))
-    run_folder.note_resumed(out, longer | {"device": {"count": 99}}, 12)
+    device = {"kind": "cpu", "platform": "cpu", "count": 99}
+    run_folder.note_resumed(out, longer | {"device": device}, 12)
     record = run_folder.read_record(out)
     assert record.status == "running" and record.document["ended"] is None and record.config.total_env_steps == 7
-    assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, {"count": 99})]
-    assert run_folder.last_session(record.document)["device"] == {"count": 99}
+    assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, device)]
+    assert run_folder.last_session(record.document)["device"] == device
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument(
         "--absolute", action="store_true",
         help="the absolute metric: the best teams in ten times the episodes, others than those they were chosen by; "
-        "of all seeds it is kept in the run's folder, where `compare` finds it",
+        "of all seeds, and without --episodes, it is kept in the run's folder, where `compare` finds it",
     )
     parser.add_argument("--stochastic", action="store_true", help="sample the actions, as in training")
     parser.add_argument("--seed", type=int, metavar="S", help="only the team that this seed trained (default: all)")
@@ -69,7 +69,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     again = evaluate.evaluate_again(
         env, config, seeds, updates, stacked, stochastic=arguments.stochastic, fresh=arguments.absolute
     )
-    if arguments.absolute and not arguments.stochastic and arguments.seed is None:
+    is_kept = arguments.absolute and not (arguments.stochastic or arguments.seed is not None or arguments.episodes)
+    if is_kept:
         run_tables.write_absolute(_absolute_folder(arguments), seeds, updates, config.batch_size, again)
     scores = [summary.Scores(_physics(run.spec), again)]
     when = ", ".join(f"{update:,}" for update in dict.fromkeys(updates))
@@ -78,6 +79,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     notes = [f"{teams}; {config.eval_episodes} episodes per seed, mean ± std; {policies}"]
     if arguments.absolute:
         notes.append("absolute metric: in other episodes than those by which the teams were chosen")
+        kept = "kept in" if is_kept else "only the full metric (all seeds, all episodes, deterministic) is kept in"
+        notes.append(f"{kept} {arguments.run / run_tables.ABSOLUTE}")
     if there is not None:
         per_seed = (
             mujoco_check.evaluate(there, env, config, learner, seed, config.eval_episodes)

@@ -37,7 +37,7 @@ import numpy as np
 
 from envs.types import EnvSpec
 from marl_kl.config import SCHEDULE, Config, free_schedule
-from marl_kl.files import TEMPORARY, RunFolderError, one_sentence, remove_leftovers, write_file
+from marl_kl.files import TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, write_file
 from marl_kl.results import Failure, SweepFailure, Timing
 
 FORMAT = 2
@@ -92,7 +92,7 @@ def record(
 
     `env_params` is what `checkpoints.digest` makes of the environment's params; `more` is what a sweep adds.
     """
-    from marl_kl import __version__  # the package is complete only after this module
+    from marl_kl import __version__  # this module may be a part of that import
 
     devices = jax.devices()
     packages = {name: _version(name) for name in _PACKAGES}
@@ -243,9 +243,14 @@ def warn_of_other_machinery(stored: Mapping[str, Any], now: Mapping[str, Any]) -
         warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=3)
 
 
+def sessions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What `run.json` says of each process that wrote, the first one first: `versions` and `device`."""
+    return [document, *document.get("resumed", ())]
+
+
 def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `run.json` says of the process that wrote last: `versions` and `device`."""
-    return [document, *document.get("resumed", ())][-1]
+    """The last one of `sessions`."""
+    return sessions(document)[-1]
 
 
 def set_status(
@@ -280,15 +285,56 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
     document = _read_document(Path(out), name)
     failure_class = Failure if name == RUN else SweepFailure
     try:
+        _refuse_other_kinds(document, name)
         spec = EnvSpec(**{name: _tuples(value) for name, value in document["env"].items()})
         config = _config_class(document["config_class"])(**document["config"])
         failures = tuple(failure_class(**failure) for failure in document["failures"])
+        identity(document)
         return RunRecord(
             spec, document["algorithm"], config, tuple(document["seeds"]), document["status"], failures, document
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise RunFolderError(f"{path} does not describe a run that this version can read: {reason}") from error
+
+
+_KINDS = {
+    "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]",
+    "failures": "[dict]", "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]",
+    "settings": "[dict]", "sizes": "dict", "timing": "dict",
+}  # fmt: skip
+"""Of what kind the entries of a record are that are not looked at by the classes that are made of them."""
+
+_ENV_KINDS = {
+    "name": "str", "agents": "[str]", "observation_sizes": "[int]", "action_sizes": "[int]", "state_size": "int",
+    "episode_length": "int", "team_reward": "bool", "metadata": "[list]",
+}  # fmt: skip
+
+
+_DEVICE_KINDS = {"kind": "str", "platform": "str", "count": "int"}
+
+
+def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:
+    """ValueError if what readers rely on is something else; KeyError where it is missing."""
+    needed = ("status", "started", "seeds", "env", *(("settings",) if name == SWEEP else ()))
+    _check_kinds({name: document[name] for name in needed} | dict(document), _KINDS, "")
+    _check_kinds(document["env"], _ENV_KINDS, "env.")
+    for number, session in enumerate(sessions(document)):
+        where = f"resumed[{number - 1}]." if number else ""
+        _check_kinds({name: session[name] for name in ("versions", "device")}, _KINDS, where)
+        device = {name: session["device"][name] for name in _DEVICE_KINDS}
+        _check_kinds(device, _DEVICE_KINDS, f"{where}device.")
+    if not document["seeds"] or len(set(document["seeds"])) < len(document["seeds"]):
+        raise ValueError(f"seeds is {document['seeds']!r}")
+    if document["status"] not in STATUSES:
+        raise ValueError(f"status is {document['status']!r}, which is none of {', '.join(STATUSES)}")
+
+
+def _check_kinds(entries: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> None:
+    for name, kind in kinds.items():
+        items = [] if name not in entries else entries[name] if kind[0] == "[" else [entries[name]]
+        if not isinstance(items, list) or not all(type(item).__name__ == kind.strip("[]") for item in items):
+            raise ValueError(f"{where}{name} is {str(entries[name])[:80]!r}")
 
 
 def _refuse_if_taken(out: Path) -> None:
@@ -358,18 +404,25 @@ def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
 
 
 def _config_class(name: str) -> type[Config]:
-    # Algorithms may bring their own config class; importing them makes it a known subclass.
-    from marl_kl import algorithms  # noqa: F401
+    known = _config_classes()
+    if name not in known:
+        # algorithms may bring their own; importing them, which takes all that trains, makes it a known subclass
+        from marl_kl import algorithms  # noqa: F401
 
+        known = _config_classes()
+    if name not in known:
+        raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _config_classes() -> dict[str, type[Config]]:
     known = {Config.__name__: Config}
     waiting = [Config]
     while waiting:
         subclasses = waiting.pop().__subclasses__()
         known.update({kind.__name__: kind for kind in subclasses})
         waiting.extend(subclasses)
-    if name not in known:
-        raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")
-    return known[name]
+    return known
 
 
 def _jsonable(value):

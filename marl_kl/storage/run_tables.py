@@ -159,8 +159,7 @@ def read_absolute(out: str | os.PathLike) -> dict[int, np.ndarray]:
     if not path.exists():
         return {}
     columns = _columns(path)
-    if not {"seed", "episode_return"} <= set(columns):
-        raise RunFolderError(f"{path} is damaged: it lacks 'seed' or 'episode_return'")
+    _refuse_without(path, columns, "seed", "episode_return")
     seeds = columns["seed"].astype(np.int64)
     return {int(seed): columns["episode_return"][seeds == seed] for seed in np.unique(seeds)}
 
@@ -242,11 +241,14 @@ def read_evaluation(out: str | os.PathLike) -> StoredEvaluation:
     """
     path = Path(out) / "evaluation.csv"
     columns = _columns(path)
-    num_episodes = int(columns["episode"].max()) + 1 if len(columns.get("episode", ())) else 1
+    names = ("update", "env_steps", "episode_return", "episode_length")
+    _refuse_without(path, columns, "episode", *names)
+    if not len(columns["episode"]):
+        raise RunFolderError(f"{path} is damaged: it has no rows")
+    num_episodes = max(int(columns["episode"].max()) + 1, 1)
     seeds, shape = _rectangle(path, columns, num_episodes)
     update, env_steps, episode_return, episode_length = (
-        columns[name].reshape(*shape, num_episodes)
-        for name in ("update", "env_steps", "episode_return", "episode_length")
+        columns[name].reshape(*shape, num_episodes) for name in names
     )
     times = (values[0, :, 0].astype(np.int64) for values in (update, env_steps))
     return StoredEvaluation(seeds, Evaluation(*times, episode_return, episode_length))
@@ -264,11 +266,21 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         raise RunFolderError(f"{path} is damaged: it is not a table of numbers under one line of names") from error
 
 
+_WHOLE = ("seed", "update", "env_steps", "episode")
+
+
+def _refuse_without(path: Path, columns: Mapping[str, np.ndarray], *names: str) -> None:
+    """RunFolderError if a column is missing, or one that counts has other than numbers."""
+    for name in names:
+        if name not in columns:
+            raise RunFolderError(f"{path} is damaged: it lacks '{name}'")
+        if name in _WHOLE and not np.all(np.isfinite(columns[name])):
+            raise RunFolderError(f"{path} is damaged: its '{name}' is not everywhere a number")
+
+
 def _rectangle(path: Path, columns: Mapping[str, np.ndarray], inner: int) -> tuple[tuple[int, ...], tuple[int, int]]:
     """The seeds, and the shape [seeds, rows per seed / inner] of a table whose seeds stand one below the other."""
-    missing = {"seed", "update", "env_steps"} - set(columns)
-    if missing:
-        raise RunFolderError(f"{path} is damaged: it lacks '{min(missing)}'")
+    _refuse_without(path, columns, "seed", "update", "env_steps")
     seeds = tuple(dict.fromkeys(int(seed) for seed in columns["seed"]))
     rows, surplus = divmod(len(columns["seed"]), max(1, len(seeds)) * inner)
     if surplus or not np.array_equal(columns["seed"], np.repeat(seeds, rows * inner)):

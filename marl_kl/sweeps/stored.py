@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
 from marl_kl.files import RunFolderError, one_sentence
 from marl_kl.results import Evaluation, Failure, SweepResult, Timing
-from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.sweeps import outcomes, pieces
 from marl_kl.sweeps.pieces import Piece
@@ -61,7 +61,7 @@ def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRec
             raise ValueError(f"setting={setting!r}, but {str(path)!r} holds a run, which has no settings")
         return record
     record = run_folder.read_record(path, run_folder.SWEEP)
-    settings = _settings(record)
+    settings = _settings(Path(path), record)
     last = len(settings) - 1
     if setting is None:
         raise ValueError(f"{str(path)!r} holds a sweep; say which of its settings, 0 to {last}, is meant")
@@ -137,30 +137,43 @@ def read(out: str | os.PathLike) -> SweepResult:
     """
     out = Path(out)
     record = run_folder.read_record(out, run_folder.SWEEP)
-    settings = _settings(record)
+    settings = _settings(out, record)
     if not (out / pieces.FOLDER).exists() and (out / "table.csv").exists():
         return _from_tables(out, record, settings)
     found = [(piece, piece.stored()) for piece in _pieces(out, record)]
-    timing = record.document.get("timing")
     spent = Timing(*np.sum([now.timing for _, now in found] or [[0.0] * 3], axis=0).tolist())
-    return outcomes.result(
-        record.spec, record.algorithm, settings, record.seeds, found, Timing(**timing) if timing else spent, out
-    )
+    timing = _timing(out, record.document) or spent
+    return outcomes.result(record.spec, record.algorithm, settings, record.seeds, found, timing, out)
 
 
-def _settings(record: run_folder.RunRecord) -> tuple[Setting, ...]:
+def _settings(out: Path, record: run_folder.RunRecord) -> tuple[Setting, ...]:
     found = []
     for fields in record.document["settings"]:
-        config = record.config.replace(**fields)
+        try:
+            config = record.config.replace(**fields)
+        except ValueError as error:
+            raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: {error}") from error
         found.append(Setting({name: getattr(config, name) for name in fields}, config))
+    if not found:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: it names no settings")
     return tuple(found)
+
+
+def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
+    """Of a finished sweep."""
+    if "timing" not in document:
+        return None
+    try:
+        return Timing(*(float(document["timing"][name]) for name in Timing._fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
 
 def _pieces(out: Path, record: run_folder.RunRecord) -> list[Piece]:
     """Of the programs that have begun: before that it is open how many runs a piece has."""
     identity = run_folder.identity(record.document)
     sizes = record.document.get("sizes", {})
-    programs = pieces.programs([setting.config for setting in _settings(record)], record.seeds)
+    programs = pieces.programs([setting.config for setting in _settings(out, record)], record.seeds)
     return [
         piece
         for number, runs in enumerate(programs, 1)
@@ -192,7 +205,7 @@ def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Settin
         metrics=metrics,
         evaluations=tuple(evaluations),
         failures=record.failures,
-        timing=Timing(**record.document.get("timing", dict.fromkeys(Timing._fields, np.nan))),
+        timing=_timing(out, record.document) or stored_runs.UNTIMED,
         out=out,
     )
 

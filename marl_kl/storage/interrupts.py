@@ -1,0 +1,47 @@
+"""Ctrl-C in the middle of a save: it waits for the end of the save, which is seconds away."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import Callable, Iterator
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Inside this context the first SIGINT is kept back until its end; a second one takes effect at once.
+
+    Orbax cannot be stopped half-way: its threads would go on writing in a folder that is being removed, and print their
+    tracebacks. Without effect inside another such context, outside the main thread, and where SIGINT has no handler in
+    Python (then it is ignored, or ends the process).
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if is_main else None
+    if not callable(handler) or isinstance(handler, _Waiting):
+        yield
+        return
+    waiting = _Waiting(handler)
+    signal.signal(signal.SIGINT, waiting)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        # not raised as a signal again: the command line counts those, and would take it for a second Ctrl-C
+        if waiting.is_due:
+            handler(signal.SIGINT, None)
+
+
+class _Waiting:
+    """A handler that remembers the first signal and hands further ones to `handler`."""
+
+    def __init__(self, handler: Callable):
+        self._handler = handler
+        self.is_due = False
+
+    def __call__(self, number, frame) -> None:
+        if self.is_due:
+            self.is_due = False
+            self._handler(number, frame)
+        else:
+            self.is_due = True

@@ -1,0 +1,86 @@
+"""How much memory is free."""
+
+import pytest
+
+from marl_kl import devices
+
+V2 = ("memory.max", "memory.current", "memory.stat", "")
+V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """`machine({name: content})` writes what Linux would say; of memory 100 KiB are available."""
+    monkeypatch.setattr(devices, "_GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "_MEMINFO", tmp_path / "meminfo")
+
+    def write(files):
+        for name, content in {"meminfo": "MemTotal: 900 kB\nMemAvailable:   100 kB\n", **files}.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+
+    return write
+
+
+@pytest.mark.parametrize("limit, used, kinds, prefix", [V2, V1])
+@pytest.mark.parametrize(
+    "sizes, free",
+    [
+        ({}, 10_000),
+        ({"inactive_file": 20_000}, 30_000),
+        ({"inactive_file": 20_000, "active_file": 9_000}, 30_000),  # nobody says what of it is mapped
+        ({"inactive_file": 20_000, "active_file": 9_000, "mapped": 4_000}, 35_000),
+        ({"inactive_file": 20_000, "active_file": 4_000, "mapped": 9_000, "inactive_anon": 5_000}, 30_000),
+        ({"inactive_file": 900_000}, 50_000),
+    ],
+)
+def test_files_that_are_only_cached_count_as_free(machine, limit, used, kinds, prefix, sizes, free):
+    mapped = "mapped_file" if prefix else "file_mapped"
+    lines = [f"{prefix}{mapped if name == 'mapped' else name} {size}\n" for name, size in sizes.items()]
+    machine({limit: "50000\n", used: "40000\n", kinds: "".join(lines)})
+    assert devices._free_host_bytes() == free
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {V2[0]: "max\n", V2[1]: "40000\n"},
+        {V1[0]: "9223372036854771712\n", V1[1]: "40000\n"},
+    ],
+)
+def test_without_a_limit_the_machine_s_memory_counts(machine, files):
+    machine(files)
+    assert devices._free_host_bytes() == 102_400
+
+
+def test_where_nobody_says_it_is_unknown(machine):
+    machine({"meminfo": ""})
+    assert devices._free_host_bytes() is None
+
+
+class _Device:
+    platform = "gpu"
+
+    def __init__(self, **stats):
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats or None
+
+
+def test_memory_in_use_is_that_of_the_fullest_device(monkeypatch):
+    gpus = [_Device(bytes_in_use=2, peak_bytes_in_use=5, bytes_limit=9), _Device(bytes_in_use=3), _Device()]
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus)
+    assert devices.memory_in_use() == (5, 9)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus[1:])
+    assert devices.memory_in_use() == (3, None)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: gpus[2:])
+    assert devices.memory_in_use() is None
+
+
+def test_memory_in_use_of_a_cpu_is_the_process_s(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_STATUS", tmp_path / "status")
+    assert devices.memory_in_use() is None
+    machine({"status": "Name:\tpython\nVmRSS:\t  2048 kB\n"})
+    assert devices.memory_in_use() == (2 * 2**20, None) and str(devices.memory_in_use()) == "0.0 GiB"
