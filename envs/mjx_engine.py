@@ -51,6 +51,10 @@ class Rules:
     uses_forces: bool = False
 
 
+class MissingModel(ModuleNotFoundError):
+    """A body's model file comes with a package that is not installed."""
+
+
 class _State(NamedTuple):
     """What is carried from step to step. `progress`: the paid coordinate after the last control step."""
 
@@ -64,7 +68,7 @@ def load(body: str, segments: int | None = None) -> Physics:
     """One of `BODIES`; `segments` for those that are built of segments.
 
     Raises:
-        ModuleNotFoundError: the extra `mujoco` is not installed and the body needs its model files.
+        MissingModel: the extra `mujoco` is not installed and the body needs its model files.
     """
     with quiet():
         import mujoco
@@ -132,7 +136,7 @@ def _installed(package: str, folder: str, file: str) -> Path:
     """A file of a package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ModuleNotFoundError(
+        raise MissingModel(
             f"engine 'mjx' reads {file} from {package}, which is not installed; pip install 'marl_kl[mujoco]'"
         )
     return Path(spec.submodule_search_locations[0]) / folder / file
