@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import kinematics
-from envs.brax_engine import BACKENDS
+from envs.brax_engine import BACKENDS, CORRECTED
 from envs.kinematics import LOCAL_CATEGORIES, Categories, KinematicTree, Partition
 from envs.physics import Physics
 from envs.time_limit import with_time_limit
@@ -71,8 +71,8 @@ BODIES = {
     "humanoidstandup": Body(17, ("17x1", "9|8"), (("9|8", _UPPER_AND_LOWER),)),
     "manyagent_ant": Body(4, ("2x3",), engines=("mjx",), segmented=True),
     "manyagent_swimmer": Body(1, ("10x2",), engines=("mjx",), segmented=True),
-    "pusher": Body(7, ("3p",), (("3p", _ARM),), episode_length=100),
-    "reacher": Body(2, ("2x1",), episode_length=50),
+    "pusher": Body(7, ("3p",), (("3p", _ARM),), engines=("mjx", "brax"), episode_length=100),
+    "reacher": Body(2, ("2x1",), engines=("mjx", "brax"), episode_length=50),
     "swimmer": Body(2, ("2x1",), engines=("mjx",)),
     "walker2d": Body(6, ("2x3", "3x2", "6x1")),
 }
@@ -105,6 +105,7 @@ def body_env(
     agent_id: bool | None = None,
     episode_length: int | None = None,
     partition: str | Sequence[Sequence[str]] | None = None,
+    corrected: bool = True,
 ) -> Env:
     """A body whose joints are shared out among agents.
 
@@ -115,7 +116,8 @@ def body_env(
                      coordinates, in the order of the full observation (`envs.kinematics.observation_indices`).
 
     followed by a one-hot agent id [N] if `agent_id`. Actions [N, A] are an agent's joints in joint order; they are
-    clipped to the control range ([-1, 1] for all bodies on Brax) and their padded entries are ignored.
+    clipped to the control range ([-1, 1] for most bodies, see `EnvSpec.action_low`) and their padded entries are
+    ignored.
 
     The global state is the full observation, the reward is the team's. Every `reset(key, params)` draws a new random
     state. `params` is `()`.
@@ -133,8 +135,9 @@ def body_env(
         agent_id: whether the one-hot id is appended; None appends it to full observations only, which would else
             be the same for all agents.
         episode_length: the time limit in env steps; None for the body's own.
-        partition: replaces the split by another one, by joint names (one sequence per agent) or in the form
-            "hip_1+ankle_1|hip_2+ankle_2|...".
+        partition: replaces the split by another one: "4x2", a named split of the body ("2x4d"), joint names (one
+            sequence per agent) or the form "hip_1+ankle_1|hip_2+ankle_2|...".
+        corrected: False undoes what this project corrects in Brax's bodies: the humanoidstandup's reward.
 
     Raises:
         ValueError: an option that is not accepted, or a partition that is impossible.
@@ -156,11 +159,15 @@ def body_env(
     _check(name, "agent_id", agent_id, isinstance(agent_id, bool), "accepted: None, True, False")
     episode_length = entry.episode_length if episode_length is None else episode_length
     _check(name, "episode_length", episode_length, _is_int(episode_length), "it must be a whole number of env steps")
+    can_be_undone = engine == "brax" and body in CORRECTED
+    nothing = f"nothing is corrected in {engine}'s {body}; accepted: True"
+    accepted = "accepted: True, False" if can_be_undone else nothing
+    _check(name, "corrected", corrected, corrected is True or (corrected is False and can_be_undone), accepted)
     if split is None and partition is None:
         raise ValueError(f"env '{body}' needs partition=..., or one of {', '.join(_scenarios(body))}")
 
     segments = _segments(name, split) if entry.segmented else None
-    physics, backend = _load(body, segments, engine, backend)
+    physics, backend = _load(name, body, segments, engine, backend, corrected)
     agents = _agents(name, physics.tree, entry, split, partition)
     seen = _checked_categories(name, physics.tree, categories)
     view = _view(physics.tree, agents, hops, seen, agent_id)
@@ -180,6 +187,7 @@ def body_env(
             ("categories", "all" if hops is None else " > ".join("+".join(names) for names in seen)),
             ("agent_id", str(agent_id)),
             ("partition", kinematics.partition_text(agents)),
+            *(() if corrected else (("corrected", "False"),)),
         ),
         cpu_compiler_options=physics.compiler_options,
         action_low=_range_ends(physics.tree, agents, 0),
@@ -201,7 +209,7 @@ FACTORIES: dict[str, Callable[..., Env]] = {
 
 
 def find(name: str) -> Callable[..., Env] | None:
-    """The factory for a scenario as people write it: "Ant-v2-4x2", "HalfCheetah 6x1", "manyagent_swimmer_3x4", and a
+    """The factory for a scenario as people write it: "Ant-v2-4x2", "6x1 HalfCheetah", "manyagent_swimmer_3x4", and a
     body alone, which then needs a partition. None if it is no scenario.
     """
     body, split = _read(name)
@@ -240,18 +248,27 @@ def explain_unknown(name: str) -> str | None:
 
 _GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 _VERSION = re.compile(r"_v\d+(?=_|$)")
-_SPLIT = re.compile(r"_?((?:\d+x\d+[a-z]?)|(?:\d+_\d+)|(?:\d+p\d*))$")
+_A_SPLIT = r"(?:\d+x\d+[a-z]?)|(?:\d+_\d+)|(?:\d+p\d*)"
+_SPLIT = re.compile(rf"_?({_A_SPLIT})$")
+_SPLIT_FIRST = re.compile(rf"^({_A_SPLIT})_(?:agents?_)?(.+)$")
 
 
 def _read(name: str) -> tuple[str, str | None]:
-    """("ant", "4x2") for "Ant-v5_4x2" and the like; the split is None where there is none."""
+    """("ant", "4x2") for "Ant-v5_4x2", "4x2-Agent Ant" and the like; the split is None where there is none.
+
+    The papers call the swimmer of many segments "10x2 Swimmer": one of more than two joints is that one.
+    """
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
     plain = re.sub(r"[\s\-./:|]+", "_", plain.replace("×", "x").replace("*", "x")).strip("_")
-    plain = _VERSION.sub("", re.sub(r"^(ma|multi_agent|mamujoco|mabrax)_", "", plain))
+    plain = _VERSION.sub("", re.sub(r"^(ma_mu_jo_co|mamujoco|multi_agent|mabrax|ma)_", "", plain))
+    plain = _SPLIT_FIRST.sub(r"\2_\1", plain)
     words = _SPLIT.search(plain)
     body = plain[: words.start()] if words else plain
     split = words[1].replace("_", "|") if words else None
-    return _SYNONYMS.get(body, body), split
+    body = _SYNONYMS.get(body, body)
+    grid = _GRID.fullmatch(split or "")
+    is_long = body == "swimmer" and grid is not None and int(grid[1]) * int(grid[2]) > BODIES["swimmer"].joints
+    return "manyagent_swimmer" if is_long else body, split
 
 
 def _segments(name: str, split: str | None) -> int:
@@ -261,13 +278,19 @@ def _segments(name: str, split: str | None) -> int:
     return int(grid[1]) * int(grid[2])
 
 
-def _load(body: str, segments: int | None, engine: str, backend: str | None) -> tuple[Physics, str]:
+def _load(
+    name: str, body: str, segments: int | None, engine: str, backend: str | None, corrected: bool
+) -> tuple[Physics, str]:
     """The physics, and the name of its backend."""
     module = importlib.import_module(f"envs.{engine}_engine")
-    if engine == "mjx":
+    if engine == "brax":
+        backend = module.BODIES[body].default_backend if backend is None else backend
+        return module.load(body, backend, corrected), backend
+    try:
         return module.load(body, segments), "mjx"
-    backend = module.BODIES[body].default_backend if backend is None else backend
-    return module.load(body, backend), backend
+    except module.MissingModel as error:
+        other = "; engine='brax' does without, see docs/scenarios.md" if "brax" in BODIES[body].engines else ""
+        raise ModuleNotFoundError(f"env {name!r}: {error}{other}") from None
 
 
 def _agents(name: str, tree: KinematicTree, entry: Body, split: str | None, partition: Any) -> Partition:
@@ -275,7 +298,8 @@ def _agents(name: str, tree: KinematicTree, entry: Body, split: str | None, part
     if partition is None and entry.segmented:
         num_agents = int(_GRID.fullmatch(split)[1])
         partition = f"{num_agents}x{len(tree.actuators) // num_agents}"
-    wanted = dict(entry.named_splits).get(split, split) if partition is None else partition
+    wanted = split if partition is None else partition
+    wanted = dict(entry.named_splits).get(wanted, wanted) if isinstance(wanted, str) else wanted
     try:
         return kinematics.parse_partition(tree, wanted)
     except ValueError as error:

@@ -24,10 +24,14 @@ them as 20 % uncertain).
 
 So both bodies default to mjx. The ant keeps Brax's solver options, so that it is Brax's ant. The cheetah keeps its
 four Newton iterations but not the line search of 50, which changes no digit and costs most of the time; walker, hopper
-and standing-up humanoid have the same 4 and 4 (Brax: 4, 4 and 8 iterations, line search 50). The humanoid keeps Brax's options:
-4 and 4 halve its speed and the error stays (0.026), because Brax switches MuJoCo's implicit damping off there.
+and standing-up humanoid have the same 4 and 4 (Brax: 4, 4 and 8 iterations, line search 50). The humanoid keeps
+Brax's options: 4 and 4 halve its speed and the error stays (0.026), because Brax switches MuJoCo's implicit
+damping off there.
 "generalized" always uses the exact inverse of the mass matrix: it is closer to MuJoCo than Brax's approximation on
-every body and, on the cheetah, faster. Swimmers are not here: Brax's fluid forces fail with jax 0.10.
+every body and, on the cheetah, faster. Swimmers are not here: Brax's fluid forces fail with jax 0.10 (they call
+`clip(..., a_min=)`). Reacher and pusher are here but not by default, because Brax's are other tasks: its pusher is paid
+for the state before the step, a third of its objects start on one circle, and its tip is another point; its reacher
+draws targets mostly near the shoulder and shows a velocity of the tip that is not that of the tip.
 
 docs/scenarios.md has the table of all bodies on all backends (`benchmarks/bodies.py`).
 
@@ -56,6 +60,9 @@ from envs.physics import CPU_OPTIONS, Physics, Seen, driven_coordinates, quiet, 
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 """The physics that Brax offers."""
+
+CORRECTED = ("humanoidstandup",)
+"""Bodies whose reward `load` corrects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +144,8 @@ BODIES = {
 }
 
 
-def load(body: str, backend: str) -> Physics:
-    """One of `BODIES` on one of `BACKENDS`."""
+def load(body: str, backend: str, corrected: bool = True) -> Physics:
+    """One of `BODIES` on one of `BACKENDS`; those of `CORRECTED` pay as Gymnasium's do, or as Brax's."""
     entry, brax_env = BODIES[body], load_brax(body, backend)
     system = brax_env.sys
     limits = np.asarray(system.actuator.ctrl_range)
@@ -147,7 +154,7 @@ def load(body: str, backend: str) -> Physics:
     empty = jax.eval_shape(brax_env.reset, jax.random.key(0))
     _check_layout(tree, system, empty)
     pack, unpack = _packing(empty, backend)
-    reward = _standup_reward(brax_env) if body == "humanoidstandup" else _brax_reward
+    reward = _standup_reward(brax_env) if corrected and body in CORRECTED else _brax_reward
 
     def reset(key):
         state = brax_env.reset(key)

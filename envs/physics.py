@@ -80,6 +80,37 @@ def tree_of(
     )
 
 
+class Contacts(NamedTuple):
+    """What of a `mujoco.MjModel` can touch what, whatever is near.
+
+    Attributes:
+        floor: the geoms that can touch the floor.
+        limbs: how many pairs of other geoms can touch each other.
+        friction: per geom of `floor`, the sliding friction there.
+    """
+
+    floor: tuple[int, ...]
+    limbs: int
+    friction: tuple[float, ...]
+
+
+def contacts(model: Any) -> Contacts:
+    """By MuJoCo's rules: the masks of the geoms, and never a body with itself or with its parent but the world.
+
+    The floor is geom 0; exceptions that a model lists by name are not looked at, as no body here has some.
+    """
+    mask, wanted = np.asarray(model.geom_contype), np.asarray(model.geom_conaffinity)
+    link = np.asarray(model.body_weldid)[model.geom_bodyid]
+    parent = np.asarray(model.body_weldid)[np.asarray(model.body_parentid)[link]]
+    meets = ((mask[:, None] & wanted) | (mask & wanted[:, None])) != 0
+    on_parent = (parent[:, None] == link) & (link != 0)
+    meets &= (link[:, None] != link) & ~on_parent & ~on_parent.T
+    friction = np.maximum(model.geom_friction[:, 0], model.geom_friction[0, 0])
+    floor = np.flatnonzero(meets[0])
+    limbs = int(np.count_nonzero(np.triu(meets[1:, 1:])))
+    return Contacts(tuple(map(int, floor)), limbs, tuple(round(float(value), 3) for value in friction[floor]))
+
+
 def driven_coordinates(model: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Per actuator of a `mujoco.MjModel`, where its joint sits in q and in qd."""
     joints = model.actuator_trnid[:, 0]

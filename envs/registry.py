@@ -27,14 +27,16 @@ def make(name: str, **options) -> Env:
     """Builds the environment called `name`; its spec notes the options, so that it can be built again.
 
     Args:
-        name: one of `names()`; also as others write it ("Ant-v2-4x2", "PaxMen 5"), any `manyagent_swimmer_<n>x<m>`,
-            and a body alone ("humanoid") with `partition=`.
+        name: one of `names()`; also as others write it ("Ant-v2-4x2", "10x2 Swimmer", "PaxMen 5"), any
+            `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`.
         **options: keyword arguments of that environment's factory, described where it is defined
             (`help(envs.games.matrix_game)`, `help(envs.bodies.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
     factory = _FACTORIES.get(name) or jaxmarl_wrapper.find(name) or paxmen.find(name) or bodies.find(name)
     if factory is None:
         raise ValueError(

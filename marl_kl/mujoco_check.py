@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import mjcf
+from envs.physics import contacts
 from envs.types import Env
 from marl_kl.config import Config
 from marl_kl.policies import make_actor
@@ -44,12 +45,25 @@ _NO_COUNTERPART = {
     "coupled_halfcheetah": "Gymnasium has none, and Multi-Agent MuJoCo's own does not run on recent versions of mujoco",
 }
 
+_BONUS = "Brax pays the bonus for being upright on the step of a fall too"
+_SOLVER = "Brax solves for contacts by 1 Newton iteration and integrates damping explicitly"
+_LATE = "Brax pays for movement one simulation step late"
 _KNOWN_DIFFERENCES = {
-    "ant": ("Brax's ant starts at height 0.55 (Gymnasium's at 0.75) and pays no contact cost",),
-    "humanoid": ("Brax's humanoid pays no contact cost",),
-    "humanoidstandup": ("Brax's humanoid pays no impact cost",),
-}
+    "ant": (
+        "Brax's ant starts at height 0.55 with bent legs (Gymnasium's at 0.75 with straight ones) and pays no contact "
+        "cost", _BONUS, _SOLVER,
+    ),
+    "halfcheetah": (_LATE,),
+    "hopper": (_BONUS, _LATE),
+    "humanoid": ("Brax's humanoid pays no contact cost", _BONUS, _SOLVER),
+    "humanoidstandup": (
+        "Brax's humanoid starts at height 0.15 (Gymnasium's at 0.105) and pays no impact cost",
+    ),
+    "walker2d": (_BONUS, _LATE),
+}  # fmt: skip
 """Of Brax's bodies: what the two models do not tell, see `_differences`."""
+_ON_MJX = (_SOLVER, _LATE)
+"""Of these what is true of Brax's backend "mjx" alone."""
 
 
 class Counterpart(NamedTuple):
@@ -211,19 +225,42 @@ def _joints(model: Any) -> tuple[list[str], list[int]]:
 
 def _differences(facts: dict[str, str], body: str, model: Any, c_model: Any) -> tuple[str, ...]:
     if facts["engine"] == "mjx":
-        return ("the same model and rules; trained in float32 with at most 4 solver iterations per step",)
-    known = _KNOWN_DIFFERENCES.get(body, ())
-    if facts["backend"] != "mjx":
-        known = (f"Brax's {facts['backend']} physics is another task than MuJoCo's", *known)
+        return ("the same model and rules; trained in float32 with at most 4 iterations of Newton's solver per step",)
+    on_mjx = facts["backend"] == "mjx"
+    known = [phrase for phrase in _KNOWN_DIFFERENCES.get(body, ()) if on_mjx or phrase not in _ON_MJX]
+    if not on_mjx:
+        known.insert(0, f"Brax's {facts['backend']} physics is another task than MuJoCo's")
+    if facts.get("corrected") == "False":
+        known.append("Brax's reward pays a fifth for height and a tenth for control")
     if model.opt.integrator != c_model.opt.integrator:
-        known = (*known, "Brax integrates by Euler's rule, Gymnasium by Runge and Kutta's")
-    touching, c_touching = _touching(model), _touching(c_model)
-    if touching < c_touching:
-        known = (*known, f"{touching} of Brax's geoms can touch the floor, {c_touching} of Gymnasium's")
-    return known
+        known.append("Brax integrates by Euler's rule, Gymnasium by Runge and Kutta's")
+    return (*known, *contact_differences(model, c_model))
 
 
-def _touching(model: Any) -> int:
-    """How many geoms can touch the floor, the first geom."""
-    meets = (model.geom_contype & model.geom_conaffinity[0]) | (model.geom_conaffinity & model.geom_contype[0])
-    return int(np.count_nonzero(meets[1:]))
+def contact_differences(model: Any, c_model: Any) -> tuple[str, ...]:
+    """What can touch what in Brax's `mujoco.MjModel` and in Gymnasium's, one phrase per difference."""
+    ours, theirs = contacts(model), contacts(c_model)
+    phrases = []
+    if len(ours.floor) != len(theirs.floor):
+        phrases.append(f"{len(ours.floor)} of Brax's geoms can touch the floor, {len(theirs.floor)} of Gymnasium's")
+    if ours.limbs != theirs.limbs:
+        phrases.append(f"{ours.limbs} pairs of Brax's limbs can touch each other, {theirs.limbs} of Gymnasium's")
+    phrases += [
+        f"friction of {name} on the floor is {friction:g} on Brax, {c_friction:g} on Gymnasium"
+        for name, friction, c_friction in _shared_frictions(model, c_model)
+        if friction != c_friction
+    ]
+    margin, c_margin = (float(x.geom_margin[list(touching.floor)].max(initial=0.0))
+                        for x, touching in ((model, ours), (c_model, theirs)))  # fmt: skip
+    if margin != c_margin:
+        phrases.append(f"contacts begin {1000 * margin:g} mm above the floor on Brax, {1000 * c_margin:g} on Gymnasium")
+    return tuple(phrases)
+
+
+def _shared_frictions(model: Any, c_model: Any) -> list[tuple[str, float, float]]:
+    """(name, friction, C friction) of geoms that can touch the floor in both models."""
+    ours, theirs = (
+        {x.geom(geom).name: friction for geom, friction in zip(found.floor, found.friction)}
+        for x, found in ((model, contacts(model)), (c_model, contacts(c_model)))
+    )
+    return [(name, ours[name], theirs[name]) for name in ours if name and name in theirs]
