@@ -1,8 +1,10 @@
 """Bodies: the protocol's contract on the default backends, Brax itself as the oracle, every other backend, names."""
 
+import functools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -12,25 +14,14 @@ import pytest
 
 import envs
 from envs import bodies, brax_engine, kinematics
+from envs.physics import CPU_OPTIONS
+from marl_kl import TrustRegionConfig, poses, rollout
+from marl_kl.policies import init_actors, init_obs_moments, make_actor
+from tests import c_world
+from tests.test_names import PLAYED
 
-# One name per body; other splits run the same physics and are looked at without compiling.
-CONTRACT_NAMES = (
-    "ant_4x2",
-    "coupled_halfcheetah_1p1",
-    "halfcheetah_6x1",
-    "hopper_3x1",
-    "humanoid_9|8",
-    "humanoidstandup_17x1",
-    "manyagent_ant_2x1",
-    "manyagent_swimmer_3x2",
-    "pusher_3p",
-    "reacher_2x1",
-    "swimmer_2x1",
-    "walker2d_2x3",
-)
+CONTRACT_NAMES = tuple(name for body, name in PLAYED.items() if body in bodies.BODIES)
 STEPS, NUM_ENVS, EPISODE_LENGTH = 200, 3, 30
-# without it compiling these programs takes most of their time
-FAST_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 def keys_from(seed):
@@ -43,36 +34,57 @@ def random_actions(env, seed, scale=1.0, steps=STEPS):
     return np.random.default_rng(seed).uniform(-scale, scale, shape).astype(np.float32)
 
 
-def compiled_rollout(env):
-    """`rollout(keys [E], actions [T, E, N, A]) -> (first TimeStep [E, ...], TimeSteps [T, E, ...])`, no resets."""
+class Compiled(NamedTuple):
+    """`start(keys [E]) -> (env_state, first TimeStep [E, ...])`; `play(env_state, actions [T, E, N, A]) -> TimeSteps
+    [T, E, ...]`, no resets."""
 
-    def rollout(keys, actions):
-        env_state, first = jax.vmap(env.reset, (0, None))(keys, env.params)
+    start: Callable
+    play: Callable
 
+    def rollout(self, keys, actions):
+        env_state, first = self.start(keys)
+        return first, self.play(env_state, actions)
+
+
+def compiled(env):
+    """With the compiler options that the environment asks for."""
+    options = dict(env.spec.cpu_compiler_options)
+    start = jax.jit(lambda keys: jax.vmap(env.reset, (0, None))(keys, env.params), compiler_options=options)
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def play(env_state, actions):
         def step(env_state, action):
-            return jax.vmap(env.step, (0, 0, 0, None))(keys, env_state, action, env.params)
+            return jax.vmap(env.step, (0, 0, 0, None))(keys_from(0), env_state, action, env.params)
 
-        return first, jax.lax.scan(step, env_state, actions)[1]
+        return jax.lax.scan(step, env_state, actions)[1]
 
-    compiled = jax.jit(rollout, compiler_options=FAST_COMPILE)
-    return lambda keys, actions: jax.device_get(compiled(keys, actions))
+    return Compiled(*(lambda *arguments, f=f: jax.device_get(f(*arguments)) for f in (start, play)))
 
 
 class Ran(NamedTuple):
-    """An environment, its compiled rollout and one run of it."""
+    """An environment, its compiled functions and one run of it."""
 
     env: Any
-    rollout: Callable
+    compiled: Compiled
     actions: np.ndarray
+    env_state: Any
     first: envs.TimeStep
     steps: envs.TimeStep
+
+    def rollout(self, keys, actions):
+        return self.compiled.rollout(keys, actions)
+
+    @property
+    def body(self):
+        return dict(self.env.spec.metadata)["body"]
 
 
 @pytest.fixture(scope="module", params=CONTRACT_NAMES)
 def ran(request):
     env = envs.make(request.param, episode_length=EPISODE_LENGTH)
-    rollout, actions = compiled_rollout(env), random_actions(env, seed=0)
-    return Ran(env, rollout, actions, *rollout(keys_from(0), actions))
+    functions, actions = compiled(env), random_actions(env, seed=0)
+    env_state, first = functions.start(keys_from(0))
+    return Ran(env, functions, actions, env_state, first, functions.play(env_state, actions))
 
 
 def check_timesteps(spec, timestep, batch):
@@ -98,10 +110,6 @@ def check_timesteps(spec, timestep, batch):
 
 
 # The contract on the default backends
-
-
-def test_every_body_is_here():
-    assert {bodies._read(name)[0] for name in CONTRACT_NAMES} == set(bodies.BODIES)
 
 
 def test_contract(ran):
@@ -140,7 +148,12 @@ def test_keys(ran):
 
 def test_actions_are_clipped(ran):
     actions = random_actions(ran.env, seed=1, scale=3.0)
-    beyond, clipped = (ran.rollout(keys_from(0), a)[1] for a in (actions, np.clip(actions, -1, 1)))
+    low, high = (np.zeros(ran.env.spec.action_mask.shape, np.float32) for _ in range(2))
+    low[ran.env.spec.action_mask] = np.concatenate(ran.env.spec.action_low)
+    high[ran.env.spec.action_mask] = np.concatenate(ran.env.spec.action_high)
+    inside = np.clip(actions, low, high)
+    assert (inside != actions).any()
+    beyond, clipped = (ran.compiled.play(ran.env_state, a) for a in (actions, inside))
     jax.tree.map(np.testing.assert_array_equal, beyond, clipped)
 
 
@@ -153,6 +166,7 @@ def test_every_name_without_compiling(name):
     assert metadata["partition"] == "|".join(spec.agents)
     assert name.startswith(metadata["body"]) and metadata["engine"] == bodies.BODIES[metadata["body"]].engines[0]
     assert (metadata["obs"], metadata["agent_id"]) == ("full", "True")
+    assert spec.cpu_compiler_options == CPU_OPTIONS, "else long chains and the pusher compile for minutes"
 
     key, action = jax.random.key(0), jnp.zeros((spec.num_agents, spec.action_size))
     env_state, first = jax.eval_shape(env.reset, key, env.params)
@@ -162,17 +176,60 @@ def test_every_name_without_compiling(name):
     assert jax.eval_shape(env.drawing.pose, env_state).shape == (env.drawing.model.nq,)
 
 
+def test_restarts_in_training_are_new_states():
+    """A time limit within a rollout: the first starts and those from the pool are all different."""
+    env = envs.make("hopper_3x1", backend="spring", episode_length=4)
+    config = TrustRegionConfig(hidden_sizes=(4,))
+    actor, actors = make_actor(env.spec, config), init_actors(jax.random.key(0), env.spec, config)
+    moments = init_obs_moments(env.spec, config)
+
+    @jax.jit
+    def trajectory(key):
+        worlds = rollout.start(key, env, NUM_ENVS)
+        return rollout.rollout(key, env, actor, actors, moments, worlds, length=6)[1]
+
+    done, state = (np.asarray(x) for x in (trajectory(jax.random.key(1)).done, trajectory(jax.random.key(1)).state))
+    assert (done == (np.arange(6) == 3)[:, None]).all()
+    starts = np.concatenate([state[0], state[4]])
+    apart = np.abs(starts[:, None] - starts).max(-1)
+    assert (apart[~np.eye(len(starts), dtype=bool)] > 1e-3).all()
+
+
+# C MuJoCo as the oracle
+
+ON_MJX = {"floor": (1e-3, 1e-3), "air": (1e-3, 1e-3)}
+FIRST_STEPS = {
+    "ant": ON_MJX,
+}
+"""Bounds on the differences of observations and rewards over the first steps."""
+
+
+@pytest.mark.parametrize("start", ["floor", "air"])
+def test_first_steps_are_those_of_c_mujoco(ran, start):
+    """Gymnasium's environment in the states of a reset, or in those lifted off the floor, under the same actions."""
+    steps, lift = 5, c_world.LIFTS.get(ran.body) if start == "air" else 0.0
+    if lift is None or start not in FIRST_STEPS[ran.body]:
+        pytest.skip("no floor, or bounded in the air only")
+    env_state = c_world.lifted(ran.env, ran.env_state, lift)
+    seen = ran.steps if start == "floor" else ran.compiled.play(env_state, ran.actions)
+    obs, reward, terminated = c_world.steps(ran.env, env_state, ran.actions[:steps])
+    bounds = FIRST_STEPS[ran.body][start]
+    found = [np.abs(a - b).max() for a, b in ((seen.state[:steps, :, : obs.shape[-1]], obs), (seen.reward[:steps, :, 0], reward))]
+    print("FOUND", ran.body, start, np.abs(seen.state[:steps, :, : obs.shape[-1]] - obs).max((1,2)), np.abs(seen.reward[:steps, :, 0] - reward).max(1))
+    assert np.less(found, bounds).all()
+    np.testing.assert_array_equal(seen.terminated[:steps], terminated)
+
+
 # Brax itself as the oracle
 
 
-@pytest.mark.parametrize("ran", ["ant_4x2", "humanoid_9|8"], indirect=True)
+@pytest.mark.parametrize("ran", [PLAYED["ant"], PLAYED["humanoid"]], indirect=True)
 def test_same_as_brax(ran):
     """A few steps of Brax's own environment, its whole state carried, from the same keys with the actions in its order.
 
     The two programs are compiled apart, so they agree to rounding only, which contacts enlarge step by step.
     """
-    body = dict(ran.env.spec.metadata)["body"]
-    brax_env = brax_engine.load_brax(body, brax_engine.BODIES[body].default_backend)
+    brax_env = brax_engine.load_brax(ran.body, brax_engine.BODIES[ran.body].default_backend)
     tree = ran.env.drawing.tree
     joints = [agent.split("+") for agent in ran.env.spec.agents]
     places = {name: (i, j) for i, agent in enumerate(joints) for j, name in enumerate(agent)}
@@ -189,17 +246,27 @@ def test_same_as_brax(ran):
 
         return jax.lax.scan(step, state, controls)[1]
 
-    obs, reward, done = jax.jit(rollout, compiler_options=FAST_COMPILE)(keys_from(0), controls)
+    obs, reward, done = jax.jit(rollout, compiler_options=dict(CPU_OPTIONS))(keys_from(0), controls)
     np.testing.assert_allclose(ran.steps.state[:steps], obs, atol=2e-3)
     np.testing.assert_allclose(ran.steps.reward[:steps, :, 0], reward, atol=2e-3)
     np.testing.assert_array_equal(ran.steps.terminated[:steps], done > 0.5)
 
 
-@pytest.mark.parametrize("ran", ["humanoidstandup_17x1"], indirect=True)
+@pytest.mark.parametrize("ran", [PLAYED["humanoidstandup"]], indirect=True)
 def test_standing_up_is_paid_as_in_gymnasium(ran):
     """Height over a simulation step of 3 ms, not over Brax's control step, and Gymnasium's control cost at +-0.4."""
-    cost = 0.1 * np.sum(np.square(0.4 * ran.actions[..., 0]), axis=-1)
+    cost = 0.1 * np.sum(np.square(0.4 * ran.actions), axis=(-1, -2), where=ran.env.spec.action_mask)
     np.testing.assert_allclose(ran.steps.reward[..., 0], ran.steps.state[..., 0] / 0.003 + 1 - cost, rtol=1e-4)
+
+
+def test_standing_up_can_be_paid_as_in_brax():
+    """Height over its control step of 15 ms, and a tenth of the control cost. Eager: what a step computes is stubbed."""
+    state = SimpleNamespace(pipeline_state=SimpleNamespace(q=np.arange(24.0)), reward=np.float32(7.0))
+    brax_env = brax_engine.load_brax("humanoidstandup", "mjx")
+    assert brax_engine._standup_reward(brax_env)(state, np.zeros(17)) == pytest.approx(2 / 0.003 + 1)
+    assert brax_engine._brax_reward(state, np.zeros(17)) == 7.0
+    env = envs.make("humanoidstandup_17x1", corrected=False)
+    assert dict(env.spec.metadata)["corrected"] == "False" and dict(env.spec.options) == {"corrected": False}
 
 
 def test_carried_state_is_small():
@@ -220,8 +287,9 @@ def test_uneven_agents_with_local_observations_on_spring():
     env = envs.make("ant_2x4", backend="spring", obs=1, agent_id=True, partition=UNEVEN)
     spec, tree, steps = env.spec, env.drawing.tree, 10
     assert "|".join(spec.agents) == UNEVEN and spec.action_sizes == (5, 3)
-    rollout, actions = compiled_rollout(env), random_actions(env, seed=0, steps=steps)
-    first, after = rollout(keys_from(0), actions)
+    functions, actions = compiled(env), random_actions(env, seed=0, steps=steps)
+    env_state, first = functions.start(keys_from(0))
+    after = functions.play(env_state, actions)
     check_timesteps(spec, first, (NUM_ENVS,))
     check_timesteps(spec, after, (steps, NUM_ENVS))
 
@@ -233,16 +301,28 @@ def test_uneven_agents_with_local_observations_on_spring():
         np.testing.assert_array_equal(after.obs[..., agent, : expected.shape[-1]], expected)
 
     actions[..., ~spec.action_mask] = np.nan
-    jax.tree.map(np.testing.assert_array_equal, rollout(keys_from(0), actions)[1], after)
+    jax.tree.map(np.testing.assert_array_equal, functions.play(env_state, actions), after)
 
 
-@pytest.mark.parametrize("backend", ["positional", "generalized"])
-def test_ant_on_the_other_backends(backend):
-    env = envs.make("ant_4x2", backend=backend)
-    first, after = compiled_rollout(env)(keys_from(0), random_actions(env, seed=0, steps=10))
+# The ones that compile fastest, and each backend; the ant is on spring above.
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("ant_4x2", "generalized"), ("hopper_3x1", "positional"), ("reacher_2x1", "mjx"), ("reacher_2x1", "spring")],
+)
+def test_a_few_steps_on_the_other_backends(name, backend):
+    env = envs.make(name, engine="brax", backend=backend)
+    first, after = compiled(env).rollout(keys_from(0), random_actions(env, seed=0, steps=10))
     check_timesteps(env.spec, first, (NUM_ENVS,))
     check_timesteps(env.spec, after, (10, NUM_ENVS))
+
+
+@pytest.mark.parametrize("backend", brax_engine.BACKENDS)
+@pytest.mark.parametrize("body", brax_engine.BODIES)
+def test_every_body_on_every_backend_without_compiling(body, backend):
+    env = envs.make(PLAYED[body], engine="brax", backend=backend)
     assert dict(env.spec.metadata)["backend"] == backend
+    _, first = jax.eval_shape(env.reset, jax.random.key(0), env.params)
+    assert first.state.shape == (env.spec.state_size,)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +365,14 @@ def test_exact_inverse_on_generalized():
         ("manyagent_swimmer_3x2", "manyagent_swimmer_3x2"),
         ("ManySegmentSwimmer-10x2", "manyagent_swimmer_10x2"),
         ("coupled_half_cheetah_1p1", "coupled_halfcheetah_1p1"),
+        ("2x4-Agent Ant", "ant_2x4"),
+        ("4x2 ant", "ant_4x2"),
+        ("17x1-agent humanoid", "humanoid_17x1"),
+        ("9|8 Humanoid", "humanoid_9|8"),
+        ("MaMuJoCo-Ant-4x2", "ant_4x2"),
+        ("10x2 Swimmer", "manyagent_swimmer_10x2"),
+        ("swimmer_10x2", "manyagent_swimmer_10x2"),
+        ("swimmer_2x1", "swimmer_2x1"),
     ],
 )
 def test_names_as_people_write_them(written, name):
@@ -295,6 +383,8 @@ def test_a_body_with_a_partition():
     env = envs.make("hopper", partition=[["thigh_joint", "foot_joint"], ["leg_joint"]], obs=0)
     assert env.spec.agents == ("thigh_joint+foot_joint", "leg_joint") and env.spec.name == "hopper"
     assert env.spec.observation_sizes == (9, 7)
+    for body, split in (("ant", "2x4d"), ("humanoid", "9|8"), ("pusher", "3p")):
+        assert envs.make(body, partition=split).spec.agents == envs.make(f"{body}_{split}").spec.agents
 
 
 def test_categories():
@@ -320,6 +410,7 @@ def test_segments_are_shared_out():
         ("ant_2x4e", "the ant has no split '2x4e'; known splits: 2x4"),
         ("manyagent_swimmer_1x1", "2 segments at least"),
         ("nothing like it", "unknown env 'nothing like it'; known: ant_2x4"),
+        (4, "env=4; it must be a name such as 'ant_4x2', one of envs.names()"),
     ],
 )
 def test_unknown_names(name, sentence):
@@ -344,6 +435,7 @@ def test_unknown_names(name, sentence):
         ({"episode_length": 10.5}, "episode_length=10.5; it must be a whole number"),
         ({"partition": "3x3"}, "3 x 3 = 9, but the ant has 8 joints"),
         ({"partition": [["hip_1", "hip_1"]]}, "joint 'hip_1' is given 2 times"),
+        ({"corrected": False}, "corrected=False; nothing is corrected in brax's ant; accepted: True"),
         ({"legs": 4}, "unknown option 'legs'; accepted: engine, backend, obs, categories, agent_id"),
     ],
 )
