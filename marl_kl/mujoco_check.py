@@ -47,19 +47,23 @@ _NO_COUNTERPART = {
 
 _BONUS = "Brax pays the bonus for being upright on the step of a fall too"
 _SOLVER = "Brax solves for contacts by 1 Newton iteration and integrates damping explicitly"
+_LATE = "Brax pays for movement one simulation step late"
 _KNOWN_DIFFERENCES = {
     "ant": (
         "Brax's ant starts at height 0.55 with bent legs (Gymnasium's at 0.75 with straight ones) and pays no contact "
         "cost", _BONUS, _SOLVER,
     ),
-    "hopper": (_BONUS,),
+    "halfcheetah": (_LATE,),
+    "hopper": (_BONUS, _LATE),
     "humanoid": ("Brax's humanoid pays no contact cost", _BONUS, _SOLVER),
     "humanoidstandup": (
         "Brax's humanoid starts at height 0.15 (Gymnasium's at 0.105) and pays no impact cost",
     ),
-    "walker2d": (_BONUS,),
+    "walker2d": (_BONUS, _LATE),
 }  # fmt: skip
-"""Of Brax's bodies: what the two models do not tell, see `_differences`; `_SOLVER` is of Brax's mjx alone."""
+"""Of Brax's bodies: what the two models do not tell, see `_differences`."""
+_ON_MJX = (_SOLVER, _LATE)
+"""Of these what is true of Brax's backend "mjx" alone."""
 
 
 class Counterpart(NamedTuple):
@@ -221,12 +225,13 @@ def _joints(model: Any) -> tuple[list[str], list[int]]:
 
 def _differences(facts: dict[str, str], body: str, model: Any, c_model: Any) -> tuple[str, ...]:
     if facts["engine"] == "mjx":
-        return ("the same model and rules; trained in float32 with at most 4 solver iterations per step",)
-    known = [phrase for phrase in _KNOWN_DIFFERENCES.get(body, ()) if phrase != _SOLVER or facts["backend"] == "mjx"]
-    if facts["backend"] != "mjx":
+        return ("the same model and rules; trained in float32 with at most 4 iterations of Newton's solver per step",)
+    on_mjx = facts["backend"] == "mjx"
+    known = [phrase for phrase in _KNOWN_DIFFERENCES.get(body, ()) if on_mjx or phrase not in _ON_MJX]
+    if not on_mjx:
         known.insert(0, f"Brax's {facts['backend']} physics is another task than MuJoCo's")
     if facts.get("corrected") == "False":
-        known.append("Brax's own reward, which Gymnasium's is not")
+        known.append("Brax's reward pays a fifth for height and a tenth for control")
     if model.opt.integrator != c_model.opt.integrator:
         known.append("Brax integrates by Euler's rule, Gymnasium by Runge and Kutta's")
     return (*known, *contact_differences(model, c_model))

@@ -94,7 +94,8 @@ def test_chains_are_made_as_long_as_the_body():
 def test_known_differences_are_named():
     there = mujoco_check.counterpart(envs.make("ant_4x2", backend="spring"))
     assert [phrase.split()[:2] for phrase in there.differences] == [
-        ["Brax's", "spring"], ["Brax's", "ant"], ["Brax", "integrates"], ["4", "of"],
+        ["Brax's", "spring"], ["Brax's", "ant"], ["Brax", "pays"], ["Brax", "integrates"], ["4", "of"],
+        ["contacts", "begin"],
     ]  # fmt: skip
     assert "the same model and rules" in mujoco_check.counterpart(envs.make("ant_4x2", engine="mjx")).differences[0]
 
@@ -103,8 +104,6 @@ def test_known_differences_are_named():
     ("name", "sentence"),
     [
         ("humanoid_9|8", r"\(after the first 45 of 244\) that Humanoid-v5 does not have; what works: .* engine='mjx'"),
-        ("reacher_2x1", "of Brax's observation .* that Reacher-v5 does not have; what works: .* engine='mjx'"),
-        ("pusher_3p", "of Brax's observation .* that Pusher-v5 does not have; what works: .* engine='mjx'"),
         ("coupled_halfcheetah_1p1", "Multi-Agent MuJoCo's own does not run on recent versions of mujoco"),
         ("matrix_game", "env 'matrix_game' is no body"),
     ],
@@ -113,6 +112,29 @@ def test_what_cannot_be_checked_is_a_sentence(name, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         mujoco_check.counterpart(envs.make(name))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("reacher_2x1", "Reacher-v5"), ("pusher_3p", "Pusher-v5")])
+def test_brax_has_other_reachers_and_pushers(name, theirs):
+    assert mujoco_check.counterpart(envs.make(name)).name == theirs
+    with pytest.raises(ValueError, match=f"of Brax's observation .* that {theirs} does not have; what works: .* engine='mjx'"):
+        mujoco_check.counterpart(envs.make(name, engine="brax"))
+
+
+@pytest.mark.parametrize(
+    ("name", "phrases"),
+    [
+        ("halfcheetah_6x1", ["one simulation step late", "5 of Brax's geoms can touch the floor, 8 of Gymnasium's"]),
+        ("hopper_3x1", ["the bonus", "1 of Brax's geoms", "0 pairs of Brax's limbs can touch each other, 3 of"]),
+        ("walker2d_2x3", ["the bonus", "3 of Brax's geoms", "friction of foot_geom on the floor is 0.9 on Brax, 1.9 on"]),
+        ("humanoid_17x1", ["the bonus", "2 of Brax's geoms", "0 pairs of Brax's limbs", "0 mm above the floor on Brax, 1"]),
+        ("humanoidstandup_17x1", ["0.15 (Gymnasium's at 0.105)", "9 of Brax's geoms can touch the floor, 17 of"]),
+    ],
+)  # fmt: skip
+def test_differences_of_the_models_are_found(name, phrases):
+    said = "; ".join(mujoco_check.counterpart(envs.make(name, obs=0)).differences)
+    assert all(phrase in said for phrase in phrases)
+    assert ("the bonus" in said) == ("the bonus" in phrases)
 
 
 def test_a_missing_gymnasium_is_named(monkeypatch):
