@@ -30,8 +30,6 @@ _MORE_DIFFERENCES = {
     ),
     "manyagent_ant": ("Euler instead of RK4",),
     "manyagent_swimmer": ("Euler instead of RK4",),
-    "pusher": ("a split of this project's: Multi-Agent MuJoCo (gymnasium-robotics 1.4.2) has no pusher",),
-    "reacher": ("a split of this project's: Multi-Agent MuJoCo (gymnasium-robotics 1.4.2) has no reacher",),
 }
 """On the default engine, beside what `mujoco_check` derives from the models and knows of Brax."""
 _DIFFERENCES = """
@@ -78,8 +76,8 @@ _SLIPS = """
 pace, and as trained by all who use Brax; `engine="mjx"` |
 | ant, halfcheetah, hopper, walker2d on backend mjx: positions of bodies are one simulation step old when reward \
 and fall are read off them (a fifth or a fourth of a control step; over an episode it sums up to next to nothing). \
-Gymnasium does so in the ant, not in the other three | kept |
-| ant, humanoid on backend mjx: 1 Newton iteration, explicit damping | kept: twice as fast |
+Gymnasium reads the ant's velocity so too, not those of the other three | kept |
+| ant, humanoid on backend mjx: 1 Newton iteration, explicit damping | kept: 4 iterations halve the speed |
 | ant, hopper, humanoid, walker2d: the bonus for being upright is paid on the step of a fall | kept |
 | swimmer: `clip(a_min=)` in the fluid forces | not offered on Brax |
 | generalized: an approximate inverse of the mass matrix | the exact one, always |
@@ -110,8 +108,11 @@ to be comparable |
 library's joint indices are wrong throughout: agent 0 reads joints of segment 3, agent 1 those of segment 0 |
 | `coupled_halfcheetah_1p1` | joints and actions as the library's; each agent sees its own cheetah | \
 the library's agent 0 reads the second cheetah |
+| `reacher_2x1` | everybody sees the tip's way to the target, in two coordinates | the library shows it, in three of \
+which one is 0, to the agent of the second joint alone, though both are paid for it |
 | all | an agent's entries are in the order of the full observation, its actions in joint order | \
-the library sorts by the alphabet, and reading `agent_obsk=None` makes one agent of its team; here `obs="full"` |
+the library sorts by the alphabet |
+| all | `obs="full"` shows everything to a team | the library's `agent_obsk=None` makes one agent of the team |
 """
 _CHECK = """
 ## Which teams `marl-kl evaluate RUN --in mujoco` takes

@@ -3,9 +3,10 @@
     python experiments/twelve_scenarios.py [--scenarios ant_4x2 ...] --out FOLDER
 
 Writes every run's raw results to FOLDER/<scenario> and a Markdown table to FOLDER/table.md. Per scenario: return of the
-deterministic team before and after training, and return of the sampling team over the first and the last tenth of the
-updates in which episodes ended, means over seeds, and the interval of the difference (95 %, bootstrap of the mean over
-seeds). A run that was stopped goes on where it was.
+deterministic team before and after training, and return of the sampling team (each environment's last finished episode)
+over the first and the last tenth of the updates since episodes of every seed ended, means over seeds, and the interval
+of the difference (95 %, bootstrap of the mean over seeds); a dash where episodes ended in fewer than two updates. A run
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,9 +38,17 @@ def compared(before: np.ndarray, after: np.ndarray) -> list[str]:
     return [f"{before.mean():.0f} → {after.mean():.0f}", f"{(after - before).mean():+.0f} [{low:+.0f}, {high:+.0f}]"]
 
 
-def ends(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per seed, the mean return [seed, update] over the first and the last tenth of the updates in which episodes of
-    every seed ended."""
+def ends(training: np.ndarray, finished: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Per seed, the mean of `training` over the first and the last tenth of the updates since all seeds have a return.
+
+    None if episodes ended in fewer than two updates: the last return is then the first.
+
+    Args:
+        training: [seed, update] mean return of the last finished episodes, NaN before there is one.
+        finished: [seed, update] episodes that ended in the update.
+    """
+    if np.count_nonzero((finished > 0).any(axis=0)) < 2:
+        return None
     ended = training[:, ~np.isnan(training).any(axis=0)]
     tenth = max(1, ended.shape[1] // 10)
     return ended[:, :tenth].mean(axis=1), ended[:, -tenth:].mean(axis=1)
@@ -48,12 +57,12 @@ def ends(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def row(scenario: str, result: marl_kl.TrainResult) -> str:
     """One line of the table."""
     evaluation = result.evaluation.episode_return.mean(-1)
-    first, last = ends(result.metrics["episode_return"])
+    sampling = ends(result.metrics["episode_return"], result.metrics["episodes_finished"])
     cells = [
         scenario,
         f"{result.env_steps[-1]:,}",
         *compared(evaluation[:, 0], evaluation[:, -1]),
-        *compared(first, last),
+        *(["–", "–"] if sampling is None else compared(*sampling)),
         f"{result.steps_per_second:,.0f}",
     ]
     return markdown_row(cells) + "\n"

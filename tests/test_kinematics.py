@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium_robotics.envs.multiagent_mujoco import obsk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,6 +130,16 @@ def test_our_splits_are_ma_mujocos(scenario):
     ours = kinematics.parse_partition(tree, dict(entry.named_splits).get(split, chunks))
     theirs = [frozenset(agent["actuators"]) for agent in MA_MUJOCO[scenario]["agents"]]
     assert (set(map(frozenset, ours)) == set(theirs)) != (scenario in OTHER_AGENTS)
+
+
+@pytest.mark.parametrize(("family", "split"), [("Reacher", "2x1"), ("Pusher", "3p")])
+def test_arms_are_shared_out_as_in_ma_mujoco(family, split):
+    """Not in the tables: their observations are made of other things than q and qd."""
+    parts, _, _ = obsk.get_parts_and_edges(family, split)
+    tree = tree_of(family.lower())
+    ours = kinematics.parse_partition(tree, dict(bodies.BODIES[family.lower()].named_splits).get(split, split))
+    theirs = tuple(tuple(node.act_ids for node in part) for part in parts)
+    assert kinematics.action_indices(tree, ours) == theirs
 
 
 @pytest.mark.parametrize("body", ["halfcheetah", "walker2d"])
