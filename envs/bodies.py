@@ -160,7 +160,8 @@ def body_env(
     episode_length = entry.episode_length if episode_length is None else episode_length
     _check(name, "episode_length", episode_length, _is_int(episode_length), "it must be a whole number of env steps")
     can_be_undone = engine == "brax" and body in CORRECTED
-    accepted = "accepted: True, False" if can_be_undone else f"nothing is corrected in {engine}'s {body}; accepted: True"
+    nothing = f"nothing is corrected in {engine}'s {body}; accepted: True"
+    accepted = "accepted: True, False" if can_be_undone else nothing
     _check(name, "corrected", corrected, corrected is True or (corrected is False and can_be_undone), accepted)
     if split is None and partition is None:
         raise ValueError(f"env '{body}' needs partition=..., or one of {', '.join(_scenarios(body))}")

