@@ -25,7 +25,8 @@ them as 20 % uncertain).
 So both bodies default to mjx. The ant keeps Brax's solver options, so that it is Brax's ant. The cheetah keeps its
 four Newton iterations but not the line search of 50, which changes no digit and costs most of the time; walker, hopper
 and standing-up humanoid have the same 4 and 4 (Brax: 4, 4 and 8 iterations, line search 50). The humanoid keeps
-Brax's options: 4 and 4 halve its speed and the error stays (0.026), because Brax switches MuJoCo's implicit damping off there.
+Brax's options: 4 and 4 halve its speed and the error stays (0.026), because Brax switches MuJoCo's implicit
+damping off there.
 "generalized" always uses the exact inverse of the mass matrix: it is closer to MuJoCo than Brax's approximation on
 every body and, on the cheetah, faster. Swimmers are not here: Brax's fluid forces fail with jax 0.10 (they call
 `clip(..., a_min=)`). Reacher and pusher are here but not by default, because Brax's are other tasks: its pusher is paid
