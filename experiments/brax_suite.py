@@ -371,7 +371,7 @@ def report(results: Results) -> Report:
                    "equal shares (1: its threshold is the mean one of that update), mean over seeds. W and N have one "
                    "scale in each scenario, G another, wider one."),
     }  # fmt: skip
-    return Report(rows, figures, _text(by_scenario, began, scores, size))
+    return Report(rows, figures, _text(by_scenario, began, scores, size, len(results.machines) > 1))
 
 
 def _cases(verdicts: Mapping[str, str]) -> str:
@@ -604,7 +604,20 @@ def _leading_row(method: str, by_scenario: ByScenario, claim: str, value, reason
     return _row_of_cases(label, "", found, 0.1, 0.0, reasons, digits=0, percent=True)
 
 
-def _text(by_scenario: ByScenario, began: Mapping[str, float], scores: Mapping[str, Scores], size: Size) -> str:
+# of the results kept here, whose first half was not made again
+_MACHINES = (
+    "The pieces named without a processor below were run on another machine than those of HATRPO-W, -G and -N, with the "
+    "same versions. On one machine a piece comes out the same to the last digit stored (tried: HATRPO-W on walker2d_3x2); "
+    "on another one it is another run with the same seeds, because processors round differently and training amplifies it. "
+    "On the first machine those three had final returns over HATRPO's of W 1.06, 0.96, 0.59, 1.01, G 1.08, 0.85, 0.75, "
+    "0.91, N 1.05, 0.95, 0.64, 0.94 (scenarios in the order of the table). Read differences of that size as chance."
+)
+
+
+def _text(
+    by_scenario: ByScenario, began: Mapping[str, float], scores: Mapping[str, Scores], size: Size, is_mixed: bool
+) -> str:
+    """is_mixed: whether the pieces come from more than one machine."""
     searched = [m for m in size.methods if is_searched(m)]
     found = {m: [values[m]["chosen"].item() for values in by_scenario.values()] for m in searched}
     each = "; ".join(f"{study.LABELS[m]} {', '.join(f'{value:g}' for value in values)}" for m, values in found.items())
@@ -656,6 +669,8 @@ def _text(by_scenario: ByScenario, began: Mapping[str, float], scores: Mapping[s
         "Variance of the returns that the critic explains, mean over updates, with 5 → "
         f"{CRITIC_EPOCHS} passes: {explained}.",
     ]
+    if is_mixed:
+        lines += ["", _MACHINES]
     return "\n".join(lines)
 
 
