@@ -218,8 +218,8 @@ def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting:
     """
     if which not in ("last", "best"):
         raise ValueError(f"which={which!r}; it must be 'last' or 'best'")
-    is_sweep = not run_folder.holds_run(path) and run_folder.holds_run(path, run_folder.SWEEP)
-    return _of_run(path, which) if setting is None and not is_sweep else _of_setting(path, which, setting)
+    is_run = setting is None and not run_folder.is_sweep(path)
+    return _of_run(path, which) if is_run else _of_setting(path, which, setting)
 
 
 def _of_run(path: str | PathLike, which: str) -> Run:

@@ -52,7 +52,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from marl_kl import reporting
 
     console = reporting.wide_console()
-    is_sweep = arguments.setting is None and sweep_folders.is_sweep(arguments.run)
+    is_sweep = arguments.setting is None and run_folder.is_sweep(arguments.run)
     (_show_sweep if is_sweep else _show_run)(arguments, console)
     return 0
 

@@ -18,7 +18,6 @@ from marl_kl.commands.words import (
 )  # fmt: skip
 from marl_kl.config import Config
 from marl_kl.storage import run_folder
-from marl_kl.sweeps import stored as sweep_folders
 
 DEFAULT_ALGORITHM = "hatrpo_w"
 
@@ -150,7 +149,7 @@ def add_resume(commands) -> None:
 
 def _resume(arguments: argparse.Namespace) -> int:
     out = arguments.run
-    if sweep_folders.is_sweep(out):
+    if run_folder.is_sweep(out):
         raise ValueError(f"{str(out)!r} holds a sweep; marl-kl sweep FILE.toml --out {out} --resume goes on with it")
     record = run_folder.read_record(out)
     config = record.config

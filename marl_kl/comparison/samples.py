@@ -125,7 +125,7 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
 
 def _read_runs(path: Path, left_out: list[str]) -> list[_Run]:
     """The run in a folder, or the settings of a sweep, each as a run; what is no use yet goes to `left_out`."""
-    if not sweep_folders.is_sweep(path):
+    if not run_folder.is_sweep(path):
         record = run_folder.read_record(path)
         return [_run(path, record, stored_runs.read_result(path, record))]
     result = sweep_folders.read(path)

@@ -46,7 +46,7 @@ def write(out: str | os.PathLike, to: str | os.PathLike | None = None) -> Path:
     """
     out = Path(out)
     to = out / NAME if to is None else Path(to)
-    write_file(to, sweep_page(out) if sweep_folders.is_sweep(out) else run_page(out))
+    write_file(to, sweep_page(out) if run_folder.is_sweep(out) else run_page(out))
     return to
 
 

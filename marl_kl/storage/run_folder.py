@@ -211,6 +211,11 @@ def holds_run(out: str | os.PathLike, name: str = RUN) -> bool:
         return (Path(out) / name).exists()
 
 
+def is_sweep(out: str | os.PathLike) -> bool:
+    """Whether the folder holds a sweep, and no run."""
+    return not holds_run(out) and holds_run(out, SWEEP)
+
+
 def note_resumed(
     out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN
 ) -> None:

@@ -34,11 +34,6 @@ class Teams(NamedTuple):
     source: str
 
 
-def is_sweep(path: str | os.PathLike) -> bool:
-    """Whether the folder holds a sweep, and no run."""
-    return not run_folder.holds_run(path) and run_folder.holds_run(path, run_folder.SWEEP)
-
-
 def folder_of(path: str | os.PathLike, setting: int) -> Path:
     """Where in a sweep's folder the files of one setting are, if it has any."""
     return Path(path) / f"setting{setting}"
@@ -55,7 +50,7 @@ def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRec
         ValueError: a sweep without a setting, a run with one, or no such setting.
         RunFolderError: neither a run nor a sweep, or one that cannot be read.
     """
-    if not is_sweep(path):
+    if not run_folder.is_sweep(path):
         record = run_folder.read_record(path)
         if setting is not None:
             raise ValueError(f"setting={setting!r}, but {str(path)!r} holds a run, which has no settings")
