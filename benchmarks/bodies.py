@@ -24,8 +24,8 @@ import mujoco
 import numpy as np
 
 import marl_kl.devices  # noqa: F401  the size of XLA's thread pool
-from envs import brax_engine, mjx_engine
-from envs.physics import Physics
+from envs.bodies import brax_engine, mjx_engine
+from envs.bodies.physics import Physics
 
 STEPS, REPEATS, COMPARED = 32, 3, 256
 SEGMENTS = {"manyagent_ant": 6, "manyagent_swimmer": 20}
@@ -150,7 +150,7 @@ def main():
             continue
         try:
             row = measure(load(body, backend), options.num_envs)
-        except Exception as error:  # noqa: BLE001  a backend that cannot load a body is a row of the table
+        except Exception as error:
             print(
                 f"{body:>20} {backend:>12} fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}", flush=True
             )

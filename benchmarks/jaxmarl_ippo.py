@@ -26,8 +26,9 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,9 @@ import yaml
 import envs
 import marl_kl
 from benchmarks.timing import compiled, in_turn, machine, versions
-from envs import jaxmarl_wrapper
-from marl_kl import algorithms, devices
+from envs.adapters import jaxmarl
+from marl_kl import devices
+from marl_kl.core import algorithms
 
 JAXMARL = "JaxMARL's IPPO"
 ALIKE = "ippo as JaxMARL's"
@@ -148,7 +150,7 @@ def runs(env: envs.Env, baseline: Baseline, names, num_envs: int, rollout_length
     Raises:
         ValueError: the environment is not one of JaxMARL's, or an algorithm is not known.
     """
-    prefix, env_name = jaxmarl_wrapper.PREFIX, env.spec.name.removeprefix(jaxmarl_wrapper.PREFIX)
+    prefix, env_name = jaxmarl.PREFIX, env.spec.name.removeprefix(jaxmarl.PREFIX)
     if prefix + env_name != env.spec.name:
         raise ValueError(f"env '{env.spec.name}'; it must be one of JaxMARL's: {prefix}MPE_simple_spread_v3, ...")
     sizes = {

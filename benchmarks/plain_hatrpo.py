@@ -20,8 +20,8 @@ def plain_update(actor, config, actors, batch, order, thresholds):
     """HATRPO, eq. 9-11, full batch, with given order and thresholds.
 
     Args:
-        actor: `marl_kl.policies.Actor`. config: `TrustRegionConfig`; cg_tol and cg_subsample are not looked at.
-        actors: parameters, leaves [N, ...]. batch: `marl_kl.types.Batch`.
+        actor: `marl_kl.core.policies.Actor`. config: `TrustRegionConfig`; cg_tol and cg_subsample are not looked at.
+        actors: parameters, leaves [N, ...]. batch: `marl_kl.core.types.Batch`.
         order: Python list of agents. thresholds: [N].
 
     Returns:

@@ -37,14 +37,12 @@ def measure(env, algorithm: str, budgets, num_seeds: int, num_scripts: int, **fi
     grid, num_runs = {"kl_budget": budgets}, len(budgets) * num_seeds
     swept, seconds = _timed(lambda: marl_kl.sweep(env, algorithm, grid=grid, seeds=num_seeds, **fields))
     row = _parts("sweep", swept.timing, seconds)
-    alone, seconds = _timed(
-        lambda: marl_kl.sweep(env, algorithm, grid=grid, seeds=num_seeds, runs_at_once=1, **fields)
-    )
+    alone, seconds = _timed(lambda: marl_kl.sweep(env, algorithm, grid=grid, seeds=num_seeds, runs_at_once=1, **fields))
     row |= _parts("singles_compiled_once", alone.timing, seconds)
     whole = []
     for k, seed in list(itertools.product(range(len(budgets)), range(num_seeds)))[:num_scripts]:
         single, seconds = _timed(
-            lambda: marl_kl.train(env, algorithm, seeds=[seed], kl_budget=float(budgets[k]), **fields)  # noqa: B023
+            lambda: marl_kl.train(env, algorithm, seeds=[seed], kl_budget=float(budgets[k]), **fields)
         )
         print(f"script {len(whole) + 1} of {num_scripts}: {seconds:.1f} s", flush=True)
         _refuse_other_numbers(alone, k, seed, single)

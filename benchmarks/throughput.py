@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,10 @@ import envs
 import marl_kl
 from benchmarks import jaxmarl_ippo
 from benchmarks.timing import compiled, in_turn, machine, versions
-from envs.types import EnvSpec
-from marl_kl import algorithms, devices
-from marl_kl.trainer import make_train
+from envs.base import EnvSpec
+from marl_kl import devices
+from marl_kl.core import algorithms
+from marl_kl.core.trainer import make_train
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, num_envs: int) -> jax.Array:

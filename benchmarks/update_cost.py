@@ -29,9 +29,9 @@ import numpy as np
 
 import marl_kl
 from benchmarks.plain_hatrpo import plain_update
-from envs.types import EnvSpec
-from marl_kl.policies import init_actors, make_actor
-from marl_kl.types import Batch
+from envs.base import EnvSpec
+from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.types import Batch
 
 BATCH, OBS, ACT = 4000, 30, 2
 PYTORCH_SECONDS = {
@@ -62,7 +62,7 @@ def problem(num_agents: int, config):
 
 def compiled_update(name: str, actor, config, actors, batch):
     """The algorithm's update, compiled; and the seconds that took."""
-    algorithm = marl_kl.algorithms.get(name).build(actor, config)
+    algorithm = marl_kl.core.algorithms.get(name).build(actor, config)
     begin = time.perf_counter()
     program = jax.jit(algorithm.update).lower(jax.random.key(0), actors, (), batch).compile()
     return functools.partial(program, jax.random.key(0), actors, (), batch), time.perf_counter() - begin

@@ -4,10 +4,10 @@
 interface; `envs.check(env)` for your own.
 """
 
+from envs.adapters.gymnax import from_gymnax
+from envs.adapters.jaxmarl import from_jaxmarl
+from envs.base import Env, EnvSpec, EnvState, TimeStep
 from envs.check import check
-from envs.gymnax_wrapper import from_gymnax
-from envs.jaxmarl_wrapper import from_jaxmarl
 from envs.registry import make, names
-from envs.types import Env, EnvSpec, EnvState, TimeStep
 
 __all__ = ["Env", "EnvSpec", "EnvState", "TimeStep", "check", "from_gymnax", "from_jaxmarl", "make", "names"]

@@ -1,4 +1,4 @@
-"""`check`: does an environment keep the contract of `envs.types`? For those who write one."""
+"""`check`: does an environment keep the contract of `envs.base`? For those who write one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.types import Env, EnvSpec, TimeStep, promised
+from envs.base import Env, EnvSpec, TimeStep, promised
 
 
 class Broken(ValueError):
@@ -152,9 +152,7 @@ def _check_values(spec: EnvSpec, trace: Trace) -> None:
     _require(not both.any(), f"{name}: terminated and truncated at once; truncated is for tasks that have not ended")
     ended = steps.terminated | steps.truncated
     limit = spec.episode_length
-    _require(
-        not (~ended & (age >= limit)).any(), f"{name}: an episode goes on after episode_length={limit} steps"
-    )
+    _require(not (~ended & (age >= limit)).any(), f"{name}: an episode goes on after episode_length={limit} steps")
     early = steps.truncated & (age < limit)
     _require(not early.any(), f"{name}: truncated before episode_length={limit}; an end of the task is terminated")
     if spec.team_reward:

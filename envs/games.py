@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 from envs.time_limit import with_time_limit
-from envs.types import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 
 MAX_PAYOFF_ENTRIES = 2**24
 """The largest payoff tensor that `matrix_game` builds by itself or accepts: 64 MiB of float32."""
@@ -312,9 +313,7 @@ def _spec(name: str, action_sizes: tuple[int, ...], action_kind: str, steps: int
     )
 
 
-def _stage_game(
-    spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Array], params: EnvParams = ()
-) -> Env:
+def _stage_game(spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Array], params: EnvParams = ()) -> Env:
     """The environment around a stage reward: `reward(action, params)` is [] (team) or [N]."""
     n = spec.num_agents
 

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import Env, EnvSpec, TimeStep
 from envs.time_limit import with_time_limit
-from envs.types import Env, EnvSpec, TimeStep
 
 S, M, L = 4, 8, 12
 DOTS = 3

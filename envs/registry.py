@@ -6,21 +6,24 @@ import dataclasses
 import difflib
 import inspect
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
-from envs import bodies, games, jaxmarl_wrapper, paxmen
-from envs.types import Env
+from envs import games, paxmen
+from envs.adapters import jaxmarl
+from envs.base import Env
+from envs.bodies import scenarios
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
     **paxmen.FACTORIES,
-    **bodies.FACTORIES,
+    **scenarios.FACTORIES,
 }
 
 
 def names() -> tuple[str, ...]:
     """The names that `make` knows, sorted; those of JaxMARL whether or not it is installed."""
-    return tuple(sorted((*_FACTORIES, *jaxmarl_wrapper.NAMES)))
+    return tuple(sorted((*_FACTORIES, *jaxmarl.NAMES)))
 
 
 def make(name: str, **options) -> Env:
@@ -30,18 +33,16 @@ def make(name: str, **options) -> Env:
         name: one of `names()`; also as others write it ("Ant-v2-4x2", "10x2 Swimmer", "PaxMen 5"), any
             `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`.
         **options: keyword arguments of that environment's factory, described where it is defined
-            (`help(envs.games.matrix_game)`, `help(envs.bodies.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
+            (`help(envs.games.matrix_game)`, `help(envs.bodies.scenarios.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
     if not isinstance(name, str):
         raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
-    factory = _FACTORIES.get(name) or jaxmarl_wrapper.find(name) or paxmen.find(name) or bodies.find(name)
+    factory = _FACTORIES.get(name) or jaxmarl.find(name) or paxmen.find(name) or scenarios.find(name)
     if factory is None:
-        raise ValueError(
-            jaxmarl_wrapper.explain_unknown(name) or bodies.explain_unknown(name) or _near_misses(name)
-        )
+        raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
     accepted = inspect.signature(factory).parameters
     checks_itself = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(options) - set(accepted))
@@ -69,6 +70,6 @@ def _plain(value: Any) -> Any:
 
 def _near_misses(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
-    known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl_wrapper.PREFIX}..."
+    known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl.PREFIX}..."
     hint = f"did you mean {' or '.join(near)}?" if near else known
     return f"unknown env {name!r}; {hint}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.types import Env, EnvState
+from envs.base import Env, EnvState
 
 
 class TimedState(NamedTuple):

@@ -10,7 +10,8 @@ measured over the whole run.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from envs.types import Env
+from envs.base import Env
 from experiments import stage_games, study
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Estimate, Piece, Report, Results, Row
-from marl_kl import algorithms, allocators, schemes
-from marl_kl.allocators import Allocator
 from marl_kl.config import TrustRegionConfig
+from marl_kl.core import algorithms, allocators, schemes
+from marl_kl.core.allocators import Allocator
 
 WEIGHTS = np.array([8, 4, 2, 1]) / 15
 NUM_ACTIONS = 3
@@ -310,9 +311,7 @@ def at(results: Results, name: str, key: str, **setting) -> np.ndarray:
 
 def change(results: Results, name: str, other: str, key: str = "area") -> list[Estimate]:
     """By budget: how much more `name` has than `other`, seed by seed."""
-    return [
-        study.estimate(at(results, name, key, kl_budget=b) - at(results, other, key, kl_budget=b)) for b in BUDGETS
-    ]
+    return [study.estimate(at(results, name, key, kl_budget=b) - at(results, other, key, kl_budget=b)) for b in BUDGETS]
 
 
 def ratio_of_means(pairs: np.ndarray, axis: int) -> np.ndarray:
@@ -388,8 +387,9 @@ def _unequal_row(results: Results, size: Size, name: str) -> Row:
         "large, those that matter little are kept from long steps along the chance of their samples.",
         MIXED: "Those that matter most move furthest, which pays where the budget is scarce. Where it is far too "
         "large, the last to move, who matter least, are handed what others left, and make long steps along the chance "
-        "of their samples: see the row on what becomes of it." if name == "hatrpo_g" else
-        "Those that matter most move furthest, which pays where the budget is scarce; see the numbers.",
+        "of their samples: see the row on what becomes of it."
+        if name == "hatrpo_g"
+        else "Those that matter most move furthest, which pays where the budget is scarce; see the numbers.",
     }
     return Row(
         f"Where agents matter unequally, {study.LABELS[name]} learns faster than equal shares (mean payoff over the "

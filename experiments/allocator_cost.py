@@ -8,7 +8,8 @@ python -m experiments.allocator_cost --quick
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +21,8 @@ from benchmarks.throughput import training
 from benchmarks.update_cost import BATCH, compiled_update, problem
 from experiments import settings, study
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Estimate, Piece, Report, Results, Row
-from marl_kl import devices, presets
+from marl_kl import devices
+from marl_kl.training import presets
 
 SEEDS = 6
 """Teams trained side by side where whole updates are timed."""

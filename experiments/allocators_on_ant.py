@@ -17,8 +17,8 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl.files import write_file
-from marl_kl.summary import markdown_row
+from marl_kl.analysis.summary import markdown_row
+from marl_kl.storage.files import write_file
 
 SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0}
 """Those of the README's run, for all four; they were chosen with hatrpo on mjx in a handful of trials."""
@@ -48,7 +48,9 @@ def row(backend: str, result: marl_kl.TrainResult) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backends", nargs="+", default=["mjx", "spring"])
-    parser.add_argument("--algorithms", nargs="+", default=list(marl_kl.algorithms.names(marl_kl.TrustRegionConfig)))
+    parser.add_argument(
+        "--algorithms", nargs="+", default=list(marl_kl.core.algorithms.names(marl_kl.TrustRegionConfig))
+    )
     parser.add_argument("--total-env-steps", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments import study
 from experiments.brax_scores import Scores, overall
 from experiments.study import Values
-from marl_kl.statistics import improvement_interval, performance_profile, probability_of_improvement
+from marl_kl.analysis.statistics import improvement_interval, performance_profile, probability_of_improvement
 
 ByScenario = Mapping[str, Mapping[str, Values]]
 """scenario -> method -> what `brax_suite.play` returns."""

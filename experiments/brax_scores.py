@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.study import Estimate, Values
-from marl_kl.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 
 
 class Scores(NamedTuple):

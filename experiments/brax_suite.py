@@ -9,21 +9,24 @@ import functools
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import envs
 import marl_kl
-from envs.types import Env
+from envs.base import Env
 from experiments import brax_figures, settings, study
 from experiments.brax_scores import Scores, overall, scored, variance_ratio
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Estimate, Piece, Report, Results, Row
 from experiments.who_leads import leading, normalised
-from marl_kl import devices, evaluate, presets
-from marl_kl.statistics import improvement_interval, interquartile_mean, probability_of_improvement
+from marl_kl import devices
+from marl_kl.analysis.statistics import improvement_interval, interquartile_mean, probability_of_improvement
+from marl_kl.core import evaluation
+from marl_kl.training import presets
 
 PRESET = "quick"
 """Of everything that is not searched; it was chosen with hatrpo and happo on ant_4x2."""
@@ -223,7 +226,7 @@ def begin(scenario: str, size: Size) -> study.Values:
     train = marl_kl.make_train(env, "hatrpo", config)
     keys = jax.vmap(jax.random.key)(np.arange(size.seeds, dtype=np.uint32))
     learner = jax.jit(jax.vmap(lambda key: train.init(key).learner))(keys)
-    episodes = evaluate.evaluate_again(env, config, seeds, 0, learner, stochastic=True)
+    episodes = evaluation.evaluate_again(env, config, seeds, 0, learner, stochastic=True)
     return {"returns": np.asarray(episodes.episode_return, np.float64).mean(-1)}
 
 
@@ -351,9 +354,7 @@ def report(results: Results) -> Report:
         for better, worse in (("hatrpo", "mappo"), ("happo", "mappo"), ("hatrpo", "happo"))
         if {better, worse} <= set(methods)
     ]
-    rows += [
-        make(method, by_scenario) for method in adaptive for make in (_correlation_row, _leads_row, _stays_row)
-    ]
+    rows += [make(method, by_scenario) for method in adaptive for make in (_correlation_row, _leads_row, _stays_row)]
     rows = [row for row in rows if row is not None]
     agents = {scenario: _make(scenario).spec.agents for scenario in by_scenario}
     figures = {
@@ -442,9 +443,7 @@ def _final_row(method: str, by_scenario: ByScenario) -> Row:
         "hatrpo_n": "HATRPO-N's final return is at least 22.5 % above HATRPO's (ours)",
         CRITIC: f"A critic with {CRITIC_EPOCHS} passes per batch instead of 5 does as much for HATRPO (no theorem)",
     }
-    return _row_of_cases(
-        claims[method], "its final return / HATRPO's: ", found, _SHARE_MORE, 1.0, _WHY_FINAL[method]
-    )
+    return _row_of_cases(claims[method], "its final return / HATRPO's: ", found, _SHARE_MORE, 1.0, _WHY_FINAL[method])
 
 
 _FEW_RUNS = "A variance of six runs is known to a factor of three or so. "
@@ -452,7 +451,9 @@ _WHY_VARIANCE = {
     HOLDS: "HATRPO-G gives single agents several times an equal share, which agent is chance: runs part sooner. "
     "The size of the difference is known roughly only.",
     PARTLY: "HATRPO-G gives single agents several times an equal share, which agent is chance: runs part sooner. But "
-    + _FEW_RUNS[0].lower() + _FEW_RUNS[1:] + "So 39 % cannot be told from more or less.",
+    + _FEW_RUNS[0].lower()
+    + _FEW_RUNS[1:]
+    + "So 39 % cannot be told from more or less.",
     NOT_SEEN: _FEW_RUNS + "39 % cannot be told from nothing. Tried: four bodies, whose ratios are averaged so that the "
     "one with the widest returns (halfcheetah_6x1) does not decide alone.",
     CONTRARY: "Not that we know; see the scenarios one by one.",

@@ -1,6 +1,6 @@
 """Every body, limbs coloured by agent: docs/bodies.png.
 
-    PYTHONPATH=. python experiments/draw_bodies.py [--out docs/bodies.png] [SCENARIO ...]
+PYTHONPATH=. python experiments/draw_bodies.py [--out docs/bodies.png] [SCENARIO ...]
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import envs
-from marl_kl import drawing, poses
-from marl_kl.files import write_file
+from marl_kl.analysis.bodies import drawing, poses
+from marl_kl.storage.files import write_file
 
 SCENARIOS = (
     "ant_4x2", "halfcheetah_2x3", "walker2d_2x3", "hopper_3x1",
@@ -21,7 +21,6 @@ SCENARIOS = (
     "swimmer_2x1", "manyagent_swimmer_10x2", "reacher_2x1", "pusher_3p",
 )  # fmt: skip
 """One split of each body."""
-
 
 
 def main():

@@ -17,25 +17,26 @@ import argparse
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 import envs
 import marl_kl
-from envs.types import EnvSpec
-from marl_kl.files import write_file
-from marl_kl.statistics import bootstrap_interval
-from marl_kl.summary import markdown_row
+from envs.base import EnvSpec
+from marl_kl.analysis.statistics import bootstrap_interval
+from marl_kl.analysis.summary import markdown_row
+from marl_kl.storage.files import write_file
 
 SMAX, SPREAD, PAXMEN = "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", "paxmen_4"
 COMMON = {"num_envs": 32, "rollout_length": 128, "eval_episodes": 64, "eval_interval": 25}
 FIRST_ORDER = {"actor_lr": 1e-3, "actor_minibatches": 4}
 """Rollouts of 4,096 samples of a cheap environment bear more and larger steps than those of a body."""
 SETTINGS = {
-    name: FIRST_ORDER if name in marl_kl.algorithms.names(marl_kl.FirstOrderConfig) else {}
-    for name in marl_kl.algorithms.names()
+    name: FIRST_ORDER if name in marl_kl.core.algorithms.names(marl_kl.FirstOrderConfig) else {}
+    for name in marl_kl.core.algorithms.names()
 }
 """Beside `COMMON`, by algorithm; nothing was searched."""
 
@@ -239,8 +240,10 @@ def against(reference: Reference, rows: Sequence[Row]) -> str:
 def learned(one: Row) -> str:
     """Whether training has helped, and, where episodes are won, whether often enough, in a sentence."""
     untrained, trained = (interval(end) for end in one.returns.split("→"))
-    apart = "**learns**: the intervals before and after are apart" if trained[1] > untrained[2] else (
-        "**not shown to learn**: the intervals before and after overlap"
+    apart = (
+        "**learns**: the intervals before and after are apart"
+        if trained[1] > untrained[2]
+        else ("**not shown to learn**: the intervals before and after overlap")
     )
     sentence = f"- `{one.algorithm}` on {one.task}, {one.env_steps} env steps: {apart}"
     if not one.won:
@@ -278,7 +281,7 @@ def main(arguments: Sequence[str] | None = None):
         task, algorithm = case.split(":")
         fields = {"total_env_steps": int(options.env_steps or CASES[case]), **COMMON, **SETTINGS[algorithm]}
         fields = SMOKE if options.smoke else fields
-        config = marl_kl.algorithms.get(algorithm).config_class(**fields)
+        config = marl_kl.core.algorithms.get(algorithm).config_class(**fields)
         key = (task, algorithm, f"{config.num_updates * config.batch_size:,}")
         if options.only is None and key in {one.key for one in rows}:
             continue

@@ -7,14 +7,15 @@ and Fisher matrix are closed forms. What is left of the algorithms is the sharin
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from marl_kl import allocators
-from marl_kl.allocators import Allocator, Round
-from marl_kl.policies import Gaussian
+from marl_kl.core import allocators
+from marl_kl.core.allocators import Allocator, Round
+from marl_kl.core.policies import Gaussian
 
 EPSILON = 1e-4
 """Of water-filling and of the greedy score."""

@@ -20,14 +20,21 @@ from experiments import (
     theory,
     two_peaks,
 )
-from marl_kl.files import write_file
-from marl_kl.summary import markdown_row
+from marl_kl.analysis.summary import markdown_row
+from marl_kl.storage.files import write_file
 
 STUDIES = tuple(
     module.STUDY
     for module in (
-        matrix_game, two_peaks, bilinear, parameter_sharing, theory, allocation_ablations, mixed_motives,
-        allocator_cost, brax_suite,
+        matrix_game,
+        two_peaks,
+        bilinear,
+        parameter_sharing,
+        theory,
+        allocation_ablations,
+        mixed_motives,
+        allocator_cost,
+        brax_suite,
     )
 )
 

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import envs
-from envs import bodies
-from marl_kl import mujoco_check
-from marl_kl.summary import markdown_row
+from envs.bodies import scenarios
+from marl_kl.analysis.bodies import mujoco_check
+from marl_kl.analysis.summary import markdown_row
 
 _MORE_DIFFERENCES = {
     "ant": ("27 entries instead of 105 (no contact forces)",),
@@ -88,7 +88,7 @@ _SEEN = """
 ## What agents see, where it is not as in Multi-Agent MuJoCo
 
 Agents' joints, action indices and the entries at k = 0 and 1 equal the tables of gymnasium-robotics 1.4.2
-(`tests/test_kinematics.py`), but for:
+(`tests/envs/test_kinematics.py`), but for:
 
 | scenario | difference | reason |
 |---|---|---|
@@ -130,7 +130,7 @@ can't be shown to the policies:
 _SPEED = """
 ## Speed and fidelity
 
-All bodies on all that they run on, measured by `benchmarks/bodies.py` ({device}, {versions}; {num_envs} environments,
+All bodies on all that they run on, measured by `benchmarks/scenarios.py` ({device}, {versions}; {num_envs} environments,
 random actions, no policy). The scenarios of a body run the same physics. Compile time is that of bare stepping, of the
 one program of the body. Error: of one control step from states visited under random actions, against C MuJoCo in
 float64 with 100 solver iterations *on the same model* (norm of the error in q, median and 99th percentile), beside the
@@ -182,7 +182,7 @@ def row(name: str) -> str:
 
 def scenario(body: str) -> str:
     """The first of its scenarios."""
-    return f"{body}_{bodies.BODIES[body].splits[0]}"
+    return f"{body}_{scenarios.BODIES[body].splits[0]}"
 
 
 def difference_row(body: str) -> str:
@@ -210,11 +210,11 @@ def _taken(env: envs.Env) -> str:
 
 
 def speed_row(measured: dict) -> str:
-    """One line of the table of speed and fidelity, from a row of `benchmarks/results/bodies.json`."""
+    """One line of the table of speed and fidelity, from a row of `benchmarks/results/scenarios.json`."""
     body, backend = measured["body"], measured["backend"]
     on_gymnasium = backend == "gymnasium"
     engine, backend = ("mjx", "mjx") if on_gymnasium else ("brax", backend)
-    facts = dict(envs.make(next(name for name in bodies.FACTORIES if name.startswith(f"{body}_"))).spec.metadata)
+    facts = dict(envs.make(next(name for name in scenarios.FACTORIES if name.startswith(f"{body}_"))).spec.metadata)
     is_default = (facts["engine"], facts["backend"]) == (engine, backend)
     cells = [
         body, f"{engine}, {backend}", "yes" if is_default else "", f"{measured['steps_per_s']:,.0f}",
@@ -225,10 +225,10 @@ def speed_row(measured: dict) -> str:
 
 
 def main():
-    measured = json.loads(Path("benchmarks/results/bodies.json").read_text())
-    table = _INTRODUCTION + "".join(map(row, bodies.FACTORIES))
-    table += _DIFFERENCES + "".join(map(difference_row, bodies.BODIES))
-    table += _MODEL_FILES + _SLIPS + _SEEN + _CHECK + "".join(map(check_row, bodies.BODIES))
+    measured = json.loads(Path("benchmarks/results/scenarios.json").read_text())
+    table = _INTRODUCTION + "".join(map(row, scenarios.FACTORIES))
+    table += _DIFFERENCES + "".join(map(difference_row, scenarios.BODIES))
+    table += _MODEL_FILES + _SLIPS + _SEEN + _CHECK + "".join(map(check_row, scenarios.BODIES))
     table += _SPEED.format(**measured) + "".join(map(speed_row, measured["rows"])) + _SLOWEST
     Path("docs/scenarios.md").write_text(table)
 

@@ -7,18 +7,20 @@ what it is worth is known without playing. The trainer itself learns from sample
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import marl_kl
-from envs.types import Env
-from marl_kl import algorithms, devices
+from envs.base import Env
+from marl_kl import devices
 from marl_kl.config import Config
-from marl_kl.policies import make_actor
-from marl_kl.rollout import decide
+from marl_kl.core import algorithms
+from marl_kl.core.policies import make_actor
+from marl_kl.core.rollout import decide
 
 GAME = {
     "rollout_length": 1, "hidden_sizes": (8,), "normalize_observations": False, "critic_epochs": 1,

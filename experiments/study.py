@@ -19,8 +19,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,10 +29,10 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 
 import marl_kl
-from marl_kl.files import write_file
-from marl_kl.plots import PALETTE
-from marl_kl.statistics import bootstrap_interval, interquartile_mean
-from marl_kl.summary import markdown_row
+from marl_kl.analysis.plots import PALETTE
+from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.analysis.summary import markdown_row
+from marl_kl.storage.files import write_file
 
 SIZES = ("smoke", "quick", "full")
 RESULTS = Path("experiments/results")

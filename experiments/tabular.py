@@ -1,7 +1,7 @@
 """Exact cooperative Markov games: enumeration and linear solves in numpy, float64, nothing sampled.
 
 Algorithm 1 of Kuba et al. 2022 (multi-agent policy iteration with monotonic improvement), and the same with the sharing
-out of a KL budget in place of its penalty. Checked against enumeration in `tests/test_theory.py`.
+out of a KL budget in place of its penalty. Checked against enumeration in `tests/experiments/test_theory.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from experiments.exact_gaussians import ALLOCATORS, EPSILON
-from marl_kl.allocators import Allocator, Round
+from marl_kl.core.allocators import Allocator, Round
 
 SMALLEST_PROBABILITY = 1e-30
 

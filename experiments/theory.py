@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments import study, tabular
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
-from marl_kl import allocators
+from marl_kl.core import allocators
 
 SHAPES = ((2, 2), (2, 2, 2), (2, 3, 2))
 STATES = 3

@@ -18,10 +18,10 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl import presets
-from marl_kl.files import write_file
-from marl_kl.statistics import bootstrap_interval
-from marl_kl.summary import markdown_row
+from marl_kl.analysis.statistics import bootstrap_interval
+from marl_kl.analysis.summary import markdown_row
+from marl_kl.storage.files import write_file
+from marl_kl.training import presets
 
 PRESET = "quick"
 """Those of the README's run, for all scenarios; nothing was tuned per scenario but the env steps."""

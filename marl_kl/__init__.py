@@ -2,80 +2,67 @@
 
 See `train`, `sweep`, `compare`, `make_train` and `load`.
 
-Everything is imported when it is first used, so that a stored policy acts without what trains it, and the command line
-helps at once.
+Names are imported on first use: a stored policy acts without the training code, and `marl-kl --help` answers at once.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 # at once: it sets the size of XLA's thread pool, before anything uses jax
 from marl_kl.devices import use_all_cpu_cores
 
 if TYPE_CHECKING:
-    from marl_kl import advantages, algorithms, allocators, presets, run_file, trust_region
-    from marl_kl.comparison import Comparison, compare
+    from marl_kl import envs
+    from marl_kl.analysis.comparison import Comparison, compare
     from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
-    from marl_kl.host_loop import train
-    from marl_kl.loading import load
+    from marl_kl.core import advantages, algorithms, allocators, schemes, surrogates, trust_region
+    from marl_kl.core.trainer import Train, TrainState, make_train
     from marl_kl.results import SweepResult, TrainResult
-    from marl_kl.sweeps import choice, log_uniform, sweep, uniform
-    from marl_kl.trainer import Train, TrainState, make_train
+    from marl_kl.storage import files
+    from marl_kl.storage.loading import load
+    from marl_kl.training import loggers, presets, run_file
+    from marl_kl.training.host_loop import train
+    from marl_kl.training.search import choice, log_uniform, uniform
+    from marl_kl.training.sweeper import sweep
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Comparison",
-    "Config",
-    "FirstOrderConfig",
-    "SweepResult",
-    "Train",
-    "TrainResult",
-    "TrainState",
-    "TrustRegionConfig",
-    "advantages",
-    "algorithms",
-    "allocators",
-    "choice",
-    "compare",
-    "load",
-    "log_uniform",
-    "make_train",
-    "presets",
-    "run_file",
-    "sweep",
-    "train",
-    "trust_region",
-    "uniform",
-    "use_all_cpu_cores",
-]
-
 _HOMES = {
-    "comparison": ("Comparison", "compare"),
+    "analysis.comparison": ("Comparison", "compare"),
     "config": ("Config", "FirstOrderConfig", "TrustRegionConfig"),
-    "host_loop": ("train",),
-    "loading": ("load",),
+    "core.trainer": ("Train", "TrainState", "make_train"),
     "results": ("SweepResult", "TrainResult"),
-    "sweeps": ("choice", "log_uniform", "sweep", "uniform"),
-    "trainer": ("Train", "TrainState", "make_train"),
+    "storage.loading": ("load",),
+    "training.host_loop": ("train",),
+    "training.search": ("choice", "log_uniform", "uniform"),
+    "training.sweeper": ("sweep",),
 }
-"""Module -> what of it is a name of the package; the other names are modules."""
+"""Module -> its public names."""
 
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {
+    "": ("envs",),
+    "core.": ("advantages", "algorithms", "allocators", "schemes", "surrogates", "trust_region"),
+    "storage.": ("files",),
+    "training.": ("loggers", "presets", "run_file"),
+}
+"""Room -> its public modules."""
+
+_NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names}
+_NAMES |= {name: (f"{room}{name}", None) for room, names in _MODULES.items() for name in names}
+
+__all__ = sorted([*_NAMES, "use_all_cpu_cores"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        found = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        found = importlib.import_module(f"{__name__}.{name}")
-    else:
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    home, attribute = _NAMES[name]
+    module = importlib.import_module(f"{__name__}.{home}")
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

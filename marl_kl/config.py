@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import jax
 
-from marl_kl import networks
+from marl_kl.core import networks
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -55,9 +56,7 @@ class Config:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
     """
 
-    total_env_steps: int = _static(
-        1_000_000, "env steps per seed (one env step is one joint step)", below=_INT64
-    )
+    total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)", below=_INT64)
     num_envs: int = _static(32, "parallel environments per seed")
     rollout_length: int = _static(128, "env steps per environment between two updates")
     gamma: float = _number(0.99, "discount", _UNIT)
@@ -145,7 +144,7 @@ class Config:
                 f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
             )
 
-    def replace(self, **changes) -> "Config":
+    def replace(self, **changes) -> Config:
         """A copy with `changes`; an unknown name raises ValueError with the nearest field."""
         self.refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
@@ -203,11 +202,13 @@ class TrustRegionConfig(Config):
     accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
     allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
     utility: str = _static(
-        "first_order", "an agent's utility: predicted gain of its trial step, or the measured one",
+        "first_order",
+        "an agent's utility: predicted gain of its trial step, or the measured one",
         _one_of("first_order", "measured"),
     )
     greedy_share: str = _static(
-        "proportional", "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
+        "proportional",
+        "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
         _one_of("proportional", "all"),
     )
 
@@ -226,7 +227,8 @@ class FirstOrderConfig(Config):
     clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio is meant to leave 1")
     ent_coef: float = _number(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
     target_kl: float = _number(
-        math.inf, "an actor makes no further step on a batch once a minibatch's mean KL(old || new) is above this",
+        math.inf,
+        "an actor makes no further step on a batch once a minibatch's mean KL(old || new) is above this",
         _POSITIVE_OR_INF,
     )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -202,6 +203,6 @@ def _xla_knows(name: str, value: bool) -> bool:
     """Whether this XLA still has the option; an unknown one is an error at compilation."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-    except Exception:  # noqa: BLE001  jax's error class for it differs between versions
+    except Exception:
         return False
     return True

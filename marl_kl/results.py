@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from envs.types import EnvSpec
+from envs.base import EnvSpec
 from marl_kl.config import Config
 
 TEAM_METRICS = {
@@ -86,9 +87,7 @@ def appended(before: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) ->
     }
 
 
-def evaluated(
-    before: Evaluation | None, update: int, batch_size: int, statistics: EpisodeStatistics
-) -> Evaluation:
+def evaluated(before: Evaluation | None, update: int, batch_size: int, statistics: EpisodeStatistics) -> Evaluation:
     """The evaluations `before` and, behind them, episodes [seed, episode] after `update` updates."""
     updates = np.append(np.empty(0, np.int64) if before is None else before.update, np.int64(update))
     stacked = {name: values[:, None] for name, values in statistics._asdict().items()}
@@ -141,7 +140,7 @@ class Timing(NamedTuple):
     train: float
     evaluate: float
 
-    def since(self, begin: float, field: str) -> "Timing":
+    def since(self, begin: float, field: str) -> Timing:
         """With the seconds since `begin`, a `time.perf_counter`, added to `field`."""
         return self._replace(**{field: getattr(self, field) + time.perf_counter() - begin})
 

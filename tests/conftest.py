@@ -4,7 +4,7 @@ Most of the suite's time is compilation, and most programs are compiled more tha
 workers). All workers of one run therefore share a persistent compilation cache that is thrown away at the end
 (JAX_COMPILATION_CACHE_DIR names one that is kept), and programs are compiled with few optimisations and by XLA's older
 emitters, which are twice as fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= runs all tests as users run; the
-test whose promise is about the bits that users get does so in a process of its own (`tests.chunks`).
+test whose promise is about the bits that users get does so in a process of its own (`tests.support.chunks`).
 
 Every compiled program holds memory maps of its process, of which Linux allows 65,530; a worker that reaches them dies of
 a segmentation fault somewhere in jaxlib. Where many are held after a file of tests, the programs are forgotten.

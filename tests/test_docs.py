@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import marl_kl
-from marl_kl import algorithms
-from marl_kl.commands.words import default_text
+from marl_kl.cli.options import default_text
+from marl_kl.core import algorithms
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS
 
 ROOT = Path(__file__).parents[1]

@@ -7,16 +7,19 @@ import pytest
 
 import envs
 import marl_kl
-from tests import random_run
+from tests.support import random_run
 
 
 def test_every_name_is_there():
     for name in marl_kl.__all__:
         assert getattr(marl_kl, name) is not None, name
     assert set(marl_kl.__all__) <= set(dir(marl_kl))
-    assert marl_kl.train.__module__ == "marl_kl.host_loop" and marl_kl.evaluate.__name__ == "marl_kl.evaluate"
+    assert (
+        marl_kl.train.__module__ == "marl_kl.training.host_loop"
+        and marl_kl.core.evaluation.__name__ == "marl_kl.core.evaluation"
+    )
     with pytest.raises(AttributeError, match="module 'marl_kl' has no attribute 'trian'"):
-        marl_kl.trian
+        _ = marl_kl.trian
 
 
 _ACT = """

@@ -27,17 +27,24 @@ import shutil
 import time
 import uuid
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from marl_kl.best import Best
-from marl_kl.files import (
-    TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, sync_folder, write_synced,
-)  # fmt: skip
 from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.storage.best import Best
+from marl_kl.storage.files import (  # fmt: skip
+    TEMPORARY,
+    RunFolderError,
+    first_line,
+    one_sentence,
+    remove_leftovers,
+    sync_folder,
+    write_synced,
+)
 from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunWarning, difference
 

@@ -1,17 +1,17 @@
 """The run folder: what a run leaves on disk, its record and its lock.
 
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
-    config.toml       the same run again: `marl_kl.run_file`
+    config.toml       the same run again: `marl_kl.training.run_file`
     metrics.csv       one row per seed and update
     evaluation.csv    one row per evaluation episode
     absolute.csv      those of the absolute metric, once `marl-kl evaluate RUN --absolute` has measured it
-    log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.loggers`
+    log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.training.loggers`
     checkpoints/      where to go on after an interruption, learner included: `marl_kl.storage.checkpoints`
-    *.png, summary.md what `marl_kl.reporting` makes of them
+    *.png, summary.md what `marl_kl.training.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked
 
 The checkpoints are the truth and the two tables (`marl_kl.storage.run_tables`) copies of their numbers, written after
-them. Every file is written whole (`marl_kl.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message
+them. Every file is written whole (`marl_kl.storage.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message
 is one sentence that names the path.
 """
 
@@ -29,22 +29,23 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from envs.types import EnvSpec
+from envs.base import EnvSpec
 from marl_kl.config import SCHEDULE, Config, free_schedule
-from marl_kl.files import TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, write_file
 from marl_kl.results import Failure, SweepFailure, Timing
+from marl_kl.storage.files import TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, write_file
 
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
 
 RUN, SWEEP = "run.json", "sweep.json"
-"""What a folder's record is called: that of a run, and that of a sweep (`marl_kl.sweeps`)."""
+"""What a folder's record is called: that of a run, and that of a sweep (`marl_kl.training`)."""
 
 STATUSES = ("running", "finished", "interrupted", "failed")
 
@@ -216,9 +217,7 @@ def is_sweep(out: str | os.PathLike) -> bool:
     return not holds_run(out) and holds_run(out, SWEEP)
 
 
-def note_resumed(
-    out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN
-) -> None:
+def note_resumed(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
     """Notes in `run.json` that the run goes on.
 
     Args:
@@ -402,9 +401,7 @@ def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
     if not isinstance(version, int):
         raise RunFolderError(f"{path} is damaged: its format is {version!r}, not a whole number")
     if version > FORMAT:
-        raise RunFolderError(
-            f"{path} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})"
-        )
+        raise RunFolderError(f"{path} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})")
     return document
 
 
@@ -412,7 +409,7 @@ def _config_class(name: str) -> type[Config]:
     known = _config_classes()
     if name not in known:
         # algorithms may bring their own; importing them, which takes all that trains, makes it a known subclass
-        from marl_kl import algorithms  # noqa: F401
+        from marl_kl.core import algorithms  # noqa: F401
 
         known = _config_classes()
     if name not in known:

@@ -7,13 +7,14 @@ import csv
 import io
 import itertools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from marl_kl.files import RunFolderError, one_sentence, write_file
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS, EpisodeStatistics, Evaluation
+from marl_kl.storage.files import RunFolderError, one_sentence, write_file
 
 
 class StoredMetrics(NamedTuple):
@@ -247,9 +248,7 @@ def read_evaluation(out: str | os.PathLike) -> StoredEvaluation:
         raise RunFolderError(f"{path} is damaged: it has no rows")
     num_episodes = max(int(columns["episode"].max()) + 1, 1)
     seeds, shape = _rectangle(path, columns, num_episodes)
-    update, env_steps, episode_return, episode_length = (
-        columns[name].reshape(*shape, num_episodes) for name in names
-    )
+    update, env_steps, episode_return, episode_length = (columns[name].reshape(*shape, num_episodes) for name in names)
     times = (values[0, :, 0].astype(np.int64) for values in (update, env_steps))
     return StoredEvaluation(seeds, Evaluation(*times, episode_return, episode_length))
 

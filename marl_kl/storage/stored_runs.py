@@ -1,4 +1,4 @@
-"""Runs, back from their folders as numbers; no policies are loaded (see `marl_kl.loading`)."""
+"""Runs, back from their folders as numbers; no policies are loaded (see `marl_kl.storage.loading`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from marl_kl.files import RunFolderError
 from marl_kl.results import Evaluation, Timing, TrainResult
 from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage.files import RunFolderError
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
 """Where no checkpoint tells how long a run took."""

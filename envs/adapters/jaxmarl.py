@@ -1,0 +1,437 @@
+"""JaxMARL's environments (SMAX, MPE, Overcooked, Hanabi, STORM, ...) behind the protocol of `envs.base`.
+
+The package is imported only where one of them is made: `pip install 'marl_kl[jaxmarl]'`. What changes on the way:
+
+- `step_env` is called, not `step`: nothing resets itself (JaxMARL resets at every step), and the last observation of
+  an episode is the real one.
+- Observations are flattened to float32 and padded; the state is `world_state` where there is one (SMAX), else the
+  observations of all agents one after another.
+- Bounded continuous actions are [-1, 1] stretched to the range (see `envs.adapters.spaces`).
+- JaxMARL has one `done` for the task's end and the time limit. They are told apart per family, see `_ending`.
+- After a STORM or coin game's inner game, JaxMARL itself begins the next one within the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib.metadata
+import inspect
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.adapters import spaces
+from envs.base import Env, EnvSpec, TimeStep
+from envs.time_limit import with_time_limit
+
+PREFIX = "jaxmarl/"
+
+SMAX_MAPS = (
+    "3m", "2s3z", "25m", "3s5z", "8m", "5m_vs_6m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "3s_vs_5z", "6h_vs_8z",
+    "smacv2_5_units", "smacv2_10_units", "smacv2_20_units",
+)  # fmt: skip
+"""The scenarios of `HeuristicEnemySMAX`, which are names of their own here."""
+
+REGISTERED = (
+    "MPE_simple_v3", "MPE_simple_tag_v3", "MPE_simple_world_comm_v3", "MPE_simple_spread_v3", "MPE_simple_crypto_v3",
+    "MPE_simple_speaker_listener_v4", "MPE_simple_push_v3", "MPE_simple_adversary_v3", "MPE_simple_reference_v3",
+    "MPE_simple_facmac_v1", "MPE_simple_facmac_3a_v1", "MPE_simple_facmac_6a_v1", "MPE_simple_facmac_9a_v1",
+    "switch_riddle", "SMAX", "HeuristicEnemySMAX", "ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8",
+    "walker2d_2x3", "storm", "storm_2p", "storm_np", "hanabi", "overcooked", "overcooked_v2", "coin_game", "jaxnav",
+)  # fmt: skip
+"""JaxMARL 0.2's own names that can be made without further packages or objects."""
+
+NAMES = tuple(PREFIX + name for name in (*SMAX_MAPS, *REGISTERED))
+"""Known without the package; whatever else an installed one registers can be made too."""
+
+
+def find(name: str) -> Callable[..., Env] | None:
+    """The factory for "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", ... (capitals do not matter); None if it is none.
+
+    The factory takes the options of JaxMARL's own constructor; for Overcooked also `reward_shaping`, see
+    `from_jaxmarl`. `layout` (Overcooked) and `scenario` (SMAX) may be names.
+    """
+    own = _own_name(name)
+    return None if own is None else functools.partial(_make, own)
+
+
+def explain_unknown(name: str) -> str | None:
+    """What to say of a name that begins as these do but is none; None if it does not."""
+    if not name.lower().startswith(PREFIX):
+        return None
+    by_lower = {known.lower(): known for known in NAMES}
+    near = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
+    return f"unknown env {name!r}; {hint}"
+
+
+def _own_name(name: str) -> str | None:
+    """JaxMARL's own spelling of "jaxmarl/..."."""
+    if not name.lower().startswith(PREFIX):
+        return None
+    wanted = name[len(PREFIX) :].lower()
+    known = (*SMAX_MAPS, *REGISTERED)
+    found = next((own for own in known if own.lower() == wanted), None)
+    return found or next((own for own in _installed_names() if own.lower() == wanted), None)
+
+
+def _installed_names() -> tuple[str, ...]:
+    """What the installed package registers, which may be more than 0.2's; nothing if there is none."""
+    try:
+        registered = _imported("jaxmarl").registered_envs
+    except ValueError:
+        return ()
+    return tuple(registered)
+
+
+def _make(own: str, **options) -> Env:
+    """The environment that JaxMARL calls `own`, or `HeuristicEnemySMAX` on the map `own`."""
+    name = PREFIX + own
+    jaxmarl = _imported(name)
+    shaping = {"reward_shaping": options.pop("reward_shaping")} if "reward_shaping" in options else {}
+    try:
+        env = _constructed(jaxmarl, own, options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env '{name}': JaxMARL does not make it with {options}: {reason}") from error
+    accepted = _accepted(type(env))
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise ValueError(f"env '{name}': unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
+    return from_jaxmarl(env, name, **shaping)
+
+
+def _imported(name: str):
+    try:
+        with _silence():
+            import jaxmarl
+    except ImportError as error:
+        raise ValueError(
+            f"env '{name}' needs JaxMARL, which cannot be imported ({error}); pip install 'marl_kl[jaxmarl]'"
+        ) from error
+    return jaxmarl
+
+
+@contextlib.contextmanager
+def _silence():
+    """Keeps an import from printing: JaxMARL tells what it does, and its Brax module puts `sys.__stdout__` back."""
+    original = sys.__stdout__
+    with contextlib.redirect_stdout(io.StringIO()) as silent, contextlib.redirect_stderr(sys.stderr):
+        sys.__stdout__ = silent
+        try:
+            yield
+        finally:
+            sys.__stdout__ = original
+
+
+def _constructed(jaxmarl, own: str, options: dict[str, Any]):
+    if own in SMAX_MAPS:
+        options = {"scenario": own, **options}
+        own = "HeuristicEnemySMAX"
+    if isinstance(options.get("scenario"), str):
+        from jaxmarl.environments.smax import map_name_to_scenario
+
+        options = {**options, "scenario": map_name_to_scenario(options["scenario"])}
+    if own == "overcooked" and isinstance(options.get("layout"), str):
+        from jaxmarl.environments.overcooked import overcooked_layouts
+
+        options = {**options, "layout": overcooked_layouts[options["layout"]]}
+    if own in ("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3"):
+        options = {"auto_reset": False, **options}
+    return jaxmarl.make(own, **options)
+
+
+_MPE_EXTRAS = (
+    "rad", "moveable", "silent", "collide", "mass", "accel", "max_speed", "u_noise", "c_noise", "damping",
+    "contact_force", "contact_margin",
+)  # fmt: skip
+"""What `SimpleMPE` reads from its `**kwargs`; it ignores all else, spelling mistakes included."""
+
+
+def _accepted(env_class: type) -> tuple[str, ...]:
+    """The keyword arguments that reach a constructor, through `**kwargs` too."""
+    accepted: dict[str, None] = {}
+    for cls in env_class.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        accepted.update({p.name: None for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD})
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    names = _lineage(env_class)
+    if "EnemySMAX" in names:
+        return (*accepted, *_accepted(sys.modules["jaxmarl"].registration.SMAX))
+    return (*accepted, *(_MPE_EXTRAS if "SimpleMPE" in names else ()))
+
+
+def from_jaxmarl(
+    env: Any,
+    name: str | None = None,
+    *,
+    episode_length: int | None = None,
+    team_reward: bool | None = None,
+    reward_shaping: float = 0.0,
+) -> Env:
+    """An environment with JaxMARL's interface, theirs or your own, as an `Env`. JaxMARL need not be installed.
+
+    Args:
+        env: has `agents`, `action_space(agent)`, `reset(key) -> (obs, state)` and `step_env(key, state, actions) ->
+            (obs, state, rewards, dones, info)` with one entry per agent in `obs` and `rewards`, and `dones["__all__"]`;
+            may have `get_avail_actions(state)` or `get_legal_moves(state)`, an array [choices] per agent, or for
+            several choices at once an array per sub-action or all of them one after another. `step_env` must not reset.
+        name: what the spec calls it; the class's name by default.
+        episode_length: the time limit in steps; `env.max_steps` by default. A `done` on exactly this step is taken for
+            the limit. It may be no longer than `max_steps`, where there is one: its `done` would then pass for the
+            task's end. (JaxMARL's own environments take theirs from their own options only, see `_ending`.)
+        team_reward: whether all agents always get the same reward; None: what is known of JaxMARL's, else no.
+        reward_shaping: adds this much of `info["shaped_reward"]` to every agent's reward (Overcooked).
+
+    Raises:
+        ValueError: the length of an episode is not known, or longer than the environment's own; an action space of
+            another kind, agents of different kinds; masks of another size than the choices.
+    """
+    name = name or type(env).__name__
+    agents = tuple(env.agents)
+    actions = spaces.read(name, [env.action_space(agent) for agent in agents])
+    ending = _ending(env, name, episode_length)
+    read_observations = _observations(env, agents)
+    legal = None if actions.kind == "continuous" else _legal_choices(env, name, agents, actions)
+
+    observed, fresh = jax.eval_shape(env.reset, jax.random.key(0))
+    sizes = tuple(row.shape[0] for row in jax.eval_shape(read_observations, observed))
+    has_world_state = isinstance(observed, dict) and "world_state" in observed
+    pays_alike = reward_shaping == 0 and (_pays_alike(env) if team_reward is None else team_reward)
+    spec = EnvSpec(
+        name=name,
+        agents=tuple(map(str, agents)),
+        observation_sizes=sizes,
+        **actions.spec_fields,
+        state_size=math.prod(observed["world_state"].shape) if has_world_state else sum(sizes),
+        episode_length=ending.longest,
+        team_reward=pays_alike,
+        metadata=(
+            ("environment", f"{type(env).__module__}.{type(env).__name__}"),
+            ("jaxmarl", _version()),
+            ("state", "world_state" if has_world_state else "the observations of all agents"),
+            ("reset", "never by itself: step_env, not step"),
+            ("time_limit", ending.note),
+            *((("reward_shaping", str(float(reward_shaping))),) if reward_shaping else ()),
+            *_won_above(env),
+        ),
+    )
+
+    def native(action):
+        taken = actions.native(action)
+        # where agents are numbers, JaxMARL's STORM unpacks a tuple
+        return dict(zip(agents, taken)) if isinstance(agents[0], str) else tuple(taken)
+
+    def timestep(observed, inner, reward, terminated):
+        rows = read_observations(observed)
+        mask = jnp.asarray(spec.action_mask)
+        return TimeStep(
+            obs=spaces.padded_rows(rows, spec.observation_size),
+            state=spaces.flat_observation(observed["world_state"]) if has_world_state else jnp.concatenate(rows),
+            reward=reward,
+            terminated=jnp.asarray(terminated, bool),
+            truncated=jnp.asarray(False),
+            action_mask=mask if legal is None else mask & legal(inner),
+        )
+
+    def raw_step(key, inner, action):
+        observed, inner, rewards, dones, info = env.step_env(key, inner, native(action))
+        paid = [_entry(rewards, agent, index) for index, agent in enumerate(agents)]
+        if reward_shaping:
+            shaped = info["shaped_reward"]
+            paid = [paid[i] + reward_shaping * _entry(shaped, agent, i) for i, agent in enumerate(agents)]
+        reward = jnp.stack([jnp.asarray(r, jnp.float32) for r in paid])
+        return observed, ending.stop(inner), reward, ending.over(dones["__all__"], info)
+
+    step_state = lambda inner, action: raw_step(jax.random.key(0), inner, action)[1]  # noqa: E731
+    after = jax.eval_shape(step_state, fresh, spec.example_action)
+    carried = spaces.common_dtypes(fresh, after)
+
+    def reset(key, params):
+        observed, inner = env.reset(key)
+        return spaces.steady(inner, carried), timestep(observed, inner, jnp.zeros(len(agents), jnp.float32), False)
+
+    def step(key, env_state, action, params):
+        observed, inner, reward, terminated = raw_step(key, env_state, action)
+        return spaces.steady(inner, carried), timestep(observed, inner, reward, terminated)
+
+    return with_time_limit(Env(spec, reset, step), ending.limited_inside)
+
+
+class _Ending(NamedTuple):
+    """How an environment's episodes end.
+
+    Attributes:
+        longest: the time limit, in steps of its own `done`.
+        note: in words.
+        over: `over(done, info) -> [] bool`, whether the task itself has ended.
+        stop: `stop(state) -> state` with its step counter at 0 again, so that its `done` is never the time limit's.
+        limited_inside: see `envs.time_limit.with_time_limit`.
+    """
+
+    longest: int
+    note: str
+    over: Callable[[jax.Array, Any], jax.Array] = lambda done, info: done
+    stop: Callable[[Any], Any] = lambda state: state
+    limited_inside: bool = False
+
+
+def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
+    """What is known of JaxMARL 0.2's families; for others the limit's step decides."""
+    known = _known_ending(env, name)
+    if known is None:
+        limit = spaces.time_limit(name, "max_steps", getattr(env, "max_steps", None), episode_length)
+        return _Ending(limit, f"a done at step {limit} is taken for the limit's", limited_inside=True)
+    if episode_length not in (None, known.longest):
+        raise ValueError(
+            f"env '{name}': episode_length={episode_length}; it ends after {known.longest} steps, which its own "
+            "options set (max_steps, num_inner_steps, ...): leave episode_length out"
+        )
+    return known
+
+
+def _known_ending(env: Any, name: str) -> _Ending | None:
+    """From the sources of JaxMARL 0.2; None for what is not its own, and JaxNav."""
+    families = _lineage(type(env))
+    stopped = "ours, at the step of JaxMARL's own; its counter is held at 0, so that its done is the task's end"
+    only = "JaxMARL's own, which is the only end"
+    if {"SimpleMPE", "SMAX"} & families:
+        # they compare the counter before they raise it: one step more than max_steps
+        return _Ending(env.max_steps + 1, stopped, stop=_with_counter_at_0)
+    if "EnemySMAX" in families:
+        return _Ending(
+            env.max_steps + 1, stopped, stop=lambda state: state.replace(state=_with_counter_at_0(state.state))
+        )
+    if "SwitchRiddle" in families:
+        return _Ending(env.max_steps, stopped, stop=_with_counter_at_0)
+    if {"InTheGrid", "InTheGrid_2p", "InTheMatrix"} & families and env.num_outer_steps == 1:
+        return _Ending(env.num_inner_steps, stopped, stop=_with_counter_at_0)
+    if {"InTheGrid", "InTheGrid_2p", "InTheMatrix", "CoinGame"} & families:
+        longest = env.num_inner_steps * env.num_outer_steps
+        note = f"{only}; after every inner game the next one begins within the step, after the last one too"
+        return _Ending(longest, note, over=_never)
+    if {"Overcooked", "OvercookedV2"} & families:
+        return _Ending(env.max_steps, only, over=_never)
+    if "HanabiGame" in families:
+        # every play or discard takes a card or a turn of the last round, every hint a token
+        turns = int(env.deck_size) - env.num_agents * env.hand_size + env.num_agents + 1
+        return _Ending(2 * turns + env.max_info_tokens, "none: the game ends")
+    if "MABraxEnv" in families:
+        if env.auto_reset:
+            raise ValueError(f"env '{name}': auto_reset=True; it must be False: nothing here resets itself")
+        longest = -(-env.episode_length // env.action_repeat)
+        note = "Brax's own, which it reports apart"
+        return _Ending(longest, note, over=lambda done, info: done & (info["truncation"] == 0))
+    return None
+
+
+def _with_counter_at_0(state: Any) -> Any:
+    return state.replace(step=jnp.zeros_like(state.step))
+
+
+def _never(done: jax.Array, info: Any) -> jax.Array:
+    return jnp.zeros_like(done)
+
+
+def _pays_alike(env: Any) -> bool:
+    """Whether JaxMARL pays all agents the same at every step."""
+    families = _lineage(type(env))
+    alike = {"EnemySMAX", "Overcooked", "OvercookedV2", "HanabiGame", "SwitchRiddle", "MABraxEnv"}
+    if (alike | {"SimpleSpeakerListenerMPE"}) & families or len(env.agents) == 1:
+        return True
+    # simple_spread and simple_reference: the rest is each agent's own, and 0.5 by default
+    return {"SimpleSpreadMPE", "SimpleReferenceMPE"} & families and env.local_ratio == 0 or False
+
+
+def _won_above(env: Any) -> tuple[tuple[str, str], ...]:
+    """The metadata that tell won episodes by their return, where a reward does.
+
+    SMAX against its own enemy pays the enemies' lost health, 1 in all, and the bonus for a battle that is won.
+    """
+    if "EnemySMAX" not in _lineage(type(env)) or env.use_self_play_reward or env.won_battle_bonus <= 0:
+        return ()
+    return (("won_above", str(1 + float(env.won_battle_bonus) / 2)),)
+
+
+def _observations(env: Any, agents: Sequence[Any]) -> Callable[[Any], list[jax.Array]]:
+    """`read(observed) -> [size] float32 per agent`."""
+    if "InTheGrid" in _lineage(type(env)):
+        return _storm_observations
+    return lambda observed: [
+        spaces.flat_observation(_entry(observed, agent, index)) for index, agent in enumerate(agents)
+    ]
+
+
+def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
+    """STORM's own layout: views [N, ...], and [5, N] of two sorts of coins, readiness, and the coins shown to all.
+
+    An agent sees its own view and inventory, and what frozen agents show to all.
+    """
+    views, inventory = observed["observations"], observed["inventory"]
+    return [spaces.flat_observation((views[agent], inventory[:3, agent], inventory[3:])) for agent in range(len(views))]
+
+
+def _legal_choices(
+    env: Any, name: str, agents: Sequence[Any], actions: spaces.ActionSpaces
+) -> Callable[[Any], jax.Array] | None:
+    """`legal(state) -> [N, A] bool`; None where nothing is ever forbidden.
+
+    Who has no choice has them all; of several choices at once, one without any is left without, and is 0.
+
+    Raises:
+        ValueError: what the environment says of an agent is not one entry per choice.
+    """
+    choices = getattr(env, "get_legal_moves", None) or getattr(env, "get_avail_actions", None)
+    if choices is None:
+        return None
+    rows = lambda found: [  # noqa: E731
+        spaces.flat_observation(_entry(found, agent, index)) != 0 for index, agent in enumerate(agents)
+    ]
+    _, state = jax.eval_shape(env.reset, jax.random.key(0))
+    try:
+        found = jax.eval_shape(lambda inner: rows(choices(inner)), state)
+    except NotImplementedError:
+        return None
+    for agent, row, wanted in zip(agents, found, actions.num_choices):
+        # one choice of several agents may come padded to the agent that has most of them
+        most = wanted if actions.kind == "multi_discrete" else max(actions.sizes)
+        if not wanted <= row.shape[0] <= most:
+            raise ValueError(
+                f"env '{name}': {choices.__name__} has {row.shape[0]} entries for agent {agent!r}; it must have "
+                f"{wanted}, one per choice"
+            )
+    if actions.kind == "multi_discrete":
+        return lambda state: actions.placed(rows(choices(state)))
+
+    def legal(state):
+        mask = spaces.padded_rows(rows(choices(state)), max(actions.sizes))
+        return mask | ~jnp.any(mask, axis=-1, keepdims=True)
+
+    return legal
+
+
+def _entry(per_agent: Any, agent: Any, index: int) -> Any:
+    """The entry of one agent in a dict by agent, or in a sequence or array in the order of the agents."""
+    return per_agent[agent] if isinstance(per_agent, dict) else per_agent[index]
+
+
+def _lineage(env_class: type) -> frozenset[str]:
+    """The names of JaxMARL's classes that a class is made of: told apart without importing JaxMARL."""
+    return frozenset(cls.__name__ for cls in env_class.__mro__ if cls.__module__.startswith("jaxmarl."))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jaxmarl")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

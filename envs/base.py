@@ -1,0 +1,294 @@
+"""The environment protocol: a static spec and two pure functions.
+
+Axis legend used in every shape of this package (see also `marl_kl.core.types`):
+
+    N  number of agents
+    O  observation size, padded to the largest agent
+    A  action size, padded to the largest agent: action dimensions (continuous), choices (discrete), or D * K
+    D  sub-actions of the agent that has most of them (multi-discrete)
+    K  choices of the sub-action that has most of them (multi-discrete)
+    S  size of the global state
+
+The kinds of actions, and how one agent's entry of `TimeStep.action_mask` [A] is read:
+
+    continuous      action [N, A] float32; the mask marks the real dimensions.
+    discrete        action [N] int32, one of A choices; the mask marks the available ones, at least one.
+    multi_discrete  action [N, D] int32, one of K choices in each of D sub-actions, drawn independently; choice k of
+                    sub-action d is entry d * K + k of the mask. A sub-action without an available choice (one that the
+                    agent does not have, say) is always 0. `envs.games.digits` is an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.bodies.kinematics import KinematicTree
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """What never changes about an environment; frozen and hashable, so it may be a static argument of `jit`.
+
+    Attributes:
+        name: the name it was made under.
+        agents: one name per agent, in the order of every agent axis.
+        observation_sizes: true observation size per agent; arrays are padded with zeros to the largest.
+        action_sizes: true action size per agent: action dimensions, number of choices, or for d sub-actions d * K.
+        action_kind: "continuous", "discrete" or "multi_discrete"; see the module.
+        state_size: size S of the global state that a centralised critic sees.
+        episode_length: the longest possible episode, in env steps (the time limit).
+        team_reward: whether all agents always receive the same reward.
+        metadata: what else a run should record about this environment, as (key, value) pairs.
+        cpu_compiler_options: what XLA needs on a CPU to compile this environment in reasonable time, as (name, value)
+            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself. No part of equality.
+        options: the options that `envs.make` was called with, as (name, value) pairs of plain values, so that the same
+            environment can be made again; None if it was not made that way. Two specs are equal whatever it says.
+        sub_actions: for multi-discrete actions, per agent the number of choices of each of its sub-actions; else None.
+        action_low, action_high: for continuous actions, per agent and real dimension the ends of the control range, to
+            which `step` clips; None where actions have no bounds.
+
+    Raises:
+        ValueError: fields that contradict each other; one sentence.
+    """
+
+    name: str
+    agents: tuple[str, ...]
+    observation_sizes: tuple[int, ...]
+    action_sizes: tuple[int, ...]
+    action_kind: Literal["continuous", "discrete", "multi_discrete"]
+    state_size: int
+    episode_length: int
+    team_reward: bool = True
+    metadata: tuple[tuple[str, str], ...] = ()
+    cpu_compiler_options: tuple[tuple[str, bool], ...] = dataclasses.field(default=(), compare=False)
+    options: tuple[tuple[str, Any], ...] | None = dataclasses.field(default=None, compare=False)
+    sub_actions: tuple[tuple[int, ...], ...] | None = None
+    action_low: tuple[tuple[float, ...], ...] | None = None
+    action_high: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.agents)
+
+    @property
+    def observation_size(self) -> int:
+        """O: the padded observation size."""
+        return max(self.observation_sizes)
+
+    @property
+    def action_size(self) -> int:
+        """A: the padded action size."""
+        return max(self.action_sizes)
+
+    @property
+    def num_sub_actions(self) -> int:
+        """D: sub-actions of the agent that has most of them (multi-discrete)."""
+        return max(map(len, self.sub_actions))
+
+    @property
+    def num_choices(self) -> int:
+        """K: choices of the sub-action that has most of them (multi-discrete)."""
+        return _most_choices(self.sub_actions)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Of a joint action: (N, A), (N,) or (N, D)."""
+        if self.action_kind == "discrete":
+            return (self.num_agents,)
+        return self.num_agents, self.action_size if self.action_kind == "continuous" else self.num_sub_actions
+
+    @property
+    def example_action(self) -> jax.Array:
+        """A joint action of zeros."""
+        return jnp.zeros(self.action_shape, jnp.float32 if self.action_kind == "continuous" else jnp.int32)
+
+    @property
+    def observation_mask(self) -> np.ndarray:
+        """[N, O] bool: the entries of the padded observation that are real."""
+        return np.arange(self.observation_size) < np.asarray(self.observation_sizes)[:, None]
+
+    @property
+    def action_mask(self) -> np.ndarray:
+        """[N, A] bool: the entries of the padded action (or choices) that are real."""
+        if self.action_kind != "multi_discrete":
+            return np.arange(self.action_size) < np.asarray(self.action_sizes)[:, None]
+        absent = (0,) * self.num_sub_actions
+        choices = np.asarray([(*own, *absent[len(own) :]) for own in self.sub_actions])
+        return (np.arange(self.num_choices) < choices[..., None]).reshape(self.num_agents, -1)
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """[N, A] float32 lowest and highest action, 0 where padded; None where actions have no bounds."""
+        if self.action_low is None:
+            return None
+        ends = np.zeros((2, self.num_agents, self.action_size), np.float32)
+        for end, rows in zip(ends, (self.action_low, self.action_high)):
+            for agent, row in enumerate(rows):
+                end[agent, : len(row)] = row
+        return ends[0], ends[1]
+
+    def __post_init__(self):
+        counts = {
+            "agents": len(self.agents),
+            "observation_sizes": len(self.observation_sizes),
+            "action_sizes": len(self.action_sizes),
+        }
+        if len(set(counts.values())) != 1 or not self.agents:
+            raise ValueError(f"env '{self.name}': one entry per agent is needed in each of {counts}")
+        if self.action_kind not in ("continuous", "discrete", "multi_discrete"):
+            raise ValueError(
+                f"env '{self.name}': action_kind={self.action_kind!r}; accepted: 'continuous', 'discrete', "
+                "'multi_discrete'"
+            )
+        self._check_sub_actions()
+        self._check_range()
+
+    def _check_sub_actions(self) -> None:
+        what = f"env '{self.name}': sub_actions={self.sub_actions!r}"
+        if self.action_kind != "multi_discrete":
+            if self.sub_actions is not None:
+                raise ValueError(f"{what}; it must be None for {self.action_kind} actions")
+            return
+        if (
+            self.sub_actions is None
+            or len(self.sub_actions) != self.num_agents
+            or not all(own and min(own) >= 1 for own in self.sub_actions)
+        ):
+            raise ValueError(f"{what}; it must be {self.num_agents} tuples of at least one number of choices >= 1 each")
+        wanted = multi_discrete_sizes(self.sub_actions)
+        if tuple(self.action_sizes) != wanted:
+            raise ValueError(
+                f"env '{self.name}': action_sizes={self.action_sizes}; with these sub_actions, padded to "
+                f"{self.num_choices} choices, it must be {wanted}"
+            )
+
+    def _check_range(self) -> None:
+        if self.action_low is None and self.action_high is None:
+            return
+        what = f"env '{self.name}': action_low={self.action_low!r} and action_high={self.action_high!r}"
+        if self.action_kind != "continuous":
+            raise ValueError(f"{what}; they must be None for {self.action_kind} actions")
+        sizes = [None if rows is None else tuple(map(len, rows)) for rows in (self.action_low, self.action_high)]
+        if sizes != [tuple(self.action_sizes)] * 2:
+            raise ValueError(f"{what}; both need one number per agent and dimension, {tuple(self.action_sizes)}")
+        ends = zip(itertools.chain(*self.action_low), itertools.chain(*self.action_high))
+        if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ends):
+            raise ValueError(f"{what}; all must be finite, and each low below its high")
+
+
+def _most_choices(sub_actions: tuple[tuple[int, ...], ...]) -> int:
+    return max(max(own) for own in sub_actions)
+
+
+def multi_discrete_sizes(sub_actions: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """`EnvSpec.action_sizes` of agents with these sub-actions: d * K for d of them."""
+    return tuple(len(own) * _most_choices(sub_actions) for own in sub_actions)
+
+
+class TimeStep(NamedTuple):
+    """What the agents and the critic receive after a reset or a step.
+
+    Attributes:
+        obs: [N, O] float32, zero where padded.
+        state: [S] float32, the global state.
+        reward: [N] float32, per agent; a team game repeats the team reward. Zero after a reset.
+        terminated: [] bool, the task ended: nothing follows, so the value of what follows is 0.
+        truncated: [] bool, the time limit cut the episode: `obs` and `state` are its real last ones.
+            Never true together with `terminated`.
+        action_mask: [N, A] bool: available choices (discrete, multi-discrete), real dimensions (continuous).
+    """
+
+    obs: jax.Array
+    state: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    action_mask: jax.Array
+
+
+def promised(spec: EnvSpec) -> TimeStep:
+    """The shapes and dtypes of every timestep, as `jax.ShapeDtypeStruct`s."""
+    n = spec.num_agents
+    return TimeStep(
+        obs=jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
+        state=jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
+        reward=jax.ShapeDtypeStruct((n,), jnp.float32),
+        terminated=jax.ShapeDtypeStruct((), jnp.bool_),
+        truncated=jax.ShapeDtypeStruct((), jnp.bool_),
+        action_mask=jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
+    )
+
+
+def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
+    """Raises ValueError where `timestep` (arrays, tracers or shapes) has not the shapes that `spec` promises."""
+    for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
+        if tuple(found.shape) != wanted.shape:
+            raise ValueError(f"env '{spec.name}': {field} has shape {tuple(found.shape)}; its spec says {wanted.shape}")
+    if timestep.action_mask.dtype != bool:
+        raise ValueError(f"env '{spec.name}': action_mask is {timestep.action_mask.dtype}; it must be bool")
+
+
+EnvState = Any
+"""A pytree that only its own environment reads."""
+
+
+class Drawing(NamedTuple):
+    """What it takes to draw an environment's states, for those that are bodies.
+
+    Attributes:
+        model: the `mujoco.MjModel`.
+        pose: `pose(env_state) -> [nq]`, generalised positions.
+        tree: which actuator drives which joint.
+        seconds: simulated seconds per env step.
+    """
+
+    model: Any
+    pose: Callable[[EnvState], jax.Array]
+    tree: KinematicTree
+    seconds: float
+
+
+class Wiring(NamedTuple):
+    """How agents are connected to a body: the one copy of these two maps, whatever steps the body.
+
+    Attributes:
+        observe: `observe(full[S]) -> [N, O]`, what the agents see of the body's full observation.
+        controls: `controls(action[N, A]) -> [actuators]` inside the body's control range, in the order of
+            `KinematicTree.actuators`.
+    """
+
+    observe: Callable[[jax.Array], jax.Array]
+    controls: Callable[[jax.Array], jax.Array]
+
+
+EnvParams = Any
+"""A pytree of numbers that an environment's dynamics depend on (a payoff tensor, say); `()` if none."""
+
+
+class Env(NamedTuple):
+    """A pure, stateless environment with static shapes; it never resets itself.
+
+    Attributes:
+        spec: the static description.
+        reset: `reset(key, params) -> (env_state, TimeStep)`.
+        step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` as `spec.action_kind` says.
+            Continuous actions outside the control range are clipped here, not by the policy.
+        params: the default `params`.
+        drawing: how to draw a state; None if it is no body.
+        wiring: how the agents are connected to the body; None if it is no body.
+    """
+
+    spec: EnvSpec
+    reset: Callable[[jax.Array, EnvParams], tuple[EnvState, TimeStep]]
+    step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
+    params: EnvParams = ()
+    drawing: Drawing | None = None
+    wiring: Wiring | None = None

@@ -1,0 +1,150 @@
+"""What a physics engine gives to a body's environment, and the kinematic tree read off a MuJoCo model.
+
+An engine is a module with `load(...) -> Physics`: `envs.bodies.brax_engine` (Brax's bodies on Brax's backends) and
+`envs.bodies.mjx_engine` (MuJoCo's own physics with the rules of Gymnasium's environments). MuJoCo is imported by them alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from envs.bodies.kinematics import Entry, KinematicTree
+
+CPU_OPTIONS = (("xla_cpu_use_fusion_emitters", False),)
+"""What MJX needs on a CPU: else XLA repeats a parent's work in all its descendants, and a chain of 20 links takes
+seconds per step; the pusher on MJX had not compiled after five minutes, with it takes 10 s."""
+
+State = Any
+"""A pytree that only its own engine reads."""
+
+
+class Seen(NamedTuple):
+    """What a body shows after a reset or a step.
+
+    Attributes:
+        observation: [S] float32, the full observation. reward: [] float32, 0 after a reset.
+        terminated: [] bool.
+    """
+
+    observation: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+
+
+class Physics(NamedTuple):
+    """A body in a physics engine: static facts and pure functions.
+
+    Attributes:
+        tree: what the body is factorised by.
+        reset: `reset(key) -> (state, Seen)`, a new random state for every key.
+        step: `step(state, control) -> (state, Seen)`; `control` [actuators] inside `tree.control_range`.
+        pose: `pose(state) -> [nq]`, the generalised positions, for drawing.
+        model: the `mujoco.MjModel` that the poses belong to.
+        seconds: simulated seconds per control step.
+        compiler_options: what XLA needs on a CPU to compile the body in reasonable time, as (name, value) pairs.
+    """
+
+    tree: KinematicTree
+    reset: Callable[[jax.Array], tuple[State, Seen]]
+    step: Callable[[State, jax.Array], tuple[State, Seen]]
+    pose: Callable[[State], jax.Array]
+    model: Any
+    seconds: float
+    compiler_options: tuple[tuple[str, bool], ...] = ()
+
+
+def tree_of(
+    body: str, model: Any, entries: Sequence[Entry], control_range: Sequence[tuple[float, float]]
+) -> KinematicTree:
+    """The tree of a `mujoco.MjModel`. An actuator is called after the joint that it drives.
+
+    Bodies without joints are welded to their parents and count as one link with them; links of the world are -1.
+    """
+    joints = model.actuator_trnid[:, 0]
+    link = np.asarray(model.body_weldid)
+    parents = np.where(link > 0, link[model.body_parentid[link]], 0)
+    return KinematicTree(
+        body=body,
+        actuators=tuple(model.joint(int(joint)).name for joint in joints),
+        qd_index=tuple(int(place) for place in model.jnt_dofadr[joints]),
+        dof_link=tuple(int(index) - 1 for index in link[model.dof_bodyid]),
+        link_parents=tuple(int(index) - 1 for index in parents[1:]),
+        control_range=tuple((float(low), float(high)) for low, high in control_range),
+        entries=tuple(entries),
+    )
+
+
+class Contacts(NamedTuple):
+    """What of a `mujoco.MjModel` can touch what, whatever is near.
+
+    Attributes:
+        floor: the geoms that can touch the floor.
+        limbs: how many pairs of other geoms can touch each other.
+        friction: per geom of `floor`, the sliding friction there.
+    """
+
+    floor: tuple[int, ...]
+    limbs: int
+    friction: tuple[float, ...]
+
+
+def contacts(model: Any) -> Contacts:
+    """By MuJoCo's rules: the masks of the geoms, and never a body with itself or with its parent but the world.
+
+    The floor is geom 0; exceptions that a model lists by name are not looked at, as no body here has some.
+    """
+    mask, wanted = np.asarray(model.geom_contype), np.asarray(model.geom_conaffinity)
+    link = np.asarray(model.body_weldid)[model.geom_bodyid]
+    parent = np.asarray(model.body_weldid)[np.asarray(model.body_parentid)[link]]
+    meets = ((mask[:, None] & wanted) | (mask & wanted[:, None])) != 0
+    on_parent = (parent[:, None] == link) & (link != 0)
+    meets &= (link[:, None] != link) & ~on_parent & ~on_parent.T
+    friction = np.maximum(model.geom_friction[:, 0], model.geom_friction[0, 0])
+    floor = np.flatnonzero(meets[0])
+    limbs = int(np.count_nonzero(np.triu(meets[1:, 1:])))
+    return Contacts(tuple(map(int, floor)), limbs, tuple(round(float(value), 3) for value in friction[floor]))
+
+
+def driven_coordinates(model: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per actuator of a `mujoco.MjModel`, where its joint sits in q and in qd."""
+    joints = model.actuator_trnid[:, 0]
+    return tuple(map(int, model.jnt_qposadr[joints])), tuple(map(int, model.jnt_dofadr[joints]))
+
+
+def actuators_of_bodies(model: Any) -> tuple[tuple[int, ...], ...]:
+    """Per body of a `mujoco.MjModel`, the world included, the actuators of the joints that move it directly."""
+    link, moved = np.asarray(model.body_weldid), np.asarray(model.body_weldid)[_actuated_bodies(model)]
+    return tuple(
+        tuple(int(index) for index in np.flatnonzero(moved == link[body])) if link[body] else ()
+        for body in range(model.nbody)
+    )
+
+
+def _actuated_bodies(model: Any) -> np.ndarray:
+    return np.asarray(model.jnt_bodyid)[model.actuator_trnid[:, 0]]
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silences what loading a body says about things that no user of this package can change.
+
+    MJX prints that the optional warp is missing, Brax warns that it is no longer developed, and MuJoCo warns about
+    an attribute in Brax's model files, on the terminal and in a MUJOCO_LOG.TXT in the working directory.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
+        import mujoco
+
+        previous = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(previous)

@@ -1,0 +1,426 @@
+"""Bodies on paper: what drives which limb, as a still picture or as an animated GIF.
+
+Drawn with matplotlib alone, so that it works without a display and without OpenGL. A geom of the `mujoco.MjModel` is
+taken as the sum of a box and an ellipsoid along its own axes: a capsule is a segment plus a ball, a cylinder a segment
+plus a disc. Under an orthographic camera the outline of such a sum is exact and costs one formula (`_outlines`).
+Figures are made without pyplot, as in `marl_kl.analysis.plots`.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from envs.base import Env
+from envs.bodies.physics import actuators_of_bodies
+from marl_kl.analysis.bodies.recording import Recording
+from marl_kl.analysis.plots import PALETTE
+
+ROOT_COLOUR = "#9A9A9A"
+"""Of geoms that no agent moves."""
+
+_WORLD_COLOUR = "#D5D2CB"
+_PAPER = "#FFFFFF"
+_TILES = ("#F4F2ED", "#E9E6DF")
+_SHADOW = "#CFCBC2"
+_DIRECTIONS = np.stack([np.cos(a := np.linspace(0.0, 2 * np.pi, 40, endpoint=False)), np.sin(a)], axis=-1)
+_LIGHT = np.array([-0.45, 0.75])
+_TONES = ((1.0, 0.0), (0.66, 0.16), (0.33, 0.36))
+"""From the rim inwards: the scale of the round part, and how much white its colour gets."""
+
+_ROOM = 1.15
+_ROOM_TO_MOVE = 1.45
+
+_DPI = 80
+_MAX_FRAMES_PER_SECOND = 25.0
+_LAST_FRAME_SECONDS = 1.5
+
+
+class Camera(NamedTuple):
+    """An orthographic camera; all [3] unit vectors of the world.
+
+    Attributes:
+        right, up: the picture's axes. near: towards the camera.
+        is_side: whether it looks along the floor at a body that moves in one plane.
+    """
+
+    right: np.ndarray
+    up: np.ndarray
+    near: np.ndarray
+    is_side: bool
+
+    @property
+    def plane(self) -> np.ndarray:
+        """[2, 3], from the world to the picture."""
+        return np.stack([self.right, self.up])
+
+
+class Pieces(NamedTuple):
+    """What is drawn of a model: geoms, cut lengthwise where several agents drive one.
+
+    Attributes:
+        geom: [P] int. agent: [P] int, -1 for nobody's, -2 for the world's.
+        box: [P, 3] half-lengths, round: [P, 3] semi-axes, along the geom's own axes.
+        along: [P] where the piece's centre lies on the geom's third axis.
+        floor: the height of the floor.
+    """
+
+    geom: np.ndarray
+    agent: np.ndarray
+    box: np.ndarray
+    round: np.ndarray
+    along: np.ndarray
+    floor: float
+
+
+class Outlines(NamedTuple):
+    """The pieces of one pose in the picture, far ones first.
+
+    Attributes:
+        polygons: [P, tones, K, 2]. shadows: [P, K, 2] on the floor. agent: [P] int.
+        focus: [3] the body's centre of mass, which the camera follows.
+    """
+
+    polygons: np.ndarray
+    shadows: np.ndarray
+    agent: np.ndarray
+    focus: np.ndarray
+
+
+def owners(env: Env) -> tuple[tuple[int, ...], ...]:
+    """Per geom of `env.drawing.model` the agents whose joints move it: those of its body, else of the nearest driven
+    ancestor; in the order of the joints; empty for the root and the world."""
+    model, tree = env.drawing.model, env.drawing.tree
+    agent_of = {name: agent for agent, names in enumerate(env.spec.agents) for name in names.split("+")}
+    actuators = actuators_of_bodies(model)
+
+    def nearest(body: int) -> tuple[int, ...]:
+        while body and not actuators[body]:
+            body = int(model.body_parentid[body])
+        in_order = [index for index in tree.joint_order if index in actuators[body]]
+        return tuple(dict.fromkeys(agent_of[tree.actuators[index]] for index in in_order))
+
+    return tuple(nearest(int(body)) for body in model.geom_bodyid)
+
+
+def colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
+    """One colour per agent."""
+    if num_agents <= len(PALETTE):
+        return PALETTE[:num_agents]
+    spectrum = matplotlib.colormaps["turbo"]
+    return tuple(spectrum(0.04 + 0.92 * agent / (num_agents - 1))[:3] for agent in range(num_agents))
+
+
+def still(axes: Axes, env: Env, pose: np.ndarray) -> None:
+    """Draws the body in one pose [nq], limbs coloured by agent."""
+    _check_pose(env, pose)
+    view, pieces = camera(env), _pieces(env)
+    outlines = _outlines(env, pieces, view, pose)
+    _Stage(axes, env, view, pieces, [outlines]).show(outlines)
+
+
+def legend(figure: Figure | Axes, env: Env, **options) -> None:
+    """The agents' names beside their colours; `options` are those of matplotlib's legend."""
+    handles = [
+        Patch(facecolor=colour, edgecolor="none", label=_short(name))
+        for name, colour in zip(env.spec.agents, colours(env.spec.num_agents))
+    ]
+    handles.append(Patch(facecolor=ROOT_COLOUR, edgecolor="none", label="no agent"))
+    figure.legend(handles=handles, frameon=False, handlelength=1.0, handleheight=1.0, **options)
+
+
+def animation(env: Env, recording: Recording, title: str) -> bytes:
+    """An animated GIF of the recording, in real time, at most 25 frames per second, repeated for ever.
+
+    Args:
+        env: the body's environment.
+        recording: at least one pose.
+        title: the line above the picture.
+    """
+    stride = max(1, round(1.0 / (_MAX_FRAMES_PER_SECOND * env.drawing.seconds)))
+    last = len(recording.poses) - 1
+    shown = [*range(0, last, stride), last]
+    view, pieces = camera(env), _pieces(env)
+    frames = [_outlines(env, pieces, view, recording.poses[t]) for t in shown]
+    figure, axes = _page(env, title)
+    stage = _Stage(axes, env, view, pieces, frames, _ROOM_TO_MOVE)
+    caption = figure.text(0.02, 0.015, "", fontsize=9, ha="left", va="bottom", color="0.2")
+    images = []
+    for t, outlines in zip(shown, frames):
+        stage.show(outlines)
+        end = f"  {recording.ended}" if recording.ended and t == last else ""
+        seconds = t * env.drawing.seconds
+        caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return so far {recording.episode_return[t]:8.1f}{end}")
+        images.append(_image(figure))
+    milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
+    milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
+    return _gif(images, milliseconds, _inks(env))
+
+
+def camera(env: Env) -> Camera:
+    """From the side at bodies that move upright in one plane, from above at those in the plane of the floor, else
+    obliquely."""
+    import mujoco
+
+    model = env.drawing.model
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    hinges = model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE
+    is_free = np.any(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    direction = np.abs(data.xaxis[hinges])
+    if not is_free and np.all(direction[:, 1] > 0.99):
+        is_one_plane = np.ptp(data.xanchor[hinges][:, 1]) < 0.1
+        return _camera(-90.0, 9.0, True) if is_one_plane else _camera(-75.0, 20.0, False)
+    if not is_free and np.all(direction[:, 2] > 0.99):
+        return _camera(-90.0, 65.0, False)
+    return _camera(-65.0, 28.0, False)
+
+
+def _camera(azimuth: float, elevation: float, is_side: bool) -> Camera:
+    """`azimuth`, `elevation`: where the camera stands, in degrees."""
+    a, e = np.radians([azimuth, elevation])
+    near = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    return Camera(right, np.cross(near, right), near, is_side)
+
+
+def _check_pose(env: Env, pose: np.ndarray) -> None:
+    if env.drawing is None:
+        raise ValueError(f"env '{env.spec.name}' has no body to draw")
+    if np.shape(pose) != (env.drawing.model.nq,):
+        raise ValueError(f"pose has shape {np.shape(pose)}; env '{env.spec.name}' has [nq] = ({env.drawing.model.nq},)")
+
+
+def _pieces(env: Env) -> Pieces:
+    """All visible geoms but planes; meshes are their boxes."""
+    import mujoco
+
+    model = env.drawing.model
+    kind = mujoco.mjtGeom
+    box_and_round = {
+        kind.mjGEOM_SPHERE: lambda size: ((0, 0, 0), (size[0],) * 3),
+        kind.mjGEOM_CAPSULE: lambda size: ((0, 0, size[1]), (size[0],) * 3),
+        kind.mjGEOM_CYLINDER: lambda size: ((0, 0, size[1]), (size[0], size[0], 0)),
+        kind.mjGEOM_ELLIPSOID: lambda size: ((0, 0, 0), tuple(size)),
+        kind.mjGEOM_BOX: lambda size: (tuple(size), (0, 0, 0)),
+        kind.mjGEOM_MESH: lambda size: (tuple(size), (0, 0, 0)),
+    }
+    rows = []
+    for geom, agents in enumerate(owners(env)):
+        shape = box_and_round.get(kind(int(model.geom_type[geom])))
+        if shape is None or model.geom_rgba[geom, 3] == 0:
+            continue
+        box, ball = shape(model.geom_size[geom])
+        nobody = -2 if model.geom_bodyid[geom] == 0 else -1
+        shares = (agents or (nobody,)) if box[2] > 0 else (agents or (nobody,))[:1]
+        for index, agent in enumerate(shares):
+            along = box[2] * ((2 * index + 1) / len(shares) - 1)
+            rows.append((geom, agent, (box[0], box[1], box[2] / len(shares)), ball, along))
+    geom, agent, box, ball, along = map(np.asarray, zip(*rows))
+    return Pieces(geom, agent, box.astype(float), ball.astype(float), along.astype(float), _floor(model))
+
+
+def _floor(model: Any) -> float:
+    """The height of the model's highest plane, else of the lowest point at its first pose."""
+    import mujoco
+
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    if planes.any():
+        return float(data.geom_xpos[planes, 2].max())
+    return float((data.geom_xpos[:, 2] - model.geom_rbound).min())
+
+
+def _outlines(env: Env, pieces: Pieces, view: Camera, pose: np.ndarray) -> Outlines:
+    """Places the pieces by the forward kinematics of `pose` and projects them."""
+    import mujoco
+
+    model = env.drawing.model
+    data = mujoco.MjData(model)
+    data.qpos[:] = pose
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    axes = data.geom_xmat[pieces.geom].reshape(-1, 3, 3)
+    centre = data.geom_xpos[pieces.geom] + axes[:, :, 2] * pieces.along[:, None]
+    to_floor = np.diag([1.0, 1.0, 0.0])
+    on_floor = centre @ to_floor + [0.0, 0.0, pieces.floor]
+    tones = []
+    for scale, _ in _TONES:
+        shift = (1 - scale) * 0.5 * pieces.round.min(axis=-1, keepdims=True) * _LIGHT
+        tones.append(_outline(view.plane, centre, axes, pieces.box, scale * pieces.round) + shift[:, None])
+    shadows = _outline(view.plane, on_floor, to_floor @ axes, pieces.box, pieces.round)
+    order = np.argsort(centre @ view.near, kind="stable")
+    focus = np.array([*data.subtree_com[1, :2], pieces.floor])
+    return Outlines(np.stack(tones, axis=1)[order], shadows[order], pieces.agent[order], focus)
+
+
+def _outline(plane: np.ndarray, centre: np.ndarray, axes: np.ndarray, box: np.ndarray, ball: np.ndarray) -> np.ndarray:
+    """[P, K, 2] the outline of box + ellipsoid: its furthest point in each of K directions u of the picture,
+
+        c + sum_i sign(u . g_i) g_i + E E^T u / |E^T u|
+
+    where the columns of g and E are the projected half-lengths of the box and semi-axes of the ellipsoid.
+
+    Args:
+        plane: [2, 3]. centre: [P, 3]. axes: [P, 3, 3], columns. box: [P, 3]. ball: [P, 3].
+    """
+    projected = plane @ axes
+    edges, radii = projected * box[:, None], projected * ball[:, None]
+    pull = _DIRECTIONS @ radii
+    length = np.linalg.norm(pull, axis=-1, keepdims=True)
+    rounded = np.divide(pull, length, out=np.zeros_like(pull), where=length > 0) @ np.swapaxes(radii, 1, 2)
+    corner = np.where(_DIRECTIONS @ edges >= 0, 1.0, -1.0) @ np.swapaxes(edges, 1, 2)
+    return (centre @ plane.T)[:, None] + corner + rounded
+
+
+class _Stage:
+    """Axes with a floor and a body, to be moved from pose to pose."""
+
+    def __init__(
+        self, axes: Axes, env: Env, view: Camera, pieces: Pieces, frames: Sequence[Outlines], room: float = _ROOM
+    ):
+        self.axes, self.view, self.floor = axes, view, pieces.floor
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        around = [outlines.polygons[:, 0] - view.plane @ outlines.focus for outlines in frames]
+        points = np.concatenate([polygons.reshape(-1, 2) for polygons in around])
+        if not np.isfinite(points).all():
+            raise ValueError(f"env '{env.spec.name}': a pose is not finite; there is nothing to draw")
+        self.low, self.high = _window(axes, points.min(axis=0), points.max(axis=0), room)
+        width, inches = self.high[0] - self.low[0], axes.get_position(original=True).width * axes.figure.get_figwidth()
+        self.spacing = _nice(float(width) / 6)
+        self.labelled = self.spacing * max(1, round(6 / inches))
+        self.tiles = axes.add_collection(PolyCollection([], linewidths=0, antialiaseds=False, zorder=0))
+        self.shadows = axes.add_collection(PolyCollection([], linewidths=0, antialiaseds=False, zorder=1))
+        self.shadows.set_facecolor(_SHADOW)
+        self.body = axes.add_collection(PolyCollection([], linewidths=0.6, zorder=2))
+        self.colours = _shades(env)
+        self.labels = []
+
+    def show(self, outlines: Outlines):
+        here = self.view.plane @ outlines.focus
+        low, high = here + self.low, here + self.high
+        self.axes.set_xlim(low[0], high[0])
+        self.axes.set_ylim(low[1], high[1])
+        self._lay_floor(outlines.focus, low, high)
+        self.shadows.set_verts(list(outlines.shadows))
+        rims, faces = self.colours[:, :1], self.colours[:, 1:]
+        edges = np.concatenate([rims, faces[:, 1:]], axis=1)
+        self.body.set_verts(list(outlines.polygons.reshape(-1, *outlines.polygons.shape[-2:])))
+        self.body.set_facecolors(faces[outlines.agent].reshape(-1, 3))
+        self.body.set_edgecolors(edges[outlines.agent].reshape(-1, 3))
+
+    def _lay_floor(self, focus: np.ndarray, low: np.ndarray, high: np.ndarray):
+        """Tiles that stay where they are in the world, and the distances along x."""
+        step = self.spacing
+        reach = float(np.linalg.norm(high - low))
+        xs = np.arange(np.floor((focus[0] - reach) / step), np.ceil((focus[0] + reach) / step))
+        depth = reach / max(self.view.near[2], 0.2)
+        ys = np.arange(np.floor((focus[1] - depth) / step), np.ceil((focus[1] + depth) / step))
+        ys = np.arange(-1, 1) if self.view.is_side else ys
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+        i, j = (index.ravel() for index in np.meshgrid(xs, ys, indexing="ij"))
+        flat = (np.stack([i, j], axis=-1)[:, None] + corners) * step
+        heights = np.full((*flat.shape[:2], 1), self.floor)
+        self.tiles.set_verts(list(np.concatenate([flat, heights], axis=-1) @ self.view.plane.T))
+        self.tiles.set_facecolors([_TILES[int(parity)] for parity in (i + j) % 2])
+        first, last = xs[[0, -1]] * step
+        every = self.labelled
+        self._label(np.arange(np.ceil(first / every), np.floor(last / every) + 1) * every, low, high)
+
+    def _label(self, xs: np.ndarray, low: np.ndarray, high: np.ndarray):
+        for label in self.labels:
+            label.remove()
+        size = high - low
+        right, up = self.view.right, self.view.up
+        if self.view.is_side:
+            y = -self.spacing
+        else:  # where the picture ends: the y at which (x, y, floor) is seen at its lower edge
+            y = (low[1] + 0.06 * size[1] - up[2] * self.floor - up[0] * xs) / up[1]
+        y = np.broadcast_to(y, xs.shape)
+        across, height = right[0] * xs + right[1] * y, up[0] * xs + up[1] * y + up[2] * self.floor
+        is_inside = np.abs(across - 0.5 * (low[0] + high[0])) < 0.46 * size[0]
+        self.labels = [
+            self.axes.text(u, v - 0.012 * size[1], f"{x:.6g} m", fontsize=7, color="0.45", ha="center", va="top")
+            for u, v, x in zip(across[is_inside], height[is_inside], xs[is_inside])
+        ]
+
+
+def _window(axes: Axes, low: np.ndarray, high: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest window of the axes' own proportions that is `room` times as large as the body."""
+    size = room * (high - low)
+    figure_size = axes.figure.get_size_inches()
+    position = axes.get_position(original=True)
+    box = np.array([position.width, position.height]) * figure_size
+    width = max(size[0], size[1] * box[0] / box[1])
+    half = 0.5 * np.array([width, width * box[1] / box[0]])
+    middle = 0.5 * (low + high)
+    return middle - half, middle + half
+
+
+def _nice(length: float) -> float:
+    """The number of 1, 2, 5, 10, ... nearest below `length`."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(power * max(digit for digit in (1, 2, 5) if digit * power <= length * (1 + 1e-9)))
+
+
+def _page(env: Env, title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.07, 0.74, 0.85))
+    figure.text(0.02, 0.975, title, fontsize=11, ha="left", va="top")
+    size = 8 if env.spec.num_agents <= 10 else 7
+    legend(figure, env, loc="center left", bbox_to_anchor=(0.745, 0.5), fontsize=size, labelspacing=0.5)
+    return figure, axes
+
+
+def _shades(env: Env) -> np.ndarray:
+    """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are the world's and nobody's."""
+    colour = np.array([to_rgb(colour) for colour in (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
+    return np.stack([0.55 * colour, *(colour + white * (1 - colour) for _, white in _TONES)], axis=1)
+
+
+def _short(name: str) -> str:
+    """An agent's joints on at most two lines."""
+    spaced = name.replace("+", "+ ")
+    return "\n".join(textwrap.wrap(spaced, 24, max_lines=2, placeholder=" ...")).replace("+ ", "+")
+
+
+def _image(figure: Figure) -> np.ndarray:
+    """[height, width, 3] uint8."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _inks(env: Env) -> np.ndarray:
+    """[up to 256, 3] uint8: what a picture of `env` is made of, and greys for text and soft edges."""
+    greys = np.linspace(0.0, 1.0, 20)[:, None].repeat(3, axis=1)
+    floor = [to_rgb(colour) for colour in (*_TILES, _SHADOW)]
+    shades = _shades(env)
+    softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
+    inks = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
+    return np.round(255 * inks[:256]).astype(np.uint8)
+
+
+def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], inks: np.ndarray) -> bytes:
+    """All frames in the same colours, inks [C, 3], so that only what moves is stored."""
+    from PIL import Image
+
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(inks.tobytes())
+    first, *rest = (Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    content = io.BytesIO()
+    first.save(content, format="GIF", save_all=True, append_images=rest, duration=list(milliseconds), loop=0)
+    return content.getvalue()

@@ -1,0 +1,71 @@
+"""One episode of a trained team, kept for looking at."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Env
+from marl_kl import devices
+from marl_kl.config import Config
+from marl_kl.core.policies import make_actor
+from marl_kl.core.rollout import decide
+from marl_kl.core.trainer import Learner
+
+
+class Recording(NamedTuple):
+    """An episode of t steps, or its beginning.
+
+    Attributes:
+        poses: [t + 1, nq] the body's pose after the reset and after every step.
+        episode_return: [t + 1] team return so far.
+        ended: "terminated", "truncated", or None if the episode goes on.
+    """
+
+    poses: np.ndarray
+    episode_return: np.ndarray
+    ended: str | None
+
+
+def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: int) -> Recording:
+    """Up to `steps` env steps of the deterministic team, cut where the episode ends.
+
+    Args:
+        env: a body, that is, one with `drawing`.
+        config, learner: of one seed's team.
+        key: typed, for the start and for the environment.
+        steps: at least 1.
+
+    Raises:
+        ValueError: the environment is no body, or there are no steps.
+    """
+    if env.drawing is None:
+        raise ValueError(f"env '{env.spec.name}' has no body to draw; those that have one move joints (ant_4x2, ...)")
+    if steps < 1:
+        raise ValueError(f"steps={steps}; it must be at least 1")
+    actor = make_actor(env.spec, config)
+    key_reset, key_steps = jax.random.split(key)
+
+    def env_step(carry, key):
+        env_state, timestep, memory = carry
+        seen = timestep.obs[None], timestep.action_mask[None]
+        policy, memory = decide(actor, learner.actors, learner.obs_moments, *seen, memory)
+        env_state, timestep = env.step(key, env_state, actor.env_action(policy.mode()[:, 0]), env.params)
+        shown = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
+        return (env_state, timestep, memory), shown
+
+    def episode(key_reset, key_steps):
+        start = (*env.reset(key_reset, env.params), actor.no_memory((env.spec.num_agents, 1)))
+        return env.drawing.pose(start[0]), jax.lax.scan(env_step, start, jax.random.split(key_steps, steps))[1]
+
+    options = devices.compiler_options(jax.default_backend(), env.spec.cpu_compiler_options)
+    first, rest = jax.device_get(jax.jit(episode, compiler_options=options)(key_reset, key_steps))
+    poses, rewards, terminated, truncated = rest
+    ends = np.flatnonzero(terminated | truncated)
+    length = int(ends[0]) + 1 if len(ends) else steps
+    ended = None if not len(ends) else "terminated" if terminated[length - 1] else "truncated"
+    returns = np.concatenate([[0.0], np.cumsum(rewards[:length], dtype=np.float64)])
+    return Recording(np.concatenate([first[None], poses[:length]]), returns, ended)

@@ -1,0 +1,136 @@
+"""One agent's first-order step: Adam on a surrogate, in epochs and minibatches (as in PPO; Schulman et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from marl_kl.config import FirstOrderConfig
+from marl_kl.core.policies import Actor
+from marl_kl.core.surrogates import Surrogate, of_log_ratio
+from marl_kl.core.trust_region import AgentBatch, outcome
+from marl_kl.core.types import Metrics, Params
+
+_ADAM_EPSILON = 1e-5
+
+
+class AgentState(NamedTuple):
+    """What a network's optimiser keeps between updates.
+
+    Attributes:
+        opt_state: optax state.
+        updates: [] int32, updates made (not gradient steps: those may be stopped early).
+    """
+
+    opt_state: optax.OptState
+    updates: jax.Array
+
+
+class Improvement(NamedTuple):
+    """A network after one update.
+
+    Attributes:
+        params, state: the new ones.
+        report: `epochs` and `grad_norm`, [] each.
+    """
+
+    params: Params
+    state: AgentState
+    report: Metrics
+
+
+class AgentStep(NamedTuple):
+    """How one network improves on its agents' samples, whatever the scheme around it.
+
+    Attributes:
+        init: `init(params) -> state`.
+        improve: `improve(key, params, state, agent_batch) -> Improvement`.
+        assess: `assess(old_outputs, new_outputs, agent_batch) -> (log_ratio [*samples], report)`: what the step did to
+            one agent's batch, and what of it is reported.
+    """
+
+    init: Callable[[Params], AgentState]
+    improve: Callable[[jax.Array, Params, AgentState, AgentBatch], Improvement]
+    assess: Callable[[Any, Any, AgentBatch], tuple[jax.Array, Metrics]]
+
+
+def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate) -> AgentStep:
+    """Maximises E[surrogate(r, M, clip_eps)] + ent_coef E[entropy] by Adam, M the batch's weight.
+
+    Every epoch goes through the batch once, in `actor_minibatches` parts of a fresh permutation of its rows. The gradient
+    is clipped by its global norm, over all of the network's parameters, before Adam sees it. Once the mean KL(old || new)
+    of a minibatch is above `target_kl`, neither this nor any later step on the batch is made (the KL is that of the
+    parameters before the step, so it costs no pass of its own, and the last step made may leave it above).
+    """
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.actor_max_grad_norm), optax.scale_by_adam(eps=_ADAM_EPSILON)
+    )
+
+    def init(params):
+        return AgentState(optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def loss(params, minibatch):
+        batch, old = minibatch
+        new = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
+        log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
+        objective = jnp.mean(of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps))
+        return -objective - config.ent_coef * jnp.mean(new.entropy()), jnp.mean(old.kl(new))
+
+    def improve(key, params, state, batch):
+        num_rows = batch.weight.shape[0]
+        data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
+        step_size = learning_rate(config, state.updates)
+
+        def descend(carry, minibatch):
+            params, opt_state, going = carry
+            (_, kl), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
+            # not (kl <= target): a NaN must reach the parameters, where it is noticed
+            going = going & ~(kl > config.target_kl)
+            change, stepped = optimizer.update(gradient, opt_state)
+            moved = optax.apply_updates(params, jax.tree.map(lambda leaf: -step_size * leaf, change))
+            after = jax.tree.map(lambda new, old: jnp.where(going, new, old), (moved, stepped), (params, opt_state))
+            return (*after, going), (going, jnp.where(going, _norm(gradient), 0.0))
+
+        def epoch(carry, key):
+            if config.actor_minibatches == 1:
+                return descend(carry, data)
+            order = jax.random.permutation(key, num_rows).reshape(config.actor_minibatches, -1)
+            return jax.lax.scan(descend, carry, jax.tree.map(lambda leaf: leaf[order], data))
+
+        start = (params, state.opt_state, jnp.ones((), bool))
+        keys = jax.random.split(key, config.actor_epochs)
+        (params, opt_state, _), (made, norms) = jax.lax.scan(epoch, start, keys)
+        steps = jnp.sum(made)
+        report = {
+            "epochs": steps / config.actor_minibatches,
+            "grad_norm": jnp.sum(norms) / jnp.maximum(steps, 1),
+        }
+        return Improvement(params, AgentState(opt_state, state.updates + 1), report)
+
+    def assess(old_outputs, new_outputs, batch):
+        result = outcome(actor, batch, old_outputs, new_outputs)
+        left = jnp.abs(jnp.expm1(result.log_ratio)) > config.clip_eps
+        report = {
+            "kl": result.kl,
+            "gain": result.gain,
+            "entropy": jnp.mean(actor.distribution(new_outputs, batch.action_mask).entropy()),
+            "clip_fraction": jnp.mean(left, dtype=result.kl.dtype),
+        }
+        return result.log_ratio, report
+
+    return AgentStep(init, improve, assess)
+
+
+def _norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def learning_rate(config: FirstOrderConfig, updates: jax.Array | int) -> jax.Array | float:
+    """[] Adam's step size after `updates` of the run's updates: falls linearly to 0 if `anneal_lr`."""
+    if not config.anneal_lr:
+        return config.actor_lr
+    return config.actor_lr * jnp.maximum(1 - updates / config.num_updates, 0.0)

@@ -1,0 +1,233 @@
+"""Actor and critic networks, feed-forward and recurrent, and the stacking of one network per agent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from marl_kl.core.types import Memory, Params, Sequences
+
+ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "silu": nn.silu}
+
+HIDDEN_GAIN = float(np.sqrt(2.0))
+ACTOR_OUTPUT_GAIN = 0.01
+CRITIC_OUTPUT_GAIN = 1.0
+
+
+_POLAR_ITERATIONS = 40
+
+
+def orthogonal(gain: float) -> Callable:
+    """Initialiser of matrices [rows, columns] with orthonormal columns (or rows, the shorter ones) times `gain`.
+
+    The polar factor of a Gaussian matrix, which is as uniformly distributed as the Q of its QR factorisation (Saxe
+    et al. 2014), by the Newton-Schulz iteration X <- X (3 I - X' X) / 2. Matrix products only, because batched QR
+    (one matrix per agent and seed) is slow on accelerators, and on CPU jaxlib 0.10 deadlocks when as many batched
+    LAPACK calls run side by side as its thread pool has threads (each waits there for parts of itself).
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        wide = shape[0] < shape[1]
+        x = jax.random.normal(key, shape[::-1] if wide else shape, dtype)
+        # any norm >= the largest singular value will do; the Frobenius norm costs a few more iterations
+        x = x / jnp.linalg.norm(x)
+        identity = jnp.eye(x.shape[1], dtype=dtype)
+        x = jax.lax.fori_loop(0, _POLAR_ITERATIONS, lambda _, x: 0.5 * x @ (3 * identity - x.T @ x), x)
+        return gain * (x.T if wide else x)
+
+    return init
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with orthogonal initialisation: [..., O] -> [..., output_size]."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    output_gain: float
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = _hidden_layers(self.hidden_sizes, self.activation, x)
+        return nn.Dense(self.output_size, kernel_init=orthogonal(self.output_gain), name="output")(x)
+
+
+def _hidden_layers(sizes: tuple[int, ...], activation: str, x: jax.Array) -> jax.Array:
+    """Layers of the module that calls it."""
+    for width in sizes:
+        x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
+        x = ACTIVATIONS[activation](x)
+    return x
+
+
+class GaussianNetwork(nn.Module):
+    """Mean from the observation, log standard deviation from none: [..., O] -> ([..., A], [..., A])."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str
+    init_std: float | jax.Array
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="mean")(obs)
+        log_std = self.param("log_std", lambda _, shape: jnp.full(shape, jnp.log(self.init_std)), (self.output_size,))
+        return mean, jnp.broadcast_to(log_std, mean.shape)
+
+
+class CategoricalNetwork(nn.Module):
+    """Logits: [..., O] -> [..., A]."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        return MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
+
+
+class MultiCategoricalNetwork(nn.Module):
+    """Logits of several choices among as many: [..., O] -> [..., output_size / num_choices, num_choices]."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str
+    num_choices: int
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        logits = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
+        return logits.reshape(*logits.shape[:-1], -1, self.num_choices)
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit over time: Sequences [..., T, K] -> its states [..., T, size] after each step.
+
+    With the input's parts i_r, i_z, i_n and the state's parts h_r, h_z, h_n (Cho et al. 2014, as cuDNN and flax have
+    it): r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. All time steps' input
+    parts are one matrix product; only the state's are left to the scan.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, sequences: Sequences) -> jax.Array:
+        kernel_init = _side_by_side(3, orthogonal(1.0))
+        from_inputs = nn.Dense(3 * self.size, kernel_init=kernel_init, name="inputs")(sequences.inputs)
+        kernel = self.param("kernel", kernel_init, (self.size, 3 * self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+
+        def step(state, now):
+            given, reset = now
+            state = jnp.where(reset[..., None], 0.0, state)
+            i_r, i_z, i_n = jnp.split(given, 3, axis=-1)
+            h_r, h_z, h_n = jnp.split(state @ kernel, 3, axis=-1)
+            keep = nn.sigmoid(i_z + h_z)
+            new = jnp.tanh(i_n + nn.sigmoid(i_r + h_r) * (h_n + bias))
+            state = (1 - keep) * new + keep * state
+            return state, state
+
+        over_time = jnp.moveaxis(from_inputs, -2, 0), jnp.moveaxis(sequences.resets, -1, 0)
+        _, states = jax.lax.scan(step, sequences.memory.astype(from_inputs.dtype), over_time)
+        return jnp.moveaxis(states, 0, -2)
+
+
+def _side_by_side(parts: int, init: Callable) -> Callable:
+    """Initialiser of [rows, parts * columns], each part by `init`."""
+
+    def init_all(key, shape, dtype=jnp.float32):
+        part = (shape[0], shape[1] // parts)
+        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, parts)], axis=1)
+
+    return init_all
+
+
+class Recurrent(nn.Module):
+    """Hidden layers, a GRU behind them, and `head`, which sees the GRU's state.
+
+    Sequences [..., T, I] -> (outputs of the head, leaves [..., T, A]; memory [..., T, H] after each step).
+    """
+
+    hidden_sizes: tuple[int, ...]
+    recurrent_size: int
+    activation: str
+    head: nn.Module
+
+    @property
+    def output_size(self) -> int:
+        return self.head.output_size
+
+    @nn.compact
+    def __call__(self, sequences: Sequences):
+        features = _hidden_layers(self.hidden_sizes, self.activation, sequences.inputs)
+        memory = GRU(self.recurrent_size, name="gru")(sequences._replace(inputs=features))
+        return self.head(memory), memory
+
+
+def is_recurrent(network: nn.Module) -> bool:
+    """Whether it sees `Sequences` rather than arrays."""
+    return isinstance(network, Recurrent)
+
+
+def no_memory(network: nn.Module, axes: tuple[int, ...]) -> Memory:
+    """What is remembered where an episode begins: zeros [*axes, H], or `()`."""
+    return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
+
+
+def one_step(inputs: jax.Array, memory: Memory) -> Sequences:
+    """Sequences of length 1: inputs [..., I], memory [..., H]."""
+    return Sequences(inputs[..., None, :], jnp.zeros((*inputs.shape[:-1], 1), bool), memory)
+
+
+def step(network: nn.Module, params: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
+    """One moment of any network: inputs [..., I], memory [..., H] -> outputs, leaves [..., A], and the new memory."""
+    if not is_recurrent(network):
+        return network.apply(params, inputs), memory
+    time = inputs.ndim - 1
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, memory)))
+
+
+def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
+    """Parameters of one network."""
+    blank = jnp.zeros(input_size)
+    return network.init(key, one_step(blank, no_memory(network, ())) if is_recurrent(network) else blank)
+
+
+def init_stacked(
+    key: jax.Array,
+    make_network: Callable[[int], nn.Module],
+    observation_sizes: tuple[int, ...],
+    output_sizes: tuple[int, ...],
+):
+    """One network per agent, each initialised at its true size, padded with zeros and stacked.
+
+    Slicing an orthogonal matrix that was drawn at the padded size would give the smaller agents another
+    scale, and would make an agent's start depend on its team mates' sizes.
+
+    Args:
+        key: agent i draws from `fold_in(key, i)`.
+        make_network: output size -> module.
+        observation_sizes, output_sizes: true sizes per agent, length N.
+
+    Returns:
+        A pytree like one network's parameters, with leaves [N, ...] of the padded sizes.
+    """
+    largest = functools.partial(init_params, network=make_network(max(output_sizes)), input_size=max(observation_sizes))
+    padded = jax.eval_shape(largest, jax.random.key(0))
+    sizes = list(zip(observation_sizes, output_sizes))
+    stacked = jax.tree.map(lambda leaf: jnp.zeros((len(sizes), *leaf.shape), leaf.dtype), padded)
+    for size in dict.fromkeys(sizes):
+        agents = np.asarray([i for i, other in enumerate(sizes) if other == size])
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(agents)
+        params = jax.vmap(functools.partial(init_params, network=make_network(size[1]), input_size=size[0]))(keys)
+        stacked = jax.tree.map(
+            lambda whole, part: whole.at[(agents, *map(slice, part.shape[1:]))].set(part), stacked, params
+        )
+    return stacked

@@ -1,0 +1,343 @@
+"""Action distributions in closed form, masks included, and the actors that produce them.
+
+Each distribution is a pytree of its parameters with the methods that the rest needs. Masked entries (padded
+dimensions, padded or unavailable choices) add exactly 0 to log-probability, KL, entropy and Fisher product.
+Distrax is the oracle of the tests rather than the implementation: its distributions know no masks, and the
+Fisher product in the distribution's own parameters is not part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from envs.base import EnvSpec
+from marl_kl.config import Config
+from marl_kl.core import networks, normalizers
+from marl_kl.core.normalizers import Moments
+from marl_kl.core.types import Memory, Params, Sequences
+
+_UNAVAILABLE = -1e9
+
+
+class Distribution(Protocol):
+    """What a policy knows about its action; `[...]` are batch axes."""
+
+    def sample(self, key: jax.Array) -> jax.Array: ...
+
+    def mode(self) -> jax.Array: ...
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """log pi(action): [...]."""
+
+    def entropy(self) -> jax.Array:
+        """In nats: [...]."""
+
+    def kl(self, other: Distribution) -> jax.Array:
+        """KL(self || other): [...]."""
+
+    def fisher_product(self, tangent: Any) -> Any:
+        """Fisher matrix of the network's outputs times `tangent`, a pytree like those outputs."""
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussian; the network's outputs are (mean, log_std).
+
+    Attributes:
+        mean: [..., A]. log_std: [..., A]. mask: [..., A] bool, the real dimensions.
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+    mask: jax.Array
+
+    def sample(self, key):
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return jnp.where(self.mask, self.mean + jnp.exp(self.log_std) * noise, 0.0)
+
+    def mode(self):
+        return jnp.where(self.mask, self.mean, 0.0)
+
+    def log_prob(self, action):
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return self._sum(-0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi))
+
+    def entropy(self):
+        return self._sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e))
+
+    def kl(self, other):
+        log_ratio = other.log_std - self.log_std
+        scaled = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
+        # expm1 keeps the digits of small divergences, which is all a trust region ever sees
+        return self._sum(0.5 * (jnp.expm1(-2 * log_ratio) + scaled) + log_ratio)
+
+    def fisher_product(self, tangent):
+        mean, log_std = tangent
+        return (
+            jnp.where(self.mask, mean * jnp.exp(-2 * self.log_std), 0.0),
+            jnp.where(self.mask, 2 * log_std, 0.0),
+        )
+
+    def _sum(self, values):
+        return jnp.sum(jnp.where(self.mask, values, 0.0), axis=-1)
+
+
+class Categorical(NamedTuple):
+    """One choice among A; the network's output is the logits.
+
+    Attributes:
+        logits: [..., A]. mask: [..., A] bool, the available choices (at least one).
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+
+    @property
+    def log_probs(self) -> jax.Array:
+        """[..., A] normalised log-probabilities; about -1e9 where unavailable."""
+        return jax.nn.log_softmax(jnp.where(self.mask, self.logits, _UNAVAILABLE), axis=-1)
+
+    def sample(self, key):
+        return jax.random.categorical(key, self.log_probs, axis=-1).astype(jnp.int32)
+
+    def mode(self):
+        return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action):
+        return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
+
+    def entropy(self):
+        log_p = self.log_probs
+        return -jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+
+    def kl(self, other):
+        log_p = self.log_probs
+        return jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * (log_p - other.log_probs), 0.0), axis=-1)
+
+    def fisher_product(self, tangent):
+        p = jnp.exp(self.log_probs)
+        return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
+
+
+class MultiCategorical(NamedTuple):
+    """One choice among K in each of D sub-actions, drawn independently; the network's output is the logits.
+
+    A sub-action without an available choice is 0 and adds exactly nothing.
+
+    Attributes:
+        logits: [..., D, K]. mask: [..., D * K] bool, the available choices.
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+
+    def sample(self, key):
+        return jnp.where(self._exists, self._parts.sample(key), 0)
+
+    def mode(self):
+        return jnp.where(self._exists, self._parts.mode(), 0)
+
+    def log_prob(self, action):
+        return self._sum(self._parts.log_prob(action))
+
+    def entropy(self):
+        return self._sum(self._parts.entropy())
+
+    def kl(self, other):
+        return self._sum(self._parts.kl(other._parts))
+
+    def fisher_product(self, tangent):
+        return jnp.where(self._exists[..., None], self._parts.fisher_product(tangent), 0.0)
+
+    @property
+    def _parts(self) -> Categorical:
+        """The sub-actions, as one more batch axis."""
+        return Categorical(self.logits, self.mask.reshape(self.logits.shape))
+
+    @property
+    def _exists(self) -> jax.Array:
+        """[..., D] bool: whether there is anything to choose from."""
+        return jnp.any(self._parts.mask, axis=-1)
+
+    def _sum(self, values):
+        return jnp.sum(jnp.where(self._exists, values, 0.0), axis=-1)
+
+
+_FAMILIES = {"continuous": Gaussian, "discrete": Categorical, "multi_discrete": MultiCategorical}
+"""By `EnvSpec.action_kind`."""
+
+
+class Range(NamedTuple):
+    """A control range; tuples, so that an actor is hashable.
+
+    Attributes:
+        low, high: per agent [N] the ends [A], 0 where padded.
+    """
+
+    low: tuple[tuple[float, ...], ...]
+    high: tuple[tuple[float, ...], ...]
+
+    def squashed(self, u: jax.Array) -> jax.Array:
+        """low + (tanh(u) + 1) / 2 (high - low), with u [..., N, A]."""
+        low, high = jnp.asarray(self.low, u.dtype), jnp.asarray(self.high, u.dtype)
+        return low + 0.5 * (jnp.tanh(u) + 1) * (high - low)
+
+
+class Actor(NamedTuple):
+    """One network shape for all agents, and how to read its outputs.
+
+    Attributes:
+        network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`, or
+            `networks.Recurrent` of it.
+        family: `Gaussian`, `Categorical` or `MultiCategorical`.
+        shared: whether one network serves all agents: parameters then have leaves [1, ...] instead of [N, ...].
+        agent_ids: whether one-hot agent ids stand behind the observation: I = O + N instead of O.
+        action_range: what actions are squashed into before an environment sees them; None: they are as they are.
+    """
+
+    network: nn.Module
+    family: type
+    shared: bool = False
+    agent_ids: bool = False
+    action_range: Range | None = None
+
+    def inputs(self, obs_moments: Moments, obs: jax.Array) -> jax.Array:
+        """What the networks see: raw observations [..., N, O] standardised, with ids if wanted -> [..., N, I]."""
+        standardized = normalizers.standardize(obs_moments, obs)
+        if not self.agent_ids:
+            return standardized
+        num_agents = obs.shape[-2]
+        ids = jnp.broadcast_to(jnp.eye(num_agents, dtype=standardized.dtype), (*obs.shape[:-1], num_agents))
+        return jnp.concatenate([standardized, ids], axis=-1)
+
+    def outputs(self, params: Params, inputs: jax.Array | Sequences) -> Any:
+        """Distribution parameters from one network: inputs [..., I], or `Sequences` -> pytree of [..., A] or [..., D, K]."""
+        outputs = self.network.apply(params, inputs)
+        return outputs[0] if self.recurrent else outputs
+
+    def team_outputs(self, actors: Params, inputs: jax.Array | Sequences) -> Any:
+        """Distribution parameters of all agents: inputs [N, ..., I], or `Sequences` [N] -> pytree of [N, ..., A] or
+        [N, ..., D, K]."""
+        return self._each(self.outputs, actors, inputs)
+
+    def team_step(self, actors: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
+        """One moment of all agents: inputs [N, ..., I], memory [N, ..., H] -> pytree of [N, ..., A], new memory."""
+        return self._each(functools.partial(networks.step, self.network), actors, inputs, memory)
+
+    @property
+    def recurrent(self) -> bool:
+        return networks.is_recurrent(self.network)
+
+    def no_memory(self, axes: tuple[int, ...]) -> Memory:
+        """What the agents remember where an episode begins: [*axes, H], or `()`; axes: (N, ...)."""
+        return networks.no_memory(self.network, axes)
+
+    def _each(self, function: Callable, actors: Params, *of_agents: Any) -> Any:
+        """`function(params, ...)` of every agent."""
+        if self.shared:
+            return function(jax.tree.map(lambda leaf: leaf[0], actors), *of_agents)
+        return jax.vmap(function)(actors, *of_agents)
+
+    def distribution(self, outputs: Any, action_mask: jax.Array) -> Distribution:
+        """`outputs` of the network as a distribution; action_mask: [..., A]."""
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return self.family(*parts, action_mask)
+
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """What the environment gets for the policies' action [..., N, A], [..., N] or [..., N, D].
+
+        A squashed policy is the Gaussian of u, and the environment gets `Range.squashed(u)`. Everything else (samples
+        stored, densities, ratios, KL, Fisher matrix, entropy) is of u. For ratios and KL that is no difference: the
+        squashing is one-to-one and the same for all policies, so its Jacobian cancels. The entropy is that before it.
+        """
+        return action if self.action_range is None else self.action_range.squashed(action)
+
+
+def make_actor(spec: EnvSpec, config: Config) -> Actor:
+    """The actor for an environment's action kind.
+
+    Raises:
+        ValueError: actions are to be squashed that are not continuous, or whose range nobody knows.
+    """
+    shared = config.share_parameters
+    network = _network(spec, config, spec.action_size)
+    return Actor(network, _FAMILIES[spec.action_kind], shared, shared and config.agent_ids, _range(spec, config))
+
+
+def _range(spec: EnvSpec, config: Config) -> Range | None:
+    if not config.squash:
+        return None
+    if spec.action_kind != "continuous":
+        raise ValueError(f"squash=True; env '{spec.name}' has {spec.action_kind} actions: it must be False there")
+    if spec.action_range is None:
+        raise ValueError(
+            f"squash=True; env '{spec.name}' sets its actions no bounds (action_low and action_high of its EnvSpec): "
+            "it must be False there"
+        )
+    return Range(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
+
+
+def num_networks(spec: EnvSpec, config: Config) -> int:
+    """N, or 1 if all agents share."""
+    return 1 if config.share_parameters else spec.num_agents
+
+
+def input_size(spec: EnvSpec, config: Config) -> int:
+    """I: what `Actor.inputs` makes of an observation."""
+    return spec.observation_size + (spec.num_agents if make_actor(spec, config).agent_ids else 0)
+
+
+def init_obs_moments(spec: EnvSpec, config: Config) -> Moments:
+    """Moments of the observations: per agent [N, O], or [O] over all agents where a shared network sees them."""
+    shape = (spec.observation_size,) if config.share_parameters else (spec.num_agents, spec.observation_size)
+    return normalizers.init(shape)
+
+
+def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
+    """Parameters of all networks, leaves [N, ...]; agent i does not depend on the other agents' sizes.
+
+    A shared network is one of the padded sizes, leaves [1, ...].
+    """
+    if config.share_parameters:
+        sizes = (input_size(spec, config),), (spec.action_size,)
+    else:
+        sizes = spec.observation_sizes, spec.action_sizes
+    return networks.init_stacked(key, lambda size: _network(spec, config, size), *sizes)
+
+
+def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:
+    if not config.recurrent:
+        return _feed_forward(spec, config, config.hidden_sizes, action_size)
+    head = _feed_forward(spec, config, (), action_size)
+    return networks.Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, head)
+
+
+def _feed_forward(spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], action_size: int) -> nn.Module:
+    if spec.action_kind == "continuous":
+        return networks.GaussianNetwork(hidden_sizes, action_size, config.activation, config.init_std)
+    if spec.action_kind == "multi_discrete":
+        return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices)
+    return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation)
+
+
+class Team(NamedTuple):
+    """All that acting needs of what was learned (a `Learner` has it, too).
+
+    Attributes:
+        actors: leaves [G, ...].
+        obs_moments: moments [N, O] of the observations ([O] if the actors share parameters).
+    """
+
+    actors: Params
+    obs_moments: Moments
+
+
+def team_shapes(spec: EnvSpec, config: Config) -> Team:
+    """The shapes and dtypes of one seed's team."""
+    return jax.eval_shape(lambda: Team(init_actors(jax.random.key(0), spec, config), init_obs_moments(spec, config)))

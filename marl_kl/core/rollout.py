@@ -1,0 +1,165 @@
+"""A scan over time with automatic resets and episode accounting."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Env, EnvState, TimeStep, check_timestep
+from marl_kl.core import sequences
+from marl_kl.core.normalizers import Moments
+from marl_kl.core.policies import Actor, Distribution
+from marl_kl.core.types import Memory, Params
+
+
+class Episodes(NamedTuple):
+    """Accounts of the parallel environments' episodes; all [E].
+
+    Attributes:
+        running_return, running_length: of the episode under way.
+        last_return, last_length: of the last finished one, NaN before it.
+        finished: episodes finished since the start of this rollout.
+    """
+
+    running_return: jax.Array
+    running_length: jax.Array
+    last_return: jax.Array
+    last_length: jax.Array
+    finished: jax.Array
+
+
+class Worlds(NamedTuple):
+    """The parallel environments between two rollouts; all leaves [E, ...], but those of the memory.
+
+    Attributes:
+        memory: [N, E, H] what the agents remember of the episodes under way; `()` if they are not recurrent.
+    """
+
+    env_state: EnvState
+    timestep: TimeStep
+    episodes: Episodes
+    memory: Memory = ()
+
+
+class Trajectory(NamedTuple):
+    """What a rollout leaves behind.
+
+    Attributes:
+        obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A], [T, E, N] or [T, E, N, D], the policies' own
+            (`Actor.env_action` makes the environments' of it). action_mask: [T, E, N, A].
+        reward: [T, E, N]. terminated, done: [T, E] bool.
+        next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
+    """
+
+    obs: jax.Array
+    state: jax.Array
+    action: jax.Array
+    action_mask: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    done: jax.Array
+    next_obs: jax.Array
+    next_state: jax.Array
+
+
+def start(key: jax.Array, env: Env, num_envs: int, memory: Memory = ()) -> Worlds:
+    """`num_envs` fresh environments; `memory` is that of agents who have seen nothing.
+
+    Raises:
+        ValueError: the environments do not show what their spec says.
+    """
+    env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
+    check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
+    zeros = jnp.zeros(num_envs)
+    unknown = jnp.full(num_envs, jnp.nan)
+    return Worlds(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), memory)
+
+
+def decide(
+    actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array, memory: Memory
+) -> tuple[Distribution, Memory]:
+    """Every agent's distribution with axes [N, E], and what they remember from here on.
+
+    Args:
+        obs: [E, N, O] raw. action_mask: [E, N, A].
+        memory: [N, E, H], or `()`; `actor.no_memory((N, E))` where episodes begin.
+    """
+    inputs = jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1)
+    outputs, memory = actor.team_step(actors, inputs, memory)
+    return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1)), memory
+
+
+def rollout(
+    key: jax.Array, env: Env, actor: Actor, actors: Params, obs_moments: Moments, worlds: Worlds, length: int
+) -> tuple[Worlds, Trajectory]:
+    """`length` env steps in each parallel environment, under the stochastic policies.
+
+    Environments that end restart from a pool of E reset states drawn once per rollout and handed out in turn: an
+    expensive reset is not computed at every step, and there are up to E different starts per rollout. Where more
+    than E episodes end within one rollout (games of a few steps), the starts repeat.
+    """
+    num_envs = worlds.episodes.finished.shape[0]
+    key_pool, key_steps = jax.random.split(key)
+    pool = jax.vmap(env.reset, (0, None))(jax.random.split(key_pool, num_envs), env.params)
+
+    def env_step(carry, key):
+        worlds, handed_out = carry
+        before = worlds.timestep
+        key_action, key_env = jax.random.split(key)
+        policy, memory = decide(actor, actors, obs_moments, before.obs, before.action_mask, worlds.memory)
+        action = jnp.swapaxes(policy.sample(key_action), 0, 1)
+        env_keys = jax.random.split(key_env, num_envs)
+        sent = actor.env_action(action)
+        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, worlds.env_state, sent, env.params)
+        done = after.terminated | after.truncated
+        transition = Trajectory(
+            before.obs,
+            before.state,
+            action,
+            before.action_mask,
+            after.reward,
+            after.terminated,
+            done,
+            after.obs,
+            after.state,
+        )
+        ended = jnp.cumsum(done)
+        restart = (handed_out + ended - 1) % num_envs
+        env_state, timestep = jax.tree.map(
+            lambda fresh, now: _where(done, fresh[restart], now), pool, (env_state, after)
+        )
+        episodes = _account(worlds.episodes, after, done)
+        worlds = Worlds(env_state, timestep, episodes, sequences.forget(memory, done))
+        return (worlds, handed_out + ended[-1]), transition
+
+    worlds = worlds._replace(episodes=worlds.episodes._replace(finished=jnp.zeros(num_envs)))
+    (worlds, _), trajectory = jax.lax.scan(env_step, (worlds, 0), jax.random.split(key_steps, length))
+    return worlds, trajectory
+
+
+def summary(episodes: Episodes) -> dict[str, jax.Array]:
+    """Means over the environments that have finished an episode; NaN while none has."""
+    return {
+        "episode_return": jnp.nanmean(episodes.last_return),
+        "episode_length": jnp.nanmean(episodes.last_length),
+        "episodes_finished": jnp.sum(episodes.finished),
+    }
+
+
+def _account(episodes: Episodes, timestep: TimeStep, done: jax.Array) -> Episodes:
+    team_return = episodes.running_return + jnp.mean(timestep.reward, axis=-1)
+    length = episodes.running_length + 1
+    return Episodes(
+        jnp.where(done, 0.0, team_return),
+        jnp.where(done, 0.0, length),
+        jnp.where(done, team_return, episodes.last_return),
+        jnp.where(done, length, episodes.last_length),
+        episodes.finished + done,
+    )
+
+
+def _where(done: jax.Array, fresh: jax.Array, now: jax.Array) -> jax.Array:
+    """`fresh` where done [E], else `now`, both [E, ...]."""
+    return jnp.where(jnp.reshape(done, done.shape + (1,) * (now.ndim - 1)), fresh, now)

@@ -1,0 +1,272 @@
+"""One agent's trust-region step: Fisher product, conjugate gradient, line search (TRPO; Schulman et al. 2015).
+
+The Fisher product is the Gauss-Newton form J' H J v: the network is linearised once (J), the Fisher matrix H of
+the *distribution* in its own parameters is known in closed form, and the linearised network is transposed. No
+second differentiation of the KL, and identical to its Hessian at the old parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from marl_kl.config import TrustRegionConfig
+from marl_kl.core.policies import Actor
+from marl_kl.core.types import Params, Sequences
+
+
+class AgentBatch(NamedTuple):
+    """One agent's part of a batch; [B] are the sample axes, [E, T] if the actors are recurrent.
+
+    Attributes:
+        obs: [B, I] standardised, or `Sequences` [E]. action: [B, A] or [B] int32. action_mask: [B, A].
+        weight: [B] what multiplies the probability ratio: advantage times compound factor.
+        subset: [M] int32 indices of the rows that Fisher products use, or None for all of them.
+    """
+
+    obs: jax.Array | Sequences
+    action: jax.Array
+    action_mask: jax.Array
+    weight: jax.Array
+    subset: jax.Array | None
+
+
+class Proposal(NamedTuple):
+    """A direction, not yet scaled to a radius.
+
+    Attributes:
+        direction: [P] x = (F + damping)^-1 g, zero if the gradient is zero or not finite.
+        slope: [] g'x.
+        curvature: [] q = x'Fx on the full batch, so that KL(t x) ~ t^2 q / 2.
+        outputs: the network's outputs at the old parameters, leaves [B, ...].
+    """
+
+    direction: jax.Array
+    slope: jax.Array
+    curvature: jax.Array
+    outputs: Any
+
+    def scale(self, radius: jax.Array) -> jax.Array:
+        """[] t with KL(t x) = radius to second order; 0 where there is no direction."""
+        usable = self.curvature > 0
+        return jnp.where(usable, jnp.sqrt(2 * radius / jnp.where(usable, self.curvature, 1.0)), 0.0)
+
+    def gain(self, radius: jax.Array) -> jax.Array:
+        """[] predicted surrogate gain g's of the full step at `radius`."""
+        return self.scale(radius) * self.slope
+
+
+class Outcome(NamedTuple):
+    """What a (trial or accepted) step does to the batch; with one more leading axis [N] where agents share a network.
+
+    Attributes:
+        log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
+        kl: [] mean KL(old || new).
+        gain: [] surrogate gain E[(r - 1) weight].
+    """
+
+    log_ratio: jax.Array
+    kl: jax.Array
+    gain: jax.Array
+
+
+class Move(NamedTuple):
+    """An agent's update.
+
+    Attributes:
+        params: the new parameters, the old ones if no step was accepted.
+        outcome: what the move does to the batch; zeros if no step was accepted.
+        step_fraction: [] accepted fraction of the full step; 0 if none.
+        entropy: [] mean entropy of the new policy.
+    """
+
+    params: Params
+    outcome: Outcome
+    step_fraction: jax.Array
+    entropy: jax.Array
+
+
+def conjugate_gradient(
+    matvec: Callable[[jax.Array], jax.Array],
+    b: jax.Array,
+    iters: int = 10,
+    tol: float | jax.Array = 1e-10,
+    damping: float | jax.Array = 0.0,
+) -> jax.Array:
+    """Solves (A + damping I) x = b for a symmetric positive semi-definite A.
+
+    Args:
+        matvec: v [P] -> A v [P].
+        b: [P]; a zero b gives x = 0.
+        iters: iterations at most.
+        tol: stop when |residual|^2 <= tol |b|^2 (relative, so that the scale of b does not matter).
+        damping: added to A's diagonal.
+
+    Returns:
+        [P] the solution.
+    """
+    return _solve(matvec, b, iters, tol, damping)[0]
+
+
+def _solve(matvec, b, iters, tol, damping):
+    """`conjugate_gradient`, and the residual b - (A + damping I) x that it ends with."""
+
+    def product(v):
+        return matvec(v) + damping * v
+
+    enough = tol * jnp.vdot(b, b)
+
+    def unfinished(carry):
+        i, _, _, _, rr = carry
+        return (i < iters) & (rr > enough)
+
+    def iterate(carry):
+        i, x, r, p, rr = carry
+        ap = product(p)
+        pap = jnp.vdot(p, ap)
+        step = jnp.where(pap > 0, rr / jnp.where(pap > 0, pap, 1.0), 0.0)
+        x = x + step * p
+        r = r - step * ap
+        rr_next = jnp.vdot(r, r)
+        p = r + rr_next / rr * p
+        return i + 1, x, r, p, rr_next
+
+    start = (jnp.zeros((), jnp.int32), jnp.zeros_like(b), b, b, jnp.vdot(b, b))
+    _, x, residual, _, _ = jax.lax.while_loop(unfinished, iterate, start)
+    return x, residual
+
+
+def fisher_product(
+    outputs_of: Callable[[jax.Array], Any],
+    theta: jax.Array,
+    fisher_of_outputs: Callable[[Any, Any], Any],
+    num_samples: int,
+) -> Callable[[jax.Array], jax.Array]:
+    """v -> F v, F the mean over the batch of J' H J at `theta` [P].
+
+    Args:
+        outputs_of: theta [P] -> the network's outputs on a batch.
+        fisher_of_outputs: (outputs, tangent) -> H tangent, sample by sample.
+        num_samples: of the batch.
+    """
+    outputs, jvp = jax.linearize(outputs_of, theta)
+    vjp = jax.linear_transpose(jvp, theta)
+
+    def product(v):
+        (pulled,) = vjp(fisher_of_outputs(outputs, jvp(v)))
+        return pulled / num_samples
+
+    return product
+
+
+def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch) -> Proposal:
+    """The natural-gradient direction of the surrogate E[r weight] at the old parameters.
+
+    A direction solved on `batch.subset` is flatter there than elsewhere: its curvature is then measured on the full
+    batch, with one forward derivative. Solved on the full batch, conjugate gradient's residual has it for free.
+    """
+    theta, unravel = ravel_pytree(params)
+
+    def outputs_of(theta, obs):
+        return actor.outputs(unravel(theta), obs)
+
+    def fisher_of_outputs(mask):
+        return lambda outputs, tangent: actor.distribution(outputs, mask).fisher_product(tangent)
+
+    def log_prob(outputs):
+        return actor.distribution(outputs, batch.action_mask).log_prob(batch.action)
+
+    outputs, jvp = jax.linearize(lambda t: outputs_of(t, batch.obs), theta)
+    _, score_vjp = jax.vjp(log_prob, outputs)
+    (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.size)[0])
+    gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
+
+    chosen = slice(None) if batch.subset is None else batch.subset
+    obs, mask = jax.tree.map(lambda leaf: leaf[chosen], (batch.obs, batch.action_mask))
+    num_samples = math.prod(mask.shape[:-1])
+    matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask), num_samples)
+    direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
+    direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
+    if batch.subset is None:
+        curvature = jnp.vdot(direction, gradient - residual - config.cg_damping * direction)
+    else:
+        tangent = jvp(direction)
+        along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
+        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.size
+    return Proposal(direction, jnp.vdot(gradient, direction), curvature, outputs)
+
+
+def outcome(actor: Actor, batch: AgentBatch, old_outputs: Any, new_outputs: Any) -> Outcome:
+    """KL, ratio and surrogate gain of going from one set of outputs to another, over the full batch."""
+    old = actor.distribution(old_outputs, batch.action_mask)
+    new = actor.distribution(new_outputs, batch.action_mask)
+    log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
+    # rounding can take a divergence of almost nothing below 0, and the budget must not grow by it
+    kl = jnp.maximum(jnp.mean(old.kl(new)), 0.0)
+    return Outcome(log_ratio, kl, jnp.mean(jnp.expm1(log_ratio) * batch.weight))
+
+
+def trial(actor: Actor, params: Params, batch: AgentBatch, proposal: Proposal, radius: jax.Array) -> Outcome:
+    """What the full step at `radius` would do."""
+    theta, unravel = ravel_pytree(params)
+    stepped = unravel(theta + proposal.scale(radius) * proposal.direction)
+    return outcome(actor, batch, proposal.outputs, actor.outputs(stepped, batch.obs))
+
+
+def move(
+    actor: Actor,
+    config: TrustRegionConfig,
+    params: Params,
+    batch: AgentBatch,
+    proposal: Proposal,
+    threshold: jax.Array,
+    assess: Callable[..., Outcome] = outcome,
+) -> Move:
+    """The longest step along the proposal that keeps its promises; none if none does.
+
+    Tries fractions backtrack_coef^j, j = 0 ... line_search_steps - 1, of the full step at radius `threshold`; the
+    first with KL <= threshold, gain > 0 and gain >= accept_ratio * fraction * predicted gain is taken
+    (HATRPO's appendix; a non-finite KL or gain fails every comparison).
+
+    `assess` takes the arguments of `outcome`. It may return an outcome per agent, of which the means then count.
+    """
+    theta, unravel = ravel_pytree(params)
+    full_step = proposal.scale(threshold) * proposal.direction
+    predicted = proposal.gain(threshold)
+
+    def attempt(fraction):
+        outputs = actor.outputs(unravel(theta + fraction * full_step), batch.obs)
+        result = assess(actor, batch, proposal.outputs, outputs)
+        kl, gain = jnp.mean(result.kl), jnp.mean(result.gain)
+        kept = (kl <= threshold) & (gain > 0)
+        return result, outputs, kept & (gain >= config.accept_ratio * fraction * predicted)
+
+    def unfinished(carry):
+        tries, accepted, _, _, _ = carry
+        return (tries < config.line_search_steps) & ~accepted
+
+    def backtrack(carry):
+        tries, _, _, _, _ = carry
+        fraction = jnp.asarray(config.backtrack_coef, theta.dtype) ** tries
+        result, outputs, accepted = attempt(fraction)
+        return tries + 1, accepted, fraction, result, outputs
+
+    shapes = jax.eval_shape(lambda: assess(actor, batch, proposal.outputs, proposal.outputs))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, theta.dtype), shapes)
+    hopeless = ~(predicted > 0)
+    first_try = jnp.where(hopeless, config.line_search_steps, 0).astype(jnp.int32)
+    start = (first_try, jnp.zeros((), bool), jnp.zeros((), theta.dtype), nothing, proposal.outputs)
+    _, accepted, fraction, result, outputs = jax.lax.while_loop(unfinished, backtrack, start)
+
+    fraction = jnp.where(accepted, fraction, 0.0)
+    result = jax.tree.map(lambda new, none: jnp.where(accepted, new, none), result, nothing)
+    outputs = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), outputs, proposal.outputs)
+    # where, not fraction * step: a rejected step may hold non-finite numbers
+    new_theta = jnp.where(accepted, theta + fraction * full_step, theta)
+    entropy = jnp.mean(actor.distribution(outputs, batch.action_mask).entropy())
+    return Move(unravel(new_theta), result, fraction, entropy)

@@ -1,0 +1,163 @@
+"""The compiled programs of a batch of runs: one run per seed, or, in a sweep, per setting and seed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from envs.base import Env
+from marl_kl import devices
+from marl_kl.config import Config
+from marl_kl.core import evaluation
+from marl_kl.core.trainer import Learner, Train, TrainState, make_train
+from marl_kl.results import EpisodeStatistics
+
+Numbers = dict[str, jax.Array]
+"""The fields of `Config.numbers`, one entry per run: name -> [R] float32."""
+
+
+class Programs:
+    """What R runs with the same static settings execute; every run has a seed and numbers of its own.
+
+    Every leading axis is the run's, spread over the devices of `mesh`. Nothing is traced before it is asked for, and
+    each program is traced once, whatever the numbers.
+
+    Args:
+        env: the environment of all runs.
+        algorithm: its name.
+        config: the static settings of all runs; its numbers are not looked at.
+        num_runs: R.
+    """
+
+    def __init__(self, env: Env, algorithm: str, config: Config, num_runs: int):
+        self._env, self._algorithm, self._config = env, algorithm, config
+        self.num_runs = num_runs
+        self.mesh = devices.seed_mesh(num_runs)
+
+    def place(self, tree: Any) -> Any:
+        """Arrays with a leading run axis, spread over the mesh."""
+        return devices.place(tree, self.mesh)
+
+    def numbers(self, configs: Sequence[Config]) -> Numbers:
+        """The numbers of R configs that differ in nothing else.
+
+        float32 whatever `jax_enable_x64` says: a wider number would widen the parameters that it meets.
+        """
+        rows = [config.numbers for config in configs]
+        return self.place({name: np.asarray([row[name] for row in rows], np.float32) for name in rows[0]})
+
+    def keys(self, seeds: Sequence[int]) -> jax.Array:
+        """[R] what the runs of these seeds begin with."""
+        return self.place(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
+
+    def evaluation_keys(self, seeds: Sequence[int], update: int) -> jax.Array:
+        """[R] keys of their own, so that evaluating more often does not change the training."""
+        return self.place(evaluation.keys(seeds, update))
+
+    @functools.cached_property
+    def init(self) -> Callable[[Numbers, jax.Array], TrainState]:
+        """`init(numbers, keys)`: the runs' first states. Compiled when it is first asked for: a resumed run has one."""
+        return self._traced_init.lower().compile()
+
+    @functools.cached_property
+    def shapes(self) -> TrainState:
+        """Of all runs' train states."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._traced_init.out_info)
+
+    def compile(self) -> None:
+        """Traces and compiles `chunk` and `evaluate`, side by side: both step environments, which takes longest."""
+        with ThreadPoolExecutor(1) as background:
+            # lowered here: settings such as jax.enable_x64 do not reach another thread
+            evaluation = background.submit(self._lowered_evaluation().compile)
+            # from the shapes, not from a state: a resumed run compiles the very same program
+            self._chunk = self._lowered_chunk().compile()
+            self._evaluate = evaluation.result()
+
+    def chunk(self, numbers: Numbers, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """n <= `chunk_updates` updates of every run.
+
+        Args:
+            numbers: see `numbers`.
+            state: the train states, whose memory is taken.
+            n: how many.
+
+        Returns:
+            The new states, and the metrics on the host: name -> [R, n, ...].
+        """
+        state, metrics = self._chunk(numbers, state, n)
+        return state, {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in metrics.items()}
+
+    def evaluate(self, keys: jax.Array, learner: Learner) -> EpisodeStatistics:
+        """Evaluation episodes [R, episode], on the host."""
+        return jax.tree.map(np.asarray, self._evaluate(keys, learner))
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of one run's train state: known before anything is compiled."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.num_runs
+
+    @property
+    def bytes_per_run(self) -> float:
+        """Bytes that one run takes on its device: by XLA's account of the compiled programs, where it gives one."""
+        runs_per_device = self.num_runs / self.mesh.size
+        chunk, episodes = (_program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
+        # the train state stays where it is while the episodes are run
+        return max(chunk, self.state_bytes + episodes)
+
+    def _train(self, numbers: Numbers) -> Train:
+        return make_train(self._env, self._algorithm, self._config.replace(**numbers))
+
+    @functools.cached_property
+    def _traced_init(self) -> jax.stages.Traced:
+        init = jax.vmap(lambda numbers, key: self._train(numbers).init(key))
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
+        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS).trace(self._number_shapes, keys)
+
+    @property
+    def _number_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct((self.num_runs,), jnp.float32) for name in self._config.numbers}
+
+    def _over_runs(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
+        cpu_options = self._env.spec.cpu_compiler_options
+        return devices.over_seeds(function, self.mesh, in_specs, out_specs, cpu_options, **jit_options)
+
+    def _lowered_chunk(self) -> jax.stages.Lowered:
+        length = self._config.chunk_updates
+        one_update = jax.vmap(lambda numbers, state: self._train(numbers).update(state))
+
+        def chunk(numbers, state, n):
+            update = jax.jit(one_update, inline=True)  # traced once for the shapes and the loop
+            shapes = jax.eval_shape(update, numbers, state)[1]
+            buffers = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+            def body(i, carry):
+                state, buffers = carry
+                state, metrics = update(numbers, state)
+                return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), buffers, metrics)
+
+            # n is traced: chunks of any length run the same program, bit for bit
+            return jax.lax.fori_loop(0, n, body, (state, buffers))
+
+        in_specs = (devices.SEEDS, devices.SEEDS, devices.EVERYWHERE)
+        out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
+        return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1).lower(self._number_shapes, self.shapes, 0)
+
+    def _lowered_evaluation(self) -> jax.stages.Lowered:
+        program = evaluation.evaluate_seeds(self._env, self._config, self.mesh)
+        return program.lower(self.shapes.key, self.shapes.learner)
+
+
+def _program_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes on one device while the program runs; 0 where XLA gives no account."""
+    account = program.memory_analysis()
+    if account is None:
+        return 0
+    in_and_out = account.argument_size_in_bytes + account.output_size_in_bytes - account.alias_size_in_bytes
+    return in_and_out + account.temp_size_in_bytes

@@ -1,0 +1,174 @@
+"""What a sweep tries: grids, random draws, and the settings that they make."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from marl_kl.config import SCHEDULE, Config
+
+MAX_SETTINGS = 2**16
+"""The most settings that one sweep takes: more are a slip of the keyboard."""
+
+NOT_SWEPT = (*SCHEDULE, "eval_episodes")
+"""Fields that are the same for all settings, or results could not be laid side by side."""
+
+
+class Distribution(NamedTuple):
+    """What a field's values are drawn from.
+
+    Attributes:
+        text: how it was written.
+        draw: `draw(generator, n)` -> n values; the first of them are the same for any n.
+    """
+
+    text: str
+    draw: Callable[[np.random.Generator, int], list]
+
+
+class Setting(NamedTuple):
+    """One point of a sweep: the swept fields with their values, and the whole config."""
+
+    fields: dict[str, Any]
+    config: Config
+
+
+def uniform(low: float, high: float) -> Distribution:
+    """Numbers drawn evenly from [low, high)."""
+    text = _between("uniform", low, high)
+    return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist())
+
+
+def log_uniform(low: float, high: float) -> Distribution:
+    """Numbers whose logarithm is drawn evenly from [log low, log high)."""
+    text = _between("log_uniform", low, high, at_least=0.0)
+    return Distribution(text, lambda generator, n: np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist())
+
+
+def choice(values: Sequence) -> Distribution:
+    """One of `values`, each as often as any other."""
+    values = _listed("choice's values", values)
+    return Distribution(
+        f"choice({values})", lambda generator, n: [values[i] for i in generator.integers(len(values), size=n)]
+    )
+
+
+DISTRIBUTIONS = {"log_uniform": log_uniform, "uniform": uniform, "choice": lambda *values: choice(values)}
+"""By name; each called with its numbers, or with the values to choose from."""
+
+
+def make_settings(
+    config: Config,
+    fixed: Mapping[str, Any],
+    grid: Mapping[str, Sequence] | None = None,
+    random: Mapping[str, Distribution] | None = None,
+    samples: int | None = None,
+    search_seed: int = 0,
+) -> tuple[Setting, ...]:
+    """All combinations of the grid, each with the same `samples` draws of the random fields.
+
+    The draws of a field depend on `search_seed` and its name only: more samples add to them, and another field leaves
+    them as they are.
+
+    Args:
+        config: what is neither fixed nor swept.
+        fixed: fields of all settings. They are not checked by themselves: whether minibatches divide a batch, say, only
+            a whole setting tells.
+        grid: field -> values, all combined with all; the last field changes fastest.
+        random: field -> what to draw from.
+        samples: how many draws.
+        search_seed: seed of the draws, an integer >= 0.
+
+    Raises:
+        ValueError: an unknown field, a value out of its range, ...: one sentence.
+    """
+    grid = {name: _listed(f"grid[{name!r}]", values) for name, values in _fields("grid", grid).items()}
+    random = _fields("random", random)
+    if not grid and not random:
+        raise ValueError("there is nothing to sweep; give grid={field: values} or random={field: distribution}")
+    twice = sorted(set(grid) & set(random))
+    if twice:
+        raise ValueError(f"'{twice[0]}' is in grid and in random; it must be in one of them")
+    for name in (*grid, *random):
+        _refuse_not_swept(name, fixed)
+    _check_samples(random, samples, search_seed)
+    count = math.prod(map(len, grid.values())) * (samples or 1)
+    if count > MAX_SETTINGS:
+        raise ValueError(f"these are {count} settings, grid times samples; there must be at most {MAX_SETTINGS}")
+    points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    draws = _draws(random, samples, search_seed)
+    return tuple(_setting(config, fixed, point | draw) for point in points for draw in draws)
+
+
+def _check_samples(random: Mapping[str, Distribution], samples: Any, search_seed: Any) -> None:
+    if not random and samples is not None:
+        raise ValueError(f"samples={samples!r}, but there is nothing to draw; give random={{field: distribution}}")
+    if not random:
+        return
+    if not _is_whole(samples, at_least=1):
+        raise ValueError(f"samples={samples!r}; with random it must be an integer >= 1")
+    if not _is_whole(search_seed, at_least=0):
+        raise ValueError(f"search_seed={search_seed!r}; it must be an integer >= 0")
+
+
+def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed: int) -> list[dict[str, Any]]:
+    if not random:
+        return [{}]
+    drawn = {}
+    for name, distribution in random.items():
+        if not isinstance(distribution, Distribution):
+            raise ValueError(
+                f"random[{name!r}]={distribution!r}; it must be marl_kl.log_uniform(low, high), "
+                "marl_kl.uniform(low, high) or marl_kl.choice(values)"
+            )
+        drawn[name] = distribution.draw(np.random.default_rng([search_seed, *name.encode()]), samples)
+    return [dict(zip(drawn, values)) for values in zip(*drawn.values())]
+
+
+def _setting(config: Config, fixed: Mapping[str, Any], fields: dict[str, Any]) -> Setting:
+    config = config.replace(**fixed, **fields)
+    return Setting({name: getattr(config, name) for name in fields}, config)
+
+
+def _fields(argument: str, given: Any) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{argument}={given!r}; it must be a dict with config fields as keys")
+    return dict(given or {})
+
+
+def _refuse_not_swept(name: str, fixed: Mapping[str, Any]) -> None:
+    if name in fixed:
+        raise ValueError(f"{name}={fixed[name]!r} is given, and swept as well; it must be one of the two")
+    if name in NOT_SWEPT:
+        raise ValueError(f"'{name}' cannot be swept: it must be the same for all settings; give it as {name}=...")
+
+
+def _listed(name: str, values: Any) -> list:
+    """A list of distinct values; lists within it as tuples, so that a TOML file can say hidden_sizes."""
+    if hasattr(values, "tolist"):  # arrays of numpy and jax
+        values = values.tolist()
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    listed = [tuple(value) if isinstance(value, list) else value for value in values] if is_list else []
+    if not listed or any(value in listed[:i] for i, value in enumerate(listed)):
+        raise ValueError(f"{name} is {values!r}; it must be a list of at least one value, none of them twice")
+    return listed
+
+
+def _between(name: str, low: Any, high: Any, at_least: float = -math.inf) -> str:
+    try:
+        is_range = at_least < low < high < math.inf and math.isfinite(float(high) - float(low))
+    except (TypeError, OverflowError):
+        is_range = False
+    text = f"{name}({low!r}, {high!r})"
+    if not is_range:
+        zero = "0 < " if at_least == 0 else ""
+        raise ValueError(f"{text}; it must have two finite numbers, {zero}low < high")
+    return text
+
+
+def _is_whole(value: Any, at_least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least

@@ -1,0 +1,221 @@
+"""Sweeps back from their folders: their numbers, and the teams of one setting as those of a run."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from marl_kl.results import Evaluation, Failure, SweepResult, Timing
+from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.files import RunFolderError, one_sentence
+from marl_kl.training import outcomes, shards
+from marl_kl.training.search import Setting
+from marl_kl.training.shards import Piece
+
+
+class Teams(NamedTuple):
+    """What the seeds of one setting learned.
+
+    Attributes:
+        record: the sweep's, with the config and the failures of the setting.
+        learner: flat (`checkpoints.flat`): leaves [seed, ...], in the order of `record.seeds`.
+        updates: [seed] updates made by each team that is here.
+        source: what messages call the origin.
+    """
+
+    record: run_folder.RunRecord
+    learner: dict[str, np.ndarray]
+    updates: tuple[int, ...]
+    source: str
+
+
+def folder_of(path: str | os.PathLike, setting: int) -> Path:
+    """Where in a sweep's folder the files of one setting are, if it has any."""
+    return Path(path) / f"setting{setting}"
+
+
+def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRecord:
+    """The record of a run, or of one setting of a sweep, as if it were a run's.
+
+    Args:
+        path: the folder of a run or of a sweep.
+        setting: index of the setting; None for a run.
+
+    Raises:
+        ValueError: a sweep without a setting, a run with one, or no such setting.
+        RunFolderError: neither a run nor a sweep, or one that cannot be read.
+    """
+    if not run_folder.is_sweep(path):
+        record = run_folder.read_record(path)
+        if setting is not None:
+            raise ValueError(f"setting={setting!r}, but {str(path)!r} holds a run, which has no settings")
+        return record
+    record = run_folder.read_record(path, run_folder.SWEEP)
+    settings = _settings(Path(path), record)
+    last = len(settings) - 1
+    if setting is None:
+        raise ValueError(f"{str(path)!r} holds a sweep; say which of its settings, 0 to {last}, is meant")
+    if isinstance(setting, bool) or setting not in range(len(settings)):
+        raise ValueError(f"setting={setting!r}; the sweep in {str(path)!r} has settings 0 to {last}")
+    failures = tuple(Failure(*failure[1:]) for failure in record.failures if failure.setting == setting)
+    return record._replace(config=settings[setting].config, failures=failures)
+
+
+def teams(path: str | os.PathLike, setting: int, which: str) -> Teams:
+    """The teams of one setting of a sweep.
+
+    Args:
+        path: the sweep's folder.
+        setting: index of the setting.
+        which: "last", or "best": each seed's team as it was evaluated best.
+
+    Raises:
+        ValueError: as `record_of`.
+        RunFolderError: the setting is not finished, or the sweep was stored without teams.
+    """
+    record = record_of(path, setting)
+    of_sweep = run_folder.read_record(path, run_folder.SWEEP)
+    if of_sweep.status == "finished" and not (Path(path) / shards.FOLDER).exists():
+        raise RunFolderError(f"there are no pieces in {str(path)!r}, and so no teams, only its tables")
+    rows = {}
+    for piece in _pieces(Path(path), of_sweep):
+        of_setting = [(row, run.seed) for row, run in enumerate(piece.wanted) if run.setting == setting]
+        if of_setting:
+            now = piece.stored()
+            _refuse_without_teams(path, setting, piece, now)
+            rows |= {seed: _team(now, row, which) for row, seed in of_setting}
+    if set(rows) != set(record.seeds):
+        raise _unfinished(path, setting)
+    of_seeds = [rows[seed] for seed in record.seeds]
+    learner = {name: np.stack([leaves[name] for leaves, _ in of_seeds]) for name in of_seeds[0][0]}
+    return Teams(record, learner, tuple(update for _, update in of_seeds), f"the sweep in {str(path)!r}")
+
+
+def _team(now: Snapshot, row: int, which: str) -> tuple[dict[str, np.ndarray], int]:
+    if which == "last":
+        return {name: leaf[row] for name, leaf in checkpoints.part(now.state, "learner").items()}, now.update
+    return {name: leaf[row] for name, leaf in now.best.learner.items()}, int(now.best.update[row])
+
+
+def _refuse_without_teams(path: str | os.PathLike, setting: int, piece: Piece, now: Snapshot) -> None:
+    if not piece.is_complete(now):
+        raise _unfinished(path, setting)
+    if not checkpoints.part(now.state, "learner") or now.best is None:
+        raise RunFolderError(
+            f"the sweep in {str(path)!r} has kept no teams, only numbers: an older version made it; to have them, "
+            "sweep again into another folder"
+        )
+
+
+def _unfinished(path: str | os.PathLike, setting: int) -> RunFolderError:
+    return RunFolderError(
+        f"setting {setting} of the sweep in {str(path)!r} is not finished: go on with the sweep to have its teams"
+    )
+
+
+# Numbers
+
+
+def read(out: str | os.PathLike) -> SweepResult:
+    """What `sweep` returned, or as far as it has come: what its pieces hold.
+
+    Where there are no pieces any more, what the tables of a finished sweep say: in place of single evaluation episodes
+    one of their mean, and of the metrics those of the team (none where there is no `curves.csv`).
+
+    Raises:
+        RunFolderError: no sweep there, a damaged one, or one of a newer format.
+    """
+    out = Path(out)
+    record = run_folder.read_record(out, run_folder.SWEEP)
+    settings = _settings(out, record)
+    if not (out / shards.FOLDER).exists() and (out / "table.csv").exists():
+        return _from_tables(out, record, settings)
+    found = [(piece, piece.stored()) for piece in _pieces(out, record)]
+    spent = Timing(*np.sum([now.timing for _, now in found] or [[0.0] * 3], axis=0).tolist())
+    timing = _timing(out, record.document) or spent
+    return outcomes.result(record.spec, record.algorithm, settings, record.seeds, found, timing, out)
+
+
+def _settings(out: Path, record: run_folder.RunRecord) -> tuple[Setting, ...]:
+    found = []
+    for fields in record.document["settings"]:
+        try:
+            config = record.config.replace(**fields)
+        except ValueError as error:
+            raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: {error}") from error
+        found.append(Setting({name: getattr(config, name) for name in fields}, config))
+    if not found:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: it names no settings")
+    return tuple(found)
+
+
+def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
+    """Of a finished sweep."""
+    if "timing" not in document:
+        return None
+    try:
+        return Timing(*(float(document["timing"][name]) for name in Timing._fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
+
+
+def _pieces(out: Path, record: run_folder.RunRecord) -> list[Piece]:
+    """Of the programs that have begun: before that it is open how many runs a piece has."""
+    identity = run_folder.identity(record.document)
+    sizes = record.document.get("sizes", {})
+    programs = shards.programs([setting.config for setting in _settings(out, record)], record.seeds)
+    return [
+        piece
+        for number, runs in enumerate(programs, 1)
+        if str(number) in sizes
+        for piece in shards.cut(out, number, runs, sizes[str(number)], identity)
+    ]
+
+
+def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Setting, ...]) -> SweepResult:
+    shape = (len(settings), len(record.seeds), 1)
+    means = _means(out / "table.csv", shape)
+    env_steps, metrics = np.zeros((len(settings), 0), np.int64), {}
+    if (out / "curves.csv").exists():
+        env_steps, metrics = run_tables.read_curves(out, record.seeds)
+    missing = np.full(shape[1:], np.nan)
+    evaluations = []
+    for k, setting in enumerate(settings):
+        updates = np.array([0, setting.config.num_updates])
+        returns = np.stack([means["untrained_return"][k], means["final_return"][k]], axis=1)
+        lengths = np.stack([missing, means["final_length"][k]], axis=1)
+        evaluations.append(Evaluation(updates, updates * setting.config.batch_size, returns, lengths))
+    return SweepResult(
+        spec=record.spec,
+        algorithm=record.algorithm,
+        config=settings[0].config,
+        settings=tuple(setting.fields for setting in settings),
+        seeds=record.seeds,
+        env_steps=env_steps,
+        metrics=metrics,
+        evaluations=tuple(evaluations),
+        failures=record.failures,
+        timing=_timing(out, record.document) or stored_runs.UNTIMED,
+        out=out,
+    )
+
+
+def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The returns and lengths of a sweep's table, [setting, seed, 1]; its rows stand in that order."""
+    with one_sentence("read", path):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+    try:
+        return {
+            name: np.array([float(row[name]) for row in rows]).reshape(shape)
+            for name in ("untrained_return", "final_return", "final_length")
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} is damaged: it is not the table of the sweep that sweep.json describes"
+        ) from error

@@ -1,0 +1,352 @@
+"""`sweep`: many settings, many seeds, one compiled program per combination of static settings.
+
+The numbers of a config (`Config.numbers`) and the seeds are one batched axis, settings x seeds, spread over the devices
+as the seeds of a single run are. Settings that change shapes or branches make programs of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from envs.base import Env
+from marl_kl import devices
+from marl_kl.analysis import sweep_tables
+from marl_kl.config import Config
+from marl_kl.core import algorithms
+from marl_kl.core.trainer import make_train
+from marl_kl.results import SweepResult, Timing
+from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.training import outcomes, shards
+from marl_kl.training.host_loop import check_env, seed_numbers
+from marl_kl.training.loggers import Logger, chosen_loggers
+from marl_kl.training.programs import Programs
+from marl_kl.training.progress import Progress
+from marl_kl.training.search import Distribution, make_settings
+from marl_kl.training.shards import Piece, Run
+from marl_kl.training.sweep_logs import SweepLogs
+
+_SHARE_OF_MEMORY = 0.8
+"""What part of the free memory the runs may take; the rest is for what XLA's account leaves out."""
+
+
+def sweep(
+    env: Env,
+    algorithm: str,
+    *,
+    grid: Mapping[str, Sequence] | None = None,
+    random: Mapping[str, Distribution] | None = None,
+    samples: int | None = None,
+    search_seed: int = 0,
+    seeds: int | Sequence[int] = 1,
+    out: str | PathLike | None = None,
+    resume: bool = False,
+    config: Config | None = None,
+    runs_at_once: int | None = None,
+    progress: str = "auto",
+    loggers: Sequence[str | Logger] = (),
+    **fields,
+) -> SweepResult:
+    """Trains every seed at every setting, side by side, as far as memory holds them.
+
+    A run of a sweep is the run that `train` makes of its setting and seed, up to rounding, with the same evaluations.
+
+    Args:
+        env: from `envs.make`, or your own.
+        algorithm: one of `marl_kl.core.algorithms.names()`.
+        grid: config field -> values to try; all combinations.
+        random: config field -> `marl_kl.log_uniform`, `marl_kl.uniform` or `marl_kl.choice`; the same `samples` draws
+            at every point of the grid.
+        samples: how many draws.
+        search_seed: seed of the draws.
+        seeds: how many per setting (0, 1, ...), or which.
+        out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
+            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (what is done, stored
+            every `save_interval` updates, and in the end the last and the best teams of all runs, for
+            `marl_kl.load(out, setting=k)`); None keeps nothing on disk.
+        resume: go on with the sweep in `out`: what is done is not trained again, and the results are bit for bit those
+            of a sweep that never stopped (same versions, same devices); if there is no sweep yet, begin it. Only how
+            often it looks and saves (`chunk_updates`, `save_interval`, `checkpoints_kept`) may be another than before.
+        config: what is not swept; the defaults of the algorithm's config class if None.
+        runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
+        progress: "auto", "plain" or "none".
+        loggers: where the numbers go while it runs, as for `train`: every setting and seed is a stream of its own, in
+            the group of the sweep. What they write to a folder goes to `setting<k>/seed<s>` in `out`. With `out`, its
+            `log.jsonl`, one for all runs, is always written.
+        **fields: config fields by name; they override `config`.
+
+    Returns:
+        Metrics and evaluation episodes of all settings and seeds. A run that meets a non-finite number keeps its last
+        finite parameters and is named in `failures`; the others go on.
+
+    Raises:
+        ValueError: bad input, named in one sentence, before anything is compiled.
+        RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
+        MemoryError: not even the pieces that the runs are cut into fit into the devices' memory.
+    """
+    check_env(env)
+    entry = algorithms.get(algorithm)
+    config = entry.config_class() if config is None else config
+    settings = make_settings(config, fields, grid, random, samples, search_seed)
+    make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
+    seeds = seed_numbers(seeds)
+    _check_runs_at_once(runs_at_once)
+    show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
+    swept = (env, algorithm, settings, seeds, runs_at_once, show)
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
+        name = f"{env.spec.name}-{algorithm}"
+        with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
+            result = _Sweep(*swept, logs, _Store()).result()
+        show.table(result)
+        return result
+    document = run_folder.record(
+        env.spec, algorithm, settings[0].config, seeds, checkpoints.digest(env.params),
+        grid={name: list(values) for name, values in (grid or {}).items()},
+        random={name: distribution.text for name, distribution in (random or {}).items()},
+        samples=samples,
+        search_seed=search_seed,
+        settings=[setting.fields for setting in settings],
+        runs_at_once=runs_at_once,
+    )  # fmt: skip
+    is_known = resume and run_folder.holds_run(out, run_folder.SWEEP)
+    with run_folder.claim(out, None if is_known else document, run_folder.SWEEP) as out:
+        if is_known:
+            _go_on(out, document)
+        identity = run_folder.identity(document)
+        own = run_folder.lasting_id(out, identity, run_folder.SWEEP)
+        with SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out) as logs:
+            return _completed(_Sweep(*swept, logs, _Store(out, identity)))
+
+
+def _go_on(out: Path, document: Mapping[str, Any]) -> None:
+    """Refuses a folder with another sweep or without its pieces, and notes that this one goes on.
+
+    Args:
+        out: a folder with a `sweep.json`.
+        document: the `run_folder.record` of this call.
+    """
+    stored = run_folder.read_record(out, run_folder.SWEEP).document
+    other = run_folder.difference(*map(run_folder.identity, (stored, document)))
+    if other:
+        raise run_folder.RunFolderError(f"out={str(out)!r} holds another sweep: {other}")
+    if (out / "table.csv").exists() and not (out / shards.FOLDER).exists():
+        raise run_folder.RunFolderError(f"there are no pieces in {str(out)!r}, only its table.csv")
+    if stored["status"] != "finished":
+        run_folder.warn_of_other_machinery(stored, document)
+        run_folder.note_resumed(out, document, None, run_folder.SWEEP)
+
+
+def _completed(sweeper: _Sweep) -> SweepResult:
+    """The result, on disk as well, with a true status beside it."""
+    out, status, failures, timing = sweeper.store.out, "failed", (), None
+    try:
+        result = sweeper.result()
+        failures, timing = result.failures, result.timing
+        sweep_tables.write(result)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        run_folder.set_status(out, status, failures, run_folder.SWEEP, timing)
+    sweeper.show.table(result)
+    return result
+
+
+def _check_runs_at_once(runs_at_once: int | None) -> None:
+    is_count = isinstance(runs_at_once, (int, np.integer)) and not isinstance(runs_at_once, bool) and runs_at_once >= 1
+    if runs_at_once is not None and not is_count:
+        raise ValueError(f"runs_at_once={runs_at_once!r}; it must be an integer >= 1, or None for what memory holds")
+
+
+class _Show:
+    """What a sweep says: a bar per piece, a line where runs are cut into pieces, the table at the end."""
+
+    def __init__(self, mode: str):
+        Progress(total_updates=1, env_steps_per_update=1, num_seeds=1, mode=mode)  # refuses an unknown mode
+        self.mode = mode
+
+    def line(self, text: str) -> None:
+        if self.mode != "none":
+            Console(highlight=False).print(text, soft_wrap=True, markup=False)
+
+    def progress(self, configs: Sequence[Config], update: int) -> Progress:
+        """Of runs that have made `update` updates."""
+        budgets = {getattr(config, "kl_budget", None) for config in configs}
+        progress = Progress(
+            total_updates=configs[0].num_updates,
+            env_steps_per_update=configs[0].batch_size,
+            num_seeds=len(configs),
+            kl_budget=budgets.pop() if len(budgets) == 1 else None,
+            mode=self.mode,
+        )
+        progress.start_at(update)
+        return progress
+
+    def table(self, result: SweepResult) -> None:
+        if self.mode != "none":
+            sweep_tables.show(result)
+
+
+class _Store:
+    """Where a sweep keeps what is done: nowhere, or in its folder.
+
+    How many runs a program takes is noted before the first of them is trained: what free memory would allow next time
+    may be another number, and with other neighbours a run is the same only up to rounding.
+    """
+
+    def __init__(self, out: Path | None = None, identity: Mapping[str, Any] | None = None):
+        self.out, self._identity = out, identity or {}
+        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
+
+    def size(self, program: int) -> int | None:
+        """How many runs the program takes; None if that is open. Programs count from 1."""
+        return self._sizes.get(str(program))
+
+    def note_size(self, program: int, size: int) -> None:
+        """From now on it takes so many."""
+        self._sizes[str(program)] = size
+        if self.out is not None:
+            run_folder.note(self.out, run_folder.SWEEP, sizes=self._sizes)
+
+    def pieces(self, program: int, runs: list[Run], size: int) -> list[Piece]:
+        """See `shards.cut`."""
+        return shards.cut(self.out, program, runs, size, self._identity)
+
+
+class _Sweep:
+    """A sweep while it runs: group by group of settings with the same program, piece by piece of what fits."""
+
+    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs, store: _Store):
+        self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
+        self.runs_at_once, self.show, self.logs, self.store = runs_at_once, show, logs, store
+        self._compiling = 0.0
+        self._timing = Timing(0.0, 0.0, 0.0)
+
+    def result(self) -> SweepResult:
+        found: list[tuple[Piece, Snapshot]] = []
+        programs = shards.programs([setting.config for setting in self.settings], self.seeds)
+        for number, runs in enumerate(programs, 1):
+            if len(programs) > 1:
+                self.show.line(f"program {number} of {len(programs)}: {len(runs)} runs")
+            found += self._trained(number, runs)
+        return outcomes.result(
+            self.env.spec, self.algorithm, self.settings, self.seeds, found, self._timing, self.store.out
+        )
+
+    def _trained(self, number: int, runs: list[Run]) -> list[tuple[Piece, Snapshot]]:
+        """The pieces of program `number`, at their end."""
+        size = self.store.size(number)
+        programs = self._fitting(runs) if size is None else self._programs(runs, size)
+        if size is None:
+            self.store.note_size(number, programs.num_runs)
+        parts = self.store.pieces(number, runs, programs.num_runs)
+        stored = [part.stored() for part in parts]
+        is_done = [part.is_complete(now) for part, now in zip(parts, stored)]
+        if size is not None and not all(is_done):
+            done = sum(part.num_wanted for part, done in zip(parts, is_done) if done)
+            self.show.line(f"going on: {done} of {len(runs)} runs are done")
+            self._compiled(programs)
+            self._refuse_too_large(programs, _size_as_before(programs))
+        return [(part, self._finished(part, programs, now)) for part, now in zip(parts, stored)]
+
+    def _finished(self, part: Piece, programs: Programs, now: Snapshot) -> Snapshot:
+        """The piece at its end; the seconds of compiling are those of the first piece trained."""
+        with self.logs.of(part.wanted) as follow:
+            if now.evaluation is not None:
+                follow(now)
+            if not part.is_complete(now):
+                timing = now.timing._replace(compile=now.timing.compile + self._compiling)
+                self._compiling = 0.0
+                display = self.show.progress([run.config for run in part.wanted], now.update)
+                with display, devices.out_of_memory_in_one_sentence(*_size_of(programs)):
+                    now = part.trained(programs, now._replace(timing=timing), follow, display)
+        self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
+        return now._replace(state={}, best=None)  # all the teams of a sweep are on disk, if anywhere
+
+    def _fitting(self, runs: list[Run]) -> Programs:
+        """Compiled programs for as many of `runs` at once as memory holds, in pieces of equal size."""
+        programs = self._cut_up(runs, self.runs_at_once or len(runs))
+        # by the states alone, before the compiler is asked for a program that cannot fit
+        programs = self._cut(runs, programs, programs.state_bytes)
+        programs = self._compiled(programs)
+        cut = self._cut(runs, programs, programs.bytes_per_run)
+        programs = programs if cut is programs else self._compiled(cut)
+        self._refuse_too_large(programs, _size_of(programs))
+        if programs.num_runs < len(runs):
+            count = math.ceil(len(runs) / programs.num_runs)
+            need = f"{programs.bytes_per_run / 2**20:,.1f} MiB a run"
+            limit = f"{_free_text(programs)} free" if self.runs_at_once is None else f"runs_at_once={self.runs_at_once}"
+            self.show.line(f"{len(runs)} runs in {count} pieces of {programs.num_runs} ({need}, {limit})")
+        return programs
+
+    def _cut(self, runs: list[Run], programs: Programs, bytes_per_run: float) -> Programs:
+        """Programs for fewer runs, if `programs` needs more memory than there is."""
+        free = devices.free_bytes(programs.mesh)
+        if free is None or bytes_per_run * programs.num_runs <= _SHARE_OF_MEMORY * free:
+            return programs
+        fitting = self._cut_up(runs, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
+        return fitting if fitting.num_runs < programs.num_runs else programs
+
+    def _cut_up(self, runs: list[Run], at_most: int) -> Programs:
+        return self._programs(runs, piece_size(len(runs), at_most, len(jax.local_devices())))
+
+    def _programs(self, runs: list[Run], size: int) -> Programs:
+        return Programs(self.env, self.algorithm, runs[0].config, size)
+
+    def _compiled(self, programs: Programs) -> Programs:
+        self.show.line(f"compiling {programs.num_runs} runs at once")
+        begin = time.perf_counter()
+        programs.compile()
+        self._compiling += time.perf_counter() - begin
+        return programs
+
+    def _refuse_too_large(self, programs: Programs, what_and_advice: tuple[str, str]) -> None:
+        """By XLA's account of the compiled programs."""
+        devices.refuse_too_large(programs.bytes_per_run * programs.num_runs, programs.mesh, *what_and_advice)
+
+
+def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
+    """Runs per piece when `num_runs` are cut into as few equal pieces of `at_most` as will do.
+
+    From one run per device on, a whole number per device, so that no device idles (a piece may then be filled up with
+    runs that do not count, `at_most` permitting).
+    """
+    at_most = min(at_most, num_runs)
+    size = math.ceil(num_runs / math.ceil(num_runs / at_most))
+    if size < num_devices:
+        return size
+    upwards, downwards = math.ceil(size / num_devices) * num_devices, size // num_devices * num_devices
+    return upwards if upwards <= at_most or at_most == num_runs else downwards
+
+
+def _size_of(programs: Programs) -> tuple[str, str]:
+    """What a program is where it is too large, and what would be smaller."""
+    if programs.num_runs == 1:
+        return "training a single run", "smaller num_envs, rollout_length or hidden_sizes need less"
+    what = f"training {programs.num_runs} runs at once"
+    return what, f"give runs_at_once a number below {programs.num_runs}, and the sweep another folder if it has one"
+
+
+def _size_as_before(programs: Programs) -> tuple[str, str]:
+    """The same of a sweep that goes on: what shared a program with a run is part of its bits."""
+    what = f"training {programs.num_runs} runs at once, as this sweep has begun,"
+    smaller = f" with runs_at_once below {programs.num_runs}" * (programs.num_runs > 1)
+    return what, f"go on where there is more memory, or begin the sweep in another folder{smaller}"
+
+
+def _free_text(programs: Programs) -> str:
+    free = devices.free_bytes(programs.mesh)
+    return "an unknown amount" if free is None else f"{free / 2**30:,.1f} GiB"

@@ -1,0 +1,133 @@
+"""Every algorithm on every kind of action: finite, of the right shapes, inside the budget, nothing unavailable done."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import marl_kl
+from marl_kl.core import advantages, algorithms, evaluation, rollout, sequences
+from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
+from marl_kl.core.types import Batch
+from tests.core.test_trainer import check_contract, run, small
+from tests.support import random_run
+from tests.support.kinds_env import KINDS, is_available, kinds_env
+
+NUM_ENVS, LENGTH = 4, 8
+
+
+def config_of(algorithm, kind, shared=False, recurrent=False):
+    config_class = algorithms.get(algorithm).config_class
+    quick = {"actor_epochs": 2} if config_class is marl_kl.FirstOrderConfig else {"cg_subsample": 0.5}
+    return config_class(
+        hidden_sizes=(8,), num_envs=NUM_ENVS, rollout_length=LENGTH, squash=kind == "squashed", share_parameters=shared,
+        recurrent=recurrent, recurrent_size=4, **quick,
+    )  # fmt: skip
+
+
+@functools.cache
+def sampled(kind, shared, recurrent):
+    """`batch(key, actors, worlds) -> (worlds, Trajectory, Batch)`, actors, worlds: one program for all algorithms."""
+    env, config = kinds_env(kind), config_of("hatrpo", kind, shared, recurrent)
+    actor, moments = make_actor(env.spec, config), init_obs_moments(env.spec, config)
+
+    def feed_forward(inputs, done, memory, *others):
+        return [jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1) for x in (inputs, *others)]
+
+    def through_time(inputs, done, memory, *others):
+        seen = jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, done, memory)
+        return [seen, *(jnp.moveaxis(sequences.by_environment(x), 2, 0) for x in others)]
+
+    @jax.jit
+    def batch(key, actors, worlds):
+        memory = worlds.memory
+        worlds, trajectory = rollout.rollout(key, env, actor, actors, moments, worlds, LENGTH)
+        advantage = advantages.standardize(trajectory.reward.reshape(-1, 3)).reshape(trajectory.reward.shape)
+        as_rows = through_time if recurrent else feed_forward
+        inputs = actor.inputs(moments, trajectory.obs)
+        rows = as_rows(inputs, trajectory.done, memory, trajectory.action, trajectory.action_mask, advantage)
+        return worlds, trajectory, Batch(*rows)
+
+    nothing = actor.no_memory((3, NUM_ENVS))
+    begin = jax.jit(lambda key: (init_actors(key, env.spec, config), rollout.start(key, env, NUM_ENVS, nothing)))
+    return batch, *begin(jax.random.key(0))
+
+
+def check_actions(env, config, trajectory):
+    """Of the right shape and type, and all of them available, as the environment gets them; no reward is NaN."""
+    spec, actor = env.spec, make_actor(env.spec, config)
+    assert trajectory.action.shape == (LENGTH, NUM_ENVS, *spec.action_shape)
+    assert trajectory.action.dtype == (jnp.float32 if spec.action_kind == "continuous" else jnp.int32)
+    each = jax.vmap(jax.vmap(lambda action, mask: is_available(spec, actor.env_action(action), mask)))
+    assert np.all(each(trajectory.action, trajectory.action_mask)) and np.all(np.isfinite(trajectory.reward))
+
+
+# a shared network's step is checked on the other kinds in tests/core/test_schemes.py
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "shared", "recurrent"),
+    [
+        *itertools.product(algorithms.names(), KINDS, [False], [False, True]),
+        ("hatrpo", "discrete", True, False),
+        ("hatrpo", "multi_discrete", True, True),
+    ],
+)
+def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
+    config = config_of(algorithm, kind, shared, recurrent)
+    env = kinds_env(kind)
+    built = algorithms.get(algorithm).build(make_actor(env.spec, config), config)
+    batch_of, actors, worlds = sampled(kind, shared, recurrent)
+    state, update = built.init(actors), jax.jit(built.update)
+    for key in jax.random.split(jax.random.key(2), 2):
+        worlds, trajectory, batch = batch_of(key, actors, worlds)
+        check_actions(env, config, trajectory)
+        new, state, metrics = update(key, actors, state, batch)
+        agent_metrics = algorithms.get(algorithm).agent_metrics
+        assert set(metrics) == {*agent_metrics, "kl_total", "factor_mean", "factor_max"}
+        for name, values in metrics.items():
+            assert values.shape == ((3,) if name in agent_metrics else ()) and np.all(np.isfinite(values)), name
+        assert 0 < metrics["kl_total"] <= getattr(config, "kl_budget", np.inf)
+        for before, after in zip(jax.tree.leaves(actors), jax.tree.leaves(new), strict=True):
+            assert after.shape == before.shape and after.dtype == before.dtype and np.all(np.isfinite(after))
+        actors = new
+    *_, trajectory, _ = batch_of(jax.random.key(3), actors, worlds)
+    check_actions(env, config, trajectory)
+
+
+def test_whole_training_keeps_the_contract():
+    """Across time limits, two seeds at once; the other kinds are where everybody learns, in tests/core/test_trainer.py."""
+    env = kinds_env("multi_discrete")
+    state, metrics = run(marl_kl.make_train(env, "hatrpo", small()), [0, 1], 3)
+    check_contract("hatrpo", env, small(), state, metrics)
+
+
+def test_a_stored_team_acts_in_the_range_of_its_environment(tmp_path):
+    """Loaded and evaluated: the squashed mode, or the squashed sample; the evaluation pays NaN for anything else."""
+    env, config = kinds_env("squashed"), random_run.CONFIG.replace(squash=True)
+    run = marl_kl.load(random_run.store(tmp_path / "run", env, config=config))
+    obs = 5.0 * np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32) * env.spec.observation_mask
+    learner, actor = run.learner_of(1), make_actor(env.spec, config)
+    outputs = actor.team_outputs(learner.actors, actor.inputs(learner.obs_moments, obs))
+    policy = actor.distribution(outputs, jnp.asarray(env.spec.action_mask))
+    np.testing.assert_allclose(run.policy(1)(obs), actor.env_action(policy.mode()), rtol=1e-5)
+    key = jax.random.key(3)
+    sampled_action = run.policy(1)(obs, key=key)
+    np.testing.assert_allclose(sampled_action, actor.env_action(policy.sample(key)), rtol=1e-5)
+    assert is_available(env.spec, sampled_action, env.spec.action_mask)
+    scores = evaluation.evaluate_again(env, config, run.seeds, run.update, run.learner)
+    assert np.all(np.isfinite(scores.episode_return)) and np.all(scores.episode_length == 3)
+
+
+def test_a_stored_team_takes_masks_of_its_choices(tmp_path):
+    env = kinds_env("multi_discrete")
+    policy = marl_kl.load(random_run.store(tmp_path / "run", env)).policy()
+    obs, mask = np.zeros((3, 3), np.float32), np.array(env.spec.action_mask)
+    mask[0, :2] = False  # of three choices the last
+    for key in (None, *jax.random.split(jax.random.key(0), 5)):
+        action = policy(obs, key=key, action_mask=mask)
+        assert action.shape == (3, 3) and action.dtype == jnp.int32 and action[0, 0] == 2
+        assert is_available(env.spec, action, mask)
+    with pytest.raises(ValueError, match=r"action_mask has shape \(3, 8\); env 'kinds' has \[N, A\] = \(3, 9\)"):
+        policy(obs, action_mask=mask[:, :-1])

@@ -1,0 +1,475 @@
+"""Bodies: the protocol's contract on the default backends, Brax itself as the oracle, every other backend, names."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from envs.bodies import brax_engine, kinematics, scenarios
+from envs.bodies.physics import CPU_OPTIONS
+from marl_kl import TrustRegionConfig
+from marl_kl.core import rollout
+from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
+from tests.envs.test_names import PLAYED
+from tests.support import c_world
+
+CONTRACT_NAMES = tuple(name for body, name in PLAYED.items() if body in scenarios.BODIES)
+STEPS, NUM_ENVS, EPISODE_LENGTH = 200, 3, 30
+
+
+def keys_from(seed):
+    return jax.random.split(jax.random.key(seed), NUM_ENVS)
+
+
+def random_actions(env, seed, scale=1.0, steps=STEPS):
+    """[T, E, N, A]"""
+    shape = (steps, NUM_ENVS, env.spec.num_agents, env.spec.action_size)
+    return np.random.default_rng(seed).uniform(-scale, scale, shape).astype(np.float32)
+
+
+class Compiled(NamedTuple):
+    """`start(keys [E]) -> (env_state, first TimeStep [E, ...])`; `play(env_state, actions [T, E, N, A]) -> TimeSteps
+    [T, E, ...]`, no resets."""
+
+    start: Callable
+    play: Callable
+
+    def rollout(self, keys, actions):
+        env_state, first = self.start(keys)
+        return first, self.play(env_state, actions)
+
+
+def compiled(env):
+    """With the compiler options that the environment asks for."""
+    options = dict(env.spec.cpu_compiler_options)
+    start = jax.jit(lambda keys: jax.vmap(env.reset, (0, None))(keys, env.params), compiler_options=options)
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def play(env_state, actions):
+        def step(env_state, action):
+            return jax.vmap(env.step, (0, 0, 0, None))(keys_from(0), env_state, action, env.params)
+
+        return jax.lax.scan(step, env_state, actions)[1]
+
+    return Compiled(*(lambda *arguments, f=f: jax.device_get(f(*arguments)) for f in (start, play)))
+
+
+class Ran(NamedTuple):
+    """An environment, its compiled functions and one run of it."""
+
+    env: Any
+    compiled: Compiled
+    actions: np.ndarray
+    env_state: Any
+    first: envs.TimeStep
+    steps: envs.TimeStep
+
+    def rollout(self, keys, actions):
+        return self.compiled.rollout(keys, actions)
+
+    @property
+    def body(self):
+        return dict(self.env.spec.metadata)["body"]
+
+
+@pytest.fixture(scope="module", params=CONTRACT_NAMES)
+def ran(request):
+    env = envs.make(request.param, episode_length=EPISODE_LENGTH)
+    functions, actions = compiled(env), random_actions(env, seed=0)
+    env_state, first = functions.start(keys_from(0))
+    return Ran(env, functions, actions, env_state, first, functions.play(env_state, actions))
+
+
+def check_timesteps(spec, timestep, batch):
+    """Shapes, dtypes, masks, padding, one reward for all."""
+    n, o, a = spec.num_agents, spec.observation_size, spec.action_size
+    expected = {
+        "obs": ((n, o), np.float32),
+        "state": ((spec.state_size,), np.float32),
+        "reward": ((n,), np.float32),
+        "terminated": ((), np.bool_),
+        "truncated": ((), np.bool_),
+        "action_mask": ((n, a), np.bool_),
+    }
+    for field, (shape, dtype) in expected.items():
+        value = getattr(timestep, field)
+        assert value.shape == batch + shape and value.dtype == dtype, field
+    for field in ("obs", "state", "reward"):
+        assert np.isfinite(getattr(timestep, field)).all(), field
+    assert (timestep.obs[..., ~spec.observation_mask] == 0).all()
+    assert (timestep.action_mask == spec.action_mask).all()
+    assert (timestep.reward == timestep.reward[..., :1]).all()
+    assert not (timestep.terminated & timestep.truncated).any()
+
+
+# The contract on the default backends
+
+
+def test_contract(ran):
+    check_timesteps(ran.env.spec, ran.first, (NUM_ENVS,))
+    check_timesteps(ran.env.spec, ran.steps, (STEPS, NUM_ENVS))
+    assert not ran.first.reward.any() and not ran.first.terminated.any() and not ran.first.truncated.any()
+    assert ran.env.spec.team_reward
+    assert hash(ran.env.spec) == hash(envs.make(ran.env.spec.name, episode_length=EPISODE_LENGTH).spec)
+
+
+def test_full_observation_is_the_state_and_an_id(ran):
+    spec = ran.env.spec
+    assert spec.observation_sizes == (spec.state_size + spec.num_agents,) * spec.num_agents
+    for timestep in (ran.first, ran.steps):
+        state, ids = np.split(timestep.obs, [spec.state_size], axis=-1)
+        np.testing.assert_allclose(
+            state, np.broadcast_to(timestep.state[..., None, :], state.shape), rtol=1e-5, atol=1e-6
+        )
+        assert (ids == np.eye(spec.num_agents)).all()
+
+
+def test_time_limit(ran):
+    over = np.arange(1, STEPS + 1)[:, None] >= EPISODE_LENGTH
+    assert (ran.steps.truncated == over & ~ran.steps.terminated).all()
+    assert ran.steps.truncated.any()
+
+
+def test_keys(ran):
+    """A key names a trajectory; every key starts somewhere else."""
+    first, steps = ran.rollout(keys_from(0), ran.actions)
+    jax.tree.map(np.testing.assert_array_equal, (first, steps), (ran.first, ran.steps))
+    states = np.concatenate([ran.first.state, ran.rollout(keys_from(1), ran.actions)[0].state])
+    apart = np.abs(states[:, None] - states).max(-1)
+    assert (apart[~np.eye(len(states), dtype=bool)] > 1e-3).all()
+
+
+def test_actions_are_clipped(ran):
+    actions = random_actions(ran.env, seed=1, scale=3.0)
+    low, high = (np.zeros(ran.env.spec.action_mask.shape, np.float32) for _ in range(2))
+    low[ran.env.spec.action_mask] = np.concatenate(ran.env.spec.action_low)
+    high[ran.env.spec.action_mask] = np.concatenate(ran.env.spec.action_high)
+    inside = np.clip(actions, low, high)
+    assert (inside != actions).any()
+    beyond, clipped = (ran.compiled.play(ran.env_state, a) for a in (actions, inside))
+    jax.tree.map(np.testing.assert_array_equal, beyond, clipped)
+
+
+@pytest.mark.parametrize("name", scenarios.FACTORIES)
+def test_every_name_without_compiling(name):
+    env = envs.make(name)
+    spec = env.spec
+    assert spec.name == name
+    metadata = dict(spec.metadata)
+    assert metadata["partition"] == "|".join(spec.agents)
+    assert name.startswith(metadata["body"]) and metadata["engine"] == scenarios.BODIES[metadata["body"]].engines[0]
+    assert (metadata["obs"], metadata["agent_id"]) == ("full", "True")
+    assert spec.cpu_compiler_options == CPU_OPTIONS, "else long chains and the pusher compile for minutes"
+
+    key, action = jax.random.key(0), jnp.zeros((spec.num_agents, spec.action_size))
+    env_state, first = jax.eval_shape(env.reset, key, env.params)
+    after = jax.eval_shape(env.step, key, env_state, action, env.params)
+    assert after == (env_state, first), "what a step returns can be carried by a scan"
+    assert first.obs.shape == (spec.num_agents, spec.observation_size)
+    assert jax.eval_shape(env.drawing.pose, env_state).shape == (env.drawing.model.nq,)
+
+
+def test_restarts_in_training_are_new_states():
+    """A time limit within a rollout: the first starts and those from the pool are all different."""
+    env = envs.make("hopper_3x1", backend="spring", episode_length=4)
+    config = TrustRegionConfig(hidden_sizes=(4,))
+    actor, actors = make_actor(env.spec, config), init_actors(jax.random.key(0), env.spec, config)
+    moments = init_obs_moments(env.spec, config)
+
+    @jax.jit
+    def trajectory(key):
+        worlds = rollout.start(key, env, NUM_ENVS)
+        return rollout.rollout(key, env, actor, actors, moments, worlds, length=6)[1]
+
+    seen = trajectory(jax.random.key(1))
+    done, state = np.asarray(seen.done), np.asarray(seen.state)
+    assert (done == (np.arange(6) == 3)[:, None]).all()
+    starts = np.concatenate([state[0], state[4]])
+    apart = np.abs(starts[:, None] - starts).max(-1)
+    assert (apart[~np.eye(len(starts), dtype=bool)] > 1e-3).all()
+
+
+# C MuJoCo as the oracle
+
+FIRST_STEPS = {
+    "ant": (3, 6.0, 0.6),  # 1 Newton iteration and explicit damping, felt wherever a joint is at the end of its range
+    "coupled_halfcheetah": (5, 1e-3, 1e-3),
+    "halfcheetah": (5, 1e-3, 0.6),  # paid one simulation step late
+    "hopper": (5, 0.4, 0.04),  # Euler instead of Runge and Kutta
+    "humanoid": (5, 8.0, 0.1),  # as ant
+    "humanoidstandup": (3, 5.0, 1.0),
+    "manyagent_swimmer": (5, 0.02, 1e-3),
+    "pusher": (5, 1e-4, 1e-4),
+    "reacher": (5, 1e-4, 1e-4),
+    "swimmer": (5, 1e-4, 1e-4),
+    "walker2d": (5, 3.0, 0.2),  # as hopper
+}
+"""Steps, and bounds on the differences of observations and rewards in them; the largest entries of an observation, the
+velocities, change by 1 to 20 in a step."""
+MANYAGENT_ANT = {"floor": (1, 1e-3, 1e-3), "air": (4, 2e-2, 1e-3)}
+"""MJX and C lay friction in other directions where a capsule meets the floor, which one step there shows."""
+
+
+@pytest.mark.parametrize("start", ["floor", "air"])
+def test_first_steps_are_those_of_c_mujoco(ran, start):
+    """Gymnasium's environment in the states of a reset, or in those lifted off the floor, under the same actions."""
+    if start == "air" and ran.body not in c_world.LIFTS:
+        pytest.skip("it touches no floor")
+    steps, *bounds = MANYAGENT_ANT[start] if ran.body == "manyagent_ant" else FIRST_STEPS[ran.body]
+    env_state = c_world.lifted(ran.env, ran.env_state, c_world.LIFTS[ran.body] if start == "air" else 0.0)
+    seen = ran.steps if start == "floor" else ran.compiled.play(env_state, ran.actions)
+    obs, reward, terminated = c_world.steps(ran.env, env_state, ran.actions[:steps])
+    pairs = ((seen.state[:steps, :, : obs.shape[-1]], obs), (seen.reward[:steps, :, 0], reward))
+    assert np.less([np.abs(ours - theirs).max() for ours, theirs in pairs], bounds).all()
+    np.testing.assert_array_equal(seen.terminated[:steps], terminated)
+
+
+# Brax itself as the oracle
+
+
+@pytest.mark.parametrize("ran", [PLAYED["ant"], PLAYED["humanoid"]], indirect=True)
+def test_same_as_brax(ran):
+    """A few steps of Brax's own environment, its whole state carried, from the same keys with the actions in its order.
+
+    The two programs are compiled apart, so they agree to rounding only, which contacts enlarge step by step.
+    """
+    brax_env = brax_engine.load_brax(ran.body, brax_engine.BODIES[ran.body].default_backend)
+    tree = ran.env.drawing.tree
+    joints = [agent.split("+") for agent in ran.env.spec.agents]
+    places = {name: (i, j) for i, agent in enumerate(joints) for j, name in enumerate(agent)}
+    agent, slot = np.transpose([places[name] for name in tree.actuators])
+    steps = 5
+    controls = ran.actions[:steps, :, agent, slot]
+
+    def rollout(keys, controls):
+        state = jax.vmap(brax_env.reset)(keys)
+
+        def step(state, control):
+            state = jax.vmap(brax_env.step)(state, control)
+            return state, (state.obs, state.reward, state.done)
+
+        return jax.lax.scan(step, state, controls)[1]
+
+    obs, reward, done = jax.jit(rollout, compiler_options=dict(CPU_OPTIONS))(keys_from(0), controls)
+    np.testing.assert_allclose(ran.steps.state[:steps], obs, atol=2e-3)
+    np.testing.assert_allclose(ran.steps.reward[:steps, :, 0], reward, atol=2e-3)
+    np.testing.assert_array_equal(ran.steps.terminated[:steps], done > 0.5)
+
+
+@pytest.mark.parametrize("ran", [PLAYED["humanoidstandup"]], indirect=True)
+def test_standing_up_is_paid_as_in_gymnasium(ran):
+    """Height over a simulation step of 3 ms, not over Brax's control step, and Gymnasium's control cost at +-0.4."""
+    cost = 0.1 * np.sum(np.square(0.4 * ran.actions), axis=(-1, -2), where=ran.env.spec.action_mask)
+    np.testing.assert_allclose(ran.steps.reward[..., 0], ran.steps.state[..., 0] / 0.003 + 1 - cost, rtol=1e-4)
+
+
+def test_standing_up_can_be_paid_as_in_brax():
+    """Brax's own number is passed on."""
+    state = SimpleNamespace(pipeline_state=SimpleNamespace(q=np.arange(24.0)), reward=np.float32(7.0))
+    brax_env = brax_engine.load_brax("humanoidstandup", "mjx")
+    assert brax_engine._standup_reward(brax_env)(state, np.zeros(17)) == pytest.approx(2 / 0.003 + 1)
+    assert brax_engine._brax_reward(state, np.zeros(17)) == 7.0
+    env = envs.make("humanoidstandup_17x1", corrected=False)
+    assert dict(env.spec.metadata)["corrected"] == "False" and dict(env.spec.options) == {"corrected": False}
+
+
+def test_carried_state_is_small():
+    """MJX's whole data is 3,000 numbers for the ant; a rollout selects over what is carried at every step."""
+    env = envs.make("ant_4x2")
+    carried = jax.eval_shape(lambda key: env.reset(key, env.params)[0], jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(carried)) < 120
+
+
+# Other backends, observations and partitions
+
+
+UNEVEN = "hip_1+ankle_1+hip_2+ankle_2+hip_3|ankle_3+hip_4+ankle_4"
+
+
+def test_uneven_agents_with_local_observations_on_spring():
+    """Agents of 5 and 3 joints: padded entries are zero in observations and ignored in actions."""
+    env = envs.make("ant_2x4", backend="spring", obs=1, agent_id=True, partition=UNEVEN)
+    spec, tree, steps = env.spec, env.drawing.tree, 10
+    assert "|".join(spec.agents) == UNEVEN and spec.action_sizes == (5, 3)
+    functions, actions = compiled(env), random_actions(env, seed=0, steps=steps)
+    env_state, first = functions.start(keys_from(0))
+    after = functions.play(env_state, actions)
+    check_timesteps(spec, first, (NUM_ENVS,))
+    check_timesteps(spec, after, (steps, NUM_ENVS))
+
+    partition = kinematics.parse_partition(tree, UNEVEN)
+    for agent, seen in enumerate(kinematics.observation_indices(tree, partition, 1)):
+        ids = np.broadcast_to(np.eye(2, dtype=np.float32)[agent], (steps, NUM_ENVS, 2))
+        expected = np.concatenate([after.state[..., seen], ids], axis=-1)
+        assert spec.observation_sizes[agent] == expected.shape[-1]
+        np.testing.assert_array_equal(after.obs[..., agent, : expected.shape[-1]], expected)
+
+    actions[..., ~spec.action_mask] = np.nan
+    jax.tree.map(np.testing.assert_array_equal, functions.play(env_state, actions), after)
+
+
+# The ones that compile fastest, and each backend; the ant is on spring above.
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("ant_4x2", "generalized"), ("hopper_3x1", "positional"), ("reacher_2x1", "mjx"), ("reacher_2x1", "spring")],
+)
+def test_a_few_steps_on_the_other_backends(name, backend):
+    env = envs.make(name, engine="brax", backend=backend)
+    first, after = compiled(env).rollout(keys_from(0), random_actions(env, seed=0, steps=10))
+    check_timesteps(env.spec, first, (NUM_ENVS,))
+    check_timesteps(env.spec, after, (10, NUM_ENVS))
+
+
+@pytest.mark.parametrize("backend", brax_engine.BACKENDS)
+@pytest.mark.parametrize("body", brax_engine.BODIES)
+def test_every_body_on_every_backend_without_compiling(body, backend):
+    env = envs.make(PLAYED[body], engine="brax", backend=backend)
+    assert dict(env.spec.metadata)["backend"] == backend
+    _, first = jax.eval_shape(env.reset, jax.random.key(0), env.params)
+    assert first.state.shape == (env.spec.state_size,)
+
+
+@pytest.mark.parametrize(
+    "options, sizes",
+    [
+        ({}, (31,) * 4),
+        ({"agent_id": False}, (27,) * 4),
+        ({"obs": 0}, (15,) * 4),
+        ({"obs": 1}, (18,) * 4),
+        ({"obs": np.int64(9)}, (21,) * 4),
+        ({"obs": 0, "agent_id": True}, (19,) * 4),
+    ],
+)
+def test_observation_sizes(options, sizes):
+    """Full: 27 + id. Local: 11 root coordinates, 4 own ones, then the other hips, then everybody's position."""
+    assert envs.make("ant_4x2", **options).spec.observation_sizes == sizes
+
+
+def test_exact_inverse_on_generalized():
+    assert brax_engine.load_brax("halfcheetah", "generalized").sys.matrix_inv_iterations == 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "written, name",
+    [
+        ("ant-4x2", "ant_4x2"),
+        ("Ant-v2-4x2", "ant_4x2"),
+        ("Ant-v5 4x2", "ant_4x2"),
+        ("ant4X2", "ant_4x2"),
+        ("ant_2x4d", "ant_2x4d"),
+        ("half_cheetah_6x1", "halfcheetah_6x1"),
+        ("HalfCheetah-6x1", "halfcheetah_6x1"),
+        ("Humanoid-v2-9|8", "humanoid_9|8"),
+        ("humanoid_9_8", "humanoid_9|8"),
+        ("HumanoidStandup-v5_17x1", "humanoidstandup_17x1"),
+        ("Walker2d-v4-3x2", "walker2d_3x2"),
+        ("manyagent_swimmer_3x2", "manyagent_swimmer_3x2"),
+        ("ManySegmentSwimmer-10x2", "manyagent_swimmer_10x2"),
+        ("coupled_half_cheetah_1p1", "coupled_halfcheetah_1p1"),
+        ("2x4-Agent Ant", "ant_2x4"),
+        ("4x2 ant", "ant_4x2"),
+        ("17x1-agent humanoid", "humanoid_17x1"),
+        ("9|8 Humanoid", "humanoid_9|8"),
+        ("MaMuJoCo-Ant-4x2", "ant_4x2"),
+        ("10x2 Swimmer", "manyagent_swimmer_10x2"),
+        ("swimmer_10x2", "manyagent_swimmer_10x2"),
+        ("swimmer_2x1", "swimmer_2x1"),
+    ],
+)
+def test_names_as_people_write_them(written, name):
+    assert envs.make(written).spec.name == name
+
+
+def test_a_body_with_a_partition():
+    env = envs.make("hopper", partition=[["thigh_joint", "foot_joint"], ["leg_joint"]], obs=0)
+    assert env.spec.agents == ("thigh_joint+foot_joint", "leg_joint") and env.spec.name == "hopper"
+    assert env.spec.observation_sizes == (9, 7)
+    for body, split in (("ant", "2x4d"), ("humanoid", "9|8"), ("pusher", "3p")):
+        assert envs.make(body, partition=split).spec.agents == envs.make(f"{body}_{split}").spec.agents
+
+
+def test_categories():
+    """Humanoid: each joint's link inertia, velocity and torque too, at distance 0 alone."""
+    seen = [["qpos", "qvel", "cinert", "cvel", "qfrc_actuator"], ["qpos"]]
+    near, far = (envs.make("humanoid_17x1", obs=hops, categories=seen).spec.observation_sizes for hops in (0, 1))
+    assert set(near) == {11 + 1 + 1 + 10 + 6 + 1} and min(f - n for f, n in zip(far, near)) >= 1
+
+
+def test_segments_are_shared_out():
+    assert envs.make("manyagent_swimmer_3x2").spec.action_sizes == (2, 2, 2)
+    ant = envs.make("manyagent_ant_2x3").spec
+    assert ant.action_sizes == (12, 12) and ant.state_size == 311, "MA-MuJoCo's size"
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("ant_3x3", "env 'ant_3x3': 3 x 3 = 9, but the ant has 8 joints; known splits: 2x4, 4x2, 8x1, 2x4d"),
+        ("HalfCheetah-4x2", "4 x 2 = 8, but the halfcheetah has 6 joints; known splits: 2x3, 3x2, 6x1"),
+        ("ant", "env 'ant' needs partition=..., or one of ant_2x4, ant_4x2, ant_8x1, ant_2x4d"),
+        ("ant_1x8", "known splits: 2x4, 4x2, 8x1, 2x4d; make ant with partition='1x8' for this one"),
+        ("ant_2x4e", "the ant has no split '2x4e'; known splits: 2x4"),
+        ("manyagent_swimmer_1x1", "2 segments at least"),
+        ("nothing like it", "unknown env 'nothing like it'; known: ant_2x4"),
+        (4, "env=4; it must be a name such as 'ant_4x2', one of envs.names()"),
+    ],
+)
+def test_unknown_names(name, sentence):
+    with pytest.raises(ValueError) as error:
+        envs.make(name)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"engine": "isaac"}, "engine='isaac'; accepted: None, brax, mjx"),
+        ({"engine": "mjx", "backend": "spring"}, "backend='spring'; engine 'mjx' has no other"),
+        ({"categories": [["qpos"]]}, "categories=[['qpos']]; obs='full' shows all; accepted: None"),
+        ({"obs": 0, "categories": [["qpos", "cinert"]]}, "it must list, per distance, some of qpos, qvel"),
+        ({"backend": "warp"}, "backend='warp'; accepted: None, spring, positional, generalized, mjx"),
+        ({"obs": -1}, "obs=-1; accepted: 'full' or a number of hops >= 0"),
+        ({"obs": "local"}, "obs='local'; accepted: 'full'"),
+        ({"obs": True}, "obs=True; accepted: 'full'"),
+        ({"agent_id": 1}, "agent_id=1; accepted: None, True, False"),
+        ({"episode_length": 0}, "episode_length=0; it must be at least 1"),
+        ({"episode_length": 10.5}, "episode_length=10.5; it must be a whole number"),
+        ({"partition": "3x3"}, "3 x 3 = 9, but the ant has 8 joints"),
+        ({"partition": [["hip_1", "hip_1"]]}, "joint 'hip_1' is given 2 times"),
+        ({"corrected": False}, "corrected=False; nothing is corrected in brax's ant; accepted: True"),
+        ({"legs": 4}, "unknown option 'legs'; accepted: engine, backend, obs, categories, agent_id"),
+    ],
+)
+def test_bad_options(options, sentence):
+    with pytest.raises(ValueError) as error:
+        envs.make("ant_4x2", **options)
+    assert str(error.value).startswith("env 'ant_4x2': ") and sentence in str(error.value)
+
+
+def test_import_is_cheap_and_building_is_quiet(tmp_path):
+    """Neither `import envs` nor a wrong name loads brax; building a body prints and writes nothing."""
+    script = (
+        "import sys, envs\n"
+        "try: envs.make('ant_3x3')\n"
+        "except ValueError: pass\n"
+        "assert 'brax' not in sys.modules and 'mujoco' not in sys.modules\n"
+        "envs.make('halfcheetah_6x1', backend='spring')\n"
+    )
+    root = os.path.dirname(os.path.dirname(envs.__file__))
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())

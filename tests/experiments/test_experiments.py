@@ -1,0 +1,333 @@
+"""The studies: every script's smallest size runs, what is shared keeps its promises, exact parts match other ways."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from matplotlib.figure import Figure
+
+import envs
+from envs.games import two_peaks_expectation
+from experiments import (
+    allocation_ablations,
+    bilinear,
+    exact_gaussians,
+    mixed_motives,
+    parameter_sharing,
+    report,
+    stage_games,
+    study,
+    tabular,
+    theory,
+)
+from experiments.exact_gaussians import Team
+from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, VERDICTS, Piece, Report, Row, Study
+from marl_kl.core import algorithms, allocators
+from marl_kl.core.allocators import Round
+
+
+def quiet(line):
+    pass
+
+
+@pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
+def test_smoke(one, tmp_path):
+    results = study.run(one, "smoke", tmp_path / "pieces", tmp_path, quiet)
+    section = study.show(one, results, tmp_path)
+    shown = one.report(results)
+    assert shown.rows and all(row.verdict in VERDICTS and row.why for row in shown.rows)
+    assert section.startswith(f"## {one.title}") and "nan" not in section
+    for name in shown.figures:
+        assert (tmp_path / f"{one.name}-{name}.png").stat().st_size > 3000
+        assert (tmp_path / f"{one.name}-{name}.pdf").exists() and f"({one.name}-{name}.png)" in section
+
+
+def counting_study(log, numbers=(1.0, 2.0), broken=()):
+    """A study of one number per piece, which notes what it runs."""
+
+    def work(number):
+        log.append(number)
+        if number in broken:
+            raise KeyboardInterrupt
+        return {"value": np.array([number, np.nan])}
+
+    def shown(results):
+        values = [float(piece["value"][0]) for piece in results.pieces.values()]
+        return Report([Row("a claim", f"{values}", "", HOLDS, "why")], {"it": (Figure(), "nothing")}, "text")
+
+    def pieces(size):
+        return [
+            Piece(f"piece-{i}", 1.0, {"number": n, "size": size}, lambda n=n: work(n)) for i, n in enumerate(numbers)
+        ]
+
+    return Study("counting", "Counting", "How many?", pieces, shown)
+
+
+def test_an_interrupted_study_goes_on(tmp_path):
+    log, said = [], []
+    with pytest.raises(KeyboardInterrupt):
+        study.run(counting_study(log, broken=(2.0,)), "quick", tmp_path / "work", tmp_path, quiet)
+    assert not (tmp_path / "counting.json").exists()
+    results = study.run(counting_study(log), "quick", tmp_path / "work", tmp_path, said.append)
+    assert log == [1.0, 2.0, 2.0] and "1 of 2 pieces are done; the others take about 1 s" in said[0]
+    np.testing.assert_array_equal(results.pieces["piece-1"]["value"], [2.0, np.nan])
+    whole = study.run(counting_study([]), "quick", tmp_path / "other", tmp_path / "elsewhere", quiet)
+    assert {n: p["value"].tolist()[0] for n, p in whole.pieces.items()} == {"piece-0": 1.0, "piece-1": 2.0}
+    study.run(counting_study(log), "quick", tmp_path / "work", tmp_path, quiet)
+    assert log == [1.0, 2.0, 2.0], "nothing is left to do"
+
+
+def test_pieces_of_other_settings_are_not_used(tmp_path):
+    log = []
+    study.run(counting_study(log), "quick", tmp_path / "work", tmp_path, quiet)
+    results = study.run(counting_study(log, (1.0, 3.0)), "quick", tmp_path / "work", tmp_path, quiet)
+    assert log == [1.0, 2.0, 3.0] and results.pieces["piece-1"]["value"][0] == 3.0
+    assert results.settings["piece-1"] == {"number": 3.0, "size": "quick"} and results.machines == (study.machine(),)
+
+
+def test_results_are_assembled_from_the_raw_results(tmp_path):
+    folder = tmp_path / "results"
+    one, other = counting_study([]), counting_study([])._replace(name="absent")
+    study.run(one, "quick", tmp_path / "work", folder, quiet)
+    text = report.assembled(folder, (one, other))
+    assert "| `counting` | a claim | **holds** |" in text and "(results/counting-it.png)" in text
+    assert text.rstrip().endswith("Not run yet: `absent`.") and (folder / "counting.md").exists()
+    document = json.loads((folder / "counting.json").read_text())
+    document["pieces"]["piece-0"]["values"]["value"] = [7, None]
+    (folder / "counting.json").write_text(json.dumps(document))
+    assert "[7.0, 2.0]" in report.assembled(folder, (one,))
+
+
+def test_results_committed_here_say_what_the_scripts_say():
+    """RESULTS.md is the scripts' own words about the raw results beside it."""
+    text = (study.RESULTS.parent / "RESULTS.md").read_text()
+    for one in report.STUDIES:
+        if (study.RESULTS / f"{one.name}.json").exists():
+            results = study.load(one, study.RESULTS)
+            settings = {piece.name: json.loads(json.dumps(piece.settings)) for piece in one.pieces(results.size)}
+            assert results.settings == settings, one.name
+            assert study.markdown(one, results, one.report(results), f"{study.RESULTS.name}/") in text, one.name
+
+
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [(2.0, 3.0, HOLDS), (1.2, 3.0, PARTLY), (1.2, 1.8, PARTLY), (0.9, 3.0, NOT_SEEN), (0.5, 0.9, CONTRARY)],
+)
+def test_verdicts(low, high, verdict):
+    assert study.judged(study.Estimate((low + high) / 2, low, high), claimed=2.0, nothing=1.0) == verdict
+    assert "nobody has looked" in study.because(verdict, {})
+
+
+@pytest.mark.parametrize(
+    "cases, verdict",
+    [
+        ((HOLDS, HOLDS), HOLDS), ((HOLDS, PARTLY), PARTLY), ((HOLDS, NOT_SEEN), PARTLY), ((HOLDS, CONTRARY), MIXED),
+        ((NOT_SEEN, NOT_SEEN), NOT_SEEN), ((NOT_SEEN, CONTRARY), CONTRARY), ((MIXED, NOT_SEEN), MIXED),
+    ],
+)  # fmt: skip
+def test_verdicts_on_several_cases(cases, verdict):
+    assert study.counted(cases) == study.counted(cases[::-1]) == verdict
+
+
+@pytest.mark.parametrize("hits, cases", [(0, 12), (12, 12), (3, 10)])
+def test_intervals_of_shares_are_those_of_scipy(hits, cases):
+    found = study.proportion(np.arange(cases) < hits)
+    exact = scipy.stats.binomtest(hits, cases).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose([found.low, found.value, found.high], [exact.low, hits / cases, exact.high])
+
+
+def test_intervals_of_two_samples_cover_the_truth():
+    """95 % intervals of a ratio of means: of 200 samples most contain 2, and swapped they are the reciprocals."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        above, below = rng.normal(2, 0.4, 30), rng.normal(1, 0.1, 40)
+        found = study.ratio(above, below, np.mean)
+        covered += found.low <= 2 <= found.high
+    assert 180 <= covered <= 199
+    np.testing.assert_allclose(study.difference(above, below, np.mean).value, above.mean() - below.mean())
+    np.testing.assert_allclose(found.value, above.mean() / below.mean())
+
+
+def test_durations():
+    assert [study.duration(s) for s in (40, 180, 9000)] == ["40 s", "3 min", "2.5 h"]
+
+
+# The exact parts
+
+
+def test_expected_payoff_is_the_sum_over_joint_actions():
+    rng = np.random.default_rng(0)
+    payoff = rng.normal(size=(2, 3, 2, 3))
+    probability = np.array([[0.3, 0.7, 0.0], [0.2, 0.3, 0.5], [0.6, 0.4, 0.0]])
+    summed = sum(
+        probability[0, a] * probability[1, b] * probability[2, c] * payoff[a, b, c] for a, b, c in np.ndindex(2, 3, 2)
+    )
+    got = stage_games.expected_payoff(jnp.asarray(probability), jnp.asarray(payoff))
+    np.testing.assert_allclose(got, summed, rtol=1e-5)
+    small = payoff[:, :2, :, :3]
+    even = np.full((3, 2), 0.5)
+    regrets = [max(small[..., i].mean(tuple(j for j in range(3) if j != i))) - small[..., i].mean() for i in range(3)]
+    got = mixed_motives.total_regret(jnp.asarray(even), jnp.asarray(small))
+    np.testing.assert_allclose(got, sum(regrets), rtol=1e-5)
+
+
+def test_payoff_of_the_sharing_game():
+    probability = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1], [0.3, 0.7]])
+    env = envs.make("parameter_sharing", num_agents=4)
+    total = 0.0
+    for action in np.ndindex(2, 2, 2, 2):
+        reward = env.step(None, env.reset(None, ())[0], jnp.array(action), ())[1].reward[0]
+        total += float(reward) * np.prod([probability[i, a] for i, a in enumerate(action)])
+    np.testing.assert_allclose(parameter_sharing.expected(jnp.asarray(probability)), total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", study.TRUST_REGION)
+def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(method, float64):
+    update = exact_gaussians.make_update(two_peaks_expectation, exact_gaussians.ALLOCATORS[method](), learn_std=True)
+    key, budget = jax.random.key(0), 0.3
+    teams, done = jax.jit(lambda team: exact_gaussians.follow(update, key, team, budget, 12))(
+        Team(jnp.zeros(2), jnp.zeros(2))
+    )
+    values = jax.vmap(lambda t: two_peaks_expectation(t.mean, jnp.exp(t.log_std)))(teams)
+    assert np.diff(values).min() >= 0 and values[-1] > values[0]
+    assert np.asarray(done.kl).sum(-1).max() <= budget * (1 + 1e-6)
+    np.testing.assert_array_equal(np.sort(done.position, axis=-1), np.tile([0, 1], (12, 1)))
+
+
+def test_the_bilinear_game_by_hand(float64):
+    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 at once and rises to 15/16 in
+    turns."""
+    for simultaneous, after in ((True, -9 / 16), (False, 15 / 16)):
+        allocator = exact_gaussians.ALLOCATORS["hatrpo"]()
+        update = exact_gaussians.make_update(lambda mean, std: jnp.prod(mean), allocator, False, simultaneous)
+        team, _ = update(jax.random.key(0), Team(jnp.array([-0.25, 0.25]), jnp.zeros(2)), 1.0)
+        np.testing.assert_allclose(jnp.prod(team.mean), after, rtol=1e-5)
+
+
+def test_steps_at_the_same_time_by_hand():
+    """Every mean moves by 1 towards the sign of the other one, wherever it starts; KL 1/2 each."""
+    size = bilinear.Size((1.0,), 5, 1, ())
+    found = bilinear.step_exactly(bilinear.SIMULTANEOUS, size)
+    a, b = bilinear.starts(5).T
+    by_hand = (a + np.sign(b)) * (b + np.sign(a)) - a * b
+    np.testing.assert_allclose(found["change"][0], by_hand, atol=1e-5)
+    np.testing.assert_allclose(found["worse"], [(by_hand < -1e-4).mean()])
+
+
+def test_orders_differ_in_nothing_but_the_order():
+    """Thresholds are those of the share function, the order is that of the utilities even where those are equal."""
+    game, policies, _ = theory.random_start(1, 0.5)
+    utility = jnp.array([0.2, 0.5, 0.1])
+    for share in (allocators.natural, allocators.uniform):
+        done = [
+            tabular.budgeted_iteration(game, policies, tabular.planned_in(order, share), 0.1, jax.random.key(0))
+            for order in theory.ORDERS
+        ]
+        for one in done[1:]:
+            np.testing.assert_allclose(one.thresholds, done[0].thresholds)
+        assert abs(done[0].thresholds.sum() - 0.1) < 1e-6
+        for order, expected in (("largest", [1, 0, 2]), ("smallest", [2, 0, 1])):
+            plan = tabular.planned_in(order, share).start(jax.random.key(0), utility, 0.1)
+            np.testing.assert_array_equal(plan[0], expected)
+
+
+# Allocation
+
+
+def thresholds_of(allocator, utility, spent, budget=1.0):
+    """[N] what an allocator gives agents that each spend the share `spent` of it; utilities are the scores too."""
+    n = len(utility)
+    plan = allocator.start(jax.random.key(3), jnp.asarray(utility), jnp.asarray(budget))
+    given, waiting, remaining, unassigned = np.zeros(n), np.ones(n, bool), budget, budget
+    for position in range(n):
+        now = Round(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
+        agent, threshold = (part.item() for part in allocator.next(plan, now))
+        assert waiting[agent]
+        given[agent], waiting[agent] = threshold, False
+        remaining, unassigned = remaining - spent * threshold, unassigned - threshold
+    return given
+
+
+@pytest.mark.parametrize("share", [allocators.uniform, allocators.water_filling, allocators.natural])
+def test_budget_is_handed_on_only_where_some_is_left(share):
+    utility = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
+    for in_random_order in (False, True):
+        allocator = allocation_ablations.handing_on(share, in_random_order)
+        np.testing.assert_allclose(thresholds_of(allocator, utility, 1.0), share(utility, 1.0), rtol=1e-4)
+        half = thresholds_of(allocator, utility, 0.5)
+        assert 1 < half.sum() and 0.5 * half.sum() <= 1
+    nothing_spent = thresholds_of(allocation_ablations.handing_on(allocators.uniform), utility, 0.0)
+    np.testing.assert_allclose(np.sort(nothing_spent), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-5)
+
+
+def test_greedy_that_loses_what_is_left_gives_the_budget_once():
+    """Shares in the ratio of the scores, whatever is spent."""
+    scores = np.array([1.0, 4.0, 2.0, 1.0], np.float32)
+    allocator = allocation_ablations.losing(allocators.greedy("proportional"))
+    for spent in (0.0, 0.6, 1.0):
+        np.testing.assert_allclose(thresholds_of(allocator, scores, spent), scores / 8, rtol=1e-5)
+    assert thresholds_of(allocators.greedy("proportional"), scores, 0.6).sum() > 1
+
+
+def first_update(name, batch, budget=0.04, seeds=4):
+    """What `allocation_ablations` records of one update of its game, leaves [seed, ...]."""
+    variant = next(v for v in allocation_ablations.VARIANTS if v.name == name)
+    entry = allocation_ablations.entry_of(variant)
+    env = envs.make("matrix_game", payoff=allocation_ablations.weighted_payoff())
+    config = stage_games.game_config(entry, batch)
+
+    def record(policy, params, metrics):
+        names = ("kl_threshold", "kl_total", "utility", "gain", "step_fraction")
+        before, after = (allocation_ablations.right_of(p) for p in (metrics["policy_before"], policy))
+        return {name: metrics[name] for name in names} | {"before": before, "after": after}
+
+    runs = {"kl_budget": np.full(seeds, budget)}
+    kept = stage_games.learn(env, entry, config, runs, np.arange(seeds), 1, record)
+    return {name: values[:, 0] for name, values in kept.items()}, variant
+
+
+def test_leftover_budget_in_the_trainer():
+    """Handed on or lost, the joint budget is kept; lost, it is given out once, and handed on, more of it is spent."""
+    handed, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-handed", "hatrpo_g-lost", "hatrpo_w"))
+    for one in (handed, lost, plain):
+        assert (one["kl_total"] <= 0.04).all()
+    np.testing.assert_allclose(lost["kl_threshold"].sum(-1), 0.04, rtol=1e-3)
+    assert (handed["kl_threshold"].sum(-1) >= plain["kl_threshold"].sum(-1) * 0.999).all()
+    assert handed["kl_total"].sum() > 1.1 * plain["kl_total"].sum()
+    own = algorithms.get("hatrpo")
+    assert algorithms.get(own) is own
+
+
+def test_first_update_of_the_weighted_game_against_a_direct_computation():
+    """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""
+    first, variant = first_update("hatrpo_n", 16384)
+    found = allocation_ablations.gains(first, np.full(4, 0.04), np.zeros(4))
+    sizes = allocation_ablations.WEIGHTS * np.sqrt(first["before"] * (1 - first["before"]))
+    by_hand = (sizes * np.sqrt(2 * first["kl_threshold"])).sum(-1)
+    np.testing.assert_allclose(found["predicted"], by_hand, rtol=0.05)
+    np.testing.assert_allclose(found["real"], found["accepted"], rtol=0.1)
+    np.testing.assert_allclose(found["surrogate"], found["real"], rtol=0.1)
+    every = np.full(4, 0.04)
+    wanted = allocation_ablations.own_shares(variant, first["before"], every, np.full(4, 1e-4))
+    assert allocation_ablations.apart(first["kl_threshold"] / 0.04, wanted).max() < 0.03
+
+
+def test_own_shares_by_hand():
+    even, budget, epsilon = np.full((1, 4), 1 / 3), np.ones(1), np.full(1, 1e-9)
+    ratios = {"hatrpo": [1, 1, 1, 1], "hatrpo_w": [8, 4, 2, 1], "hatrpo_g": [8, 4, 2, 1], "hatrpo_n": [64, 16, 4, 1],
+              "hatrpo_g-all": [1, 0, 0, 0]}  # fmt: skip
+    for variant in allocation_ablations.VARIANTS:
+        if variant.name in ratios:
+            shares = np.array(ratios[variant.name]) / sum(ratios[variant.name])
+            got = allocation_ablations.own_shares(variant, even, budget, epsilon)
+            np.testing.assert_allclose(got, shares[None], atol=1e-5)
+
+
+def test_verdicts_on_no_change():
+    inside, across, outside = (study.Estimate(v, v - 0.01, v + 0.01) for v in (0.0, 0.05, -0.1))
+    within = allocation_ablations.within
+    assert [within([inside, f], 0.05) for f in (inside, across, outside)] == [HOLDS, NOT_SEEN, CONTRARY]

@@ -1,0 +1,56 @@
+"""Ctrl-C on the command line."""
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from marl_kl.cli.ctrl_c import STOPPING, second_one_ends_at_once
+
+_BUSY = """
+import os, signal, time
+from marl_kl.commands.interrupts import second_one_ends_at_once
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"heard\\n"))  # and as deaf as a compilation
+with second_one_ends_at_once():
+    os.write(1, b"busy\\n")
+    while True:
+        time.sleep(60)
+"""
+
+
+def test_the_second_one_ends_a_process_that_does_not_listen():
+    command = [sys.executable, "-c", _BUSY]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        for line in ("busy\n", "heard\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert STOPPING in process.stderr.read()
+
+
+def test_what_was_there_before_is_there_afterwards(capfd):
+    """Handler and wakeup; other signals and the first one end nothing."""
+    ends = []
+    before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with second_one_ends_at_once(lambda: ends.append(threading.current_thread())):
+            for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGUSR1):
+                signal.raise_signal(number)
+        assert not ends and capfd.readouterr().err.count(STOPPING) == 1
+        with second_one_ends_at_once(lambda: ends.append(threading.current_thread())):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        assert len(ends) == 1 and ends[0] is not threading.main_thread()
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGUSR1), before):
+            signal.signal(number, handler)
+
+
+def test_elsewhere_it_does_nothing():
+    thread = threading.Thread(target=lambda: second_one_ends_at_once().__enter__())
+    thread.start()
+    thread.join()
+    assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,110 @@
+"""The tables of a run folder: pandas reads back exactly what was written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from marl_kl.results import Evaluation
+from marl_kl.storage import run_tables
+from marl_kl.storage.files import RunFolderError
+from tests.support import synthetic
+
+
+def test_metrics_read_back_exactly_by_pandas(tmp_path):
+    result = synthetic.result(num_seeds=2, num_agents=3, num_updates=7)
+    metrics = result.metrics | {
+        "count": np.arange(14).reshape(2, 7),
+        "flag": np.eye(2, 7, dtype=bool),
+        "extremes": np.full((2, 7), [np.inf, -np.inf, np.nan, 1e-45, 3.4e38, 0.1, -0.0], np.float32),
+        "double": np.random.default_rng(0).normal(size=(2, 7)),
+    }
+    env_steps = np.arange(1, 8) * 10**12
+    run_tables.write_metrics(tmp_path, result.spec.agents, (4, 9), env_steps, metrics)
+    frame = pd.read_csv(tmp_path / "metrics.csv")
+    assert list(frame["seed"]) == [4] * 7 + [9] * 7
+    assert list(frame["update"]) == [*range(1, 8)] * 2
+    assert list(frame["env_steps"]) == [*env_steps] * 2
+    for name, values in metrics.items():
+        columns = [name] if values.ndim == 2 else [f"{name}[{agent}]" for agent in result.spec.agents]
+        read = frame[columns].to_numpy().reshape(values.shape)
+        np.testing.assert_array_equal(read.astype(values.dtype), values, err_msg=name)
+    assert list(frame.columns[:4]) == ["seed", "update", "env_steps", "episode_return"]
+    assert "kl[hip_1+ankle_1]" in frame.columns
+
+
+def test_metrics_of_a_wrong_shape_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metric 'kl' has shape \(2, 5\); it must be \(2, 4\) or \(2, 4, 1\)"):
+        run_tables.write_metrics(tmp_path, ("a",), (0, 1), np.arange(4), {"kl": np.zeros((2, 5))})
+
+
+def test_a_run_of_no_updates_has_a_header(tmp_path):
+    run_tables.write_metrics(tmp_path, ("a",), (0,), np.arange(0), {"kl": np.zeros((1, 0, 1))})
+    assert list(pd.read_csv(tmp_path / "metrics.csv").columns) == ["seed", "update", "env_steps", "kl[a]"]
+
+
+def test_evaluation_reads_back_by_pandas(tmp_path):
+    returns = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    update = np.array([0, 5, 10])
+    run_tables.write_evaluation(tmp_path, (4, 9), Evaluation(update, update * 10**12, returns, np.full((2, 3, 4), 7)))
+    frame = pd.read_csv(tmp_path / "evaluation.csv").set_index(["seed", "update", "episode"])
+    assert frame.loc[(9, 5, 2), "episode_return"].astype(np.float32) == returns[1, 1, 2]
+    assert frame.loc[(9, 10, 0), "env_steps"] == 10 * 10**12
+    assert (frame["episode_length"] == 7).all() and len(frame) == 24
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    result = synthetic.result(num_seeds=2, num_agents=3, num_updates=7, num_evaluations=3)
+    env_steps = np.arange(1, 8) * 10**12
+    run_tables.write_metrics(tmp_path, result.spec.agents, (4, 9), env_steps, result.metrics)
+    run_tables.write_evaluation(tmp_path, (4, 9), result.evaluation)
+    stored = run_tables.read_metrics(tmp_path, result.spec.agents)
+    assert stored.seeds == (4, 9) and stored.values.keys() == result.metrics.keys()
+    np.testing.assert_array_equal(stored.env_steps, env_steps)
+    for name, values in result.metrics.items():
+        np.testing.assert_array_equal(stored.values[name].astype(values.dtype), values, err_msg=name)
+    seeds, evaluation = run_tables.read_evaluation(tmp_path)
+    assert seeds == (4, 9)
+    for name, values in result.evaluation._asdict().items():
+        np.testing.assert_array_equal(getattr(evaluation, name).astype(values.dtype), values, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (lambda text: text.replace("seed,", "sead,"), "it lacks 'seed'"),
+        (lambda text: text.replace("kl[hip_2+ankle_2]", "kl[x]"), "it lacks 'kl.hip_2.ankle_2.'"),
+        (lambda text: "\n".join(text.splitlines()[:-1]), "its seeds have different numbers of rows"),
+        (lambda text: "", "is damaged"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, damage, message):
+    result = synthetic.result(num_seeds=2, num_agents=3, num_updates=7)
+    run_tables.write_metrics(tmp_path, result.spec.agents, (4, 9), result.env_steps, result.metrics)
+    path = tmp_path / "metrics.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(RunFolderError, match=message) as caught:
+        run_tables.read_metrics(tmp_path, result.spec.agents)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_curves_of_a_sweep_are_read_back_and_end_where_their_settings_do(tmp_path):
+    returns = np.arange(24.0).reshape(2, 3, 4)
+    returns[1, :, 2:] = np.nan
+    env_steps = np.array([[10, 20, 30, 40], [50, 100, 100, 100]])
+    metrics = {"episode_return": returns, "kl": np.zeros((2, 3, 4, 5))}
+    run_tables.write_curves(tmp_path, (7, 8, 9), env_steps, metrics)
+    assert len(pd.read_csv(tmp_path / "curves.csv")) == 3 * 4 + 3 * 2
+    steps, curves = run_tables.read_curves(tmp_path, (7, 8, 9))
+    np.testing.assert_array_equal(steps, env_steps)
+    assert list(curves) == ["episode_return"]
+    np.testing.assert_array_equal(curves["episode_return"], returns)
+    with pytest.raises(RunFolderError, match="does not hold the curves of the seeds"):
+        run_tables.read_curves(tmp_path, (7, 8))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="gone/metrics.csv: no such file or directory"):
+        run_tables.write_metrics(tmp_path / "gone", ("a",), (0,), np.arange(0), {})
