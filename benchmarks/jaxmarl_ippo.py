@@ -168,7 +168,7 @@ def runs(env: envs.Env, baseline: Baseline, names, num_envs: int, rollout_length
 def measure(runs: dict[str, Run], cpu_options, num_seeds: int, env_steps: int, repeats: int) -> list[dict]:
     """One row per run; `env_steps` is what one seed takes in it."""
     mesh = devices.seed_mesh(num_seeds)
-    keys = devices.place(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
+    keys = devices.shard(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
     programs, compile_seconds = {}, {}
     for name, run in runs.items():
         jitted = devices.over_seeds(jax.vmap(run), mesh, (devices.SEEDS,), devices.SEEDS, cpu_options)

@@ -63,9 +63,9 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
 
     keys = jax.random.split(jax.random.key(0), (num_seeds, num_envs))
     start = devices.over_seeds(lambda k: reset(k, env.params)[0], mesh, (devices.SEEDS,), devices.SEEDS, options)(
-        devices.place(keys, mesh)
+        devices.shard(keys, mesh)
     )
-    keys = devices.place(jax.random.split(jax.random.key(1), num_seeds), mesh)
+    keys = devices.shard(jax.random.split(jax.random.key(1), num_seeds), mesh)
     program = devices.over_seeds(jax.vmap(one_seed), mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS, options)
     return lambda: program(keys, start)
 
@@ -74,7 +74,7 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     """A function that makes one update of all seeds, and the seconds its compilation took."""
     options = env.spec.cpu_compiler_options
     train = make_train(env, algorithm, config)
-    keys = devices.place(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
+    keys = devices.shard(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
     state = devices.over_seeds(jax.vmap(train.init), mesh, (devices.SEEDS,), devices.SEEDS, options)(keys)
     jax.block_until_ready(state)
     update = devices.over_seeds(

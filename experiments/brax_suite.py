@@ -188,7 +188,7 @@ def steps_per_second(env: Env, seeds: int, num_envs: int, length: int = 25, repe
     program = devices.over_seeds(jax.vmap(roll), mesh, (devices.SEEDS,), devices.SEEDS, options)
     seconds = []
     for seed in range(1 + repeats):
-        keys = devices.place(jax.random.split(jax.random.key(seed), seeds), mesh)
+        keys = devices.shard(jax.random.split(jax.random.key(seed), seeds), mesh)
         start = time.perf_counter()
         jax.block_until_ready(program(keys))
         seconds.append(time.perf_counter() - start)

@@ -20,7 +20,7 @@ from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import decide
+from marl_kl.core.rollout import policy_step
 
 GAME = {
     "rollout_length": 1, "hidden_sizes": (8,), "normalize_observations": False, "critic_epochs": 1,
@@ -87,14 +87,14 @@ def learn(
 
     mesh = devices.seed_mesh(num_runs)
     program = devices.over_seeds(jax.vmap(one_run), mesh, (devices.SEEDS,), devices.SEEDS)
-    return jax.tree.map(np.asarray, program(devices.place(given, mesh)))
+    return jax.tree.map(np.asarray, program(devices.shard(given, mesh)))
 
 
 def _policy(env: Env, actor, learner):
     """The team's distribution, axes [N]."""
     n = env.spec.num_agents
     mask = jnp.asarray(env.spec.action_mask)[None]
-    batched, _ = decide(actor, learner.actors, learner.obs_moments, jnp.ones((1, n, 1)), mask, ())
+    batched, _ = policy_step(actor, learner.actors, learner.obs_moments, jnp.ones((1, n, 1)), mask, ())
     return jax.tree.map(lambda leaf: leaf[:, 0], batched)
 
 

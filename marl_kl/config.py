@@ -1,7 +1,7 @@
 """What can be chosen about a run: frozen dataclasses, validated when they are built.
 
 Every field is either *static* (it sets a shape or a branch; changing it compiles a new program) or a
-*number* (a traced leaf; it can be swept under `jax.vmap` with one compile). `Config.numbers` returns the
+*number* (a traced leaf; it can be swept under `jax.vmap` with one compile). `Config.traced_fields` returns the
 latter and `Config.replace` accepts tracers for them; a traced value cannot be checked and is taken as it is.
 """
 
@@ -121,7 +121,7 @@ class Config:
         return -(-self.total_env_steps // self.batch_size)
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def traced_fields(self) -> dict[str, float]:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 

@@ -155,7 +155,7 @@ def refuse_too_large(num_bytes: float, mesh: Mesh, what: str, advice: str) -> No
 
 
 @contextlib.contextmanager
-def out_of_memory_in_one_sentence(what: str, advice: str) -> Iterator[None]:
+def out_of_memory_as_one_line(what: str, advice: str) -> Iterator[None]:
     """Turns a device's own report that its memory is full into a MemoryError of one sentence."""
     try:
         yield
@@ -169,7 +169,7 @@ def _gibibytes(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:,.1f} GiB"
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def shard(tree: Any, mesh: Mesh) -> Any:
     """Arrays with a leading seed axis, spread over the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, SEEDS))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 _BLOCK = 4_000_000
-"""Numbers resampled at once."""
+"""TracedFields resampled at once."""
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:

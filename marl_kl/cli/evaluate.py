@@ -11,7 +11,7 @@ import numpy as np
 from envs.base import EnvSpec
 from marl_kl.cli.options import add_command
 from marl_kl.cli.stored import add_setting, run_and_env
-from marl_kl.storage.files import one_sentence
+from marl_kl.storage.files import one_line_error
 from marl_kl.training import stored_sweeps as sweep_folders
 
 
@@ -103,7 +103,7 @@ def _absolute_folder(arguments: argparse.Namespace) -> Path:
     if arguments.setting is None:
         return arguments.run
     folder = sweep_folders.folder_of(arguments.run, arguments.setting)
-    with one_sentence("create", folder):
+    with one_line_error("create", folder):
         folder.mkdir(exist_ok=True)
     return folder
 

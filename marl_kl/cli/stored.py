@@ -48,7 +48,7 @@ def run_and_env(
     use_cores_as_before(record)
     env = made_again(record, path, from_python)
     stored, made = ({"env": run_folder.env_identity(dataclasses.asdict(spec))} for spec in (record.spec, env.spec))
-    other = run_folder.difference(stored, made)
+    other = run_folder.first_mismatch(stored, made)
     if other:
         raise run_folder.RunFolderError(f"the environment '{record.spec.name}' of {path} is another one now: {other}")
     for failure in record.failures:

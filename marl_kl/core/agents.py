@@ -18,13 +18,13 @@ from envs.base import EnvSpec
 from marl_kl.config import Config
 from marl_kl.core import networks
 from marl_kl.core.policies import Team, make_actor
-from marl_kl.core.types import Memory
+from marl_kl.core.types import Carry
 
 PLATFORMS = ("cpu", "cuda")
 """What an exported agent runs on."""
 
-Act = Callable[..., tuple[jax.Array, Memory]]
-"""`act(obs, memory, action_mask, key=None) -> (action, memory)`, see `function`."""
+Act = Callable[..., tuple[jax.Array, Carry]]
+"""`act(obs, hidden, action_mask, key=None) -> (action, hidden)`, see `function`."""
 
 
 def index(spec: EnvSpec, agent: int | str) -> int:
@@ -42,9 +42,9 @@ def index(spec: EnvSpec, agent: int | str) -> int:
 def function(spec: EnvSpec, config: Config, team: Team, agent: int) -> Act:
     """One agent's policy as a pure function at the agent's own sizes, without padding.
 
-    `act(obs[..., O_i], memory[..., H], action_mask[..., A_i], key=None) -> (action, memory)`: the action as the
+    `act(obs[..., O_i], hidden[..., H], action_mask[..., A_i], key=None) -> (action, hidden)`: the action as the
     environment takes it, [..., A_i] float for continuous actions, [...] or [..., D_i] int32 for one or several choices;
-    the mode without a key. `memory` is `()` if the team is feed-forward, else `no_memory(...)` where an episode begins.
+    the mode without a key. `hidden` is `()` if the team is feed-forward, else `initial_carry(...)` where an episode begins.
 
     Args:
         spec, config: of the run.
@@ -55,24 +55,24 @@ def function(spec: EnvSpec, config: Config, team: Team, agent: int) -> Act:
     params = jax.tree.map(lambda leaf: leaf[0 if actor.shared else agent], team.actors)
     observed, acted = spec.observation_sizes[agent], spec.action_sizes[agent]
 
-    def act(obs, memory, action_mask, key=None):
+    def act(obs, hidden, action_mask, key=None):
         batch = obs.shape[:-1]
         # the other agents' places stay empty: a standardised observation depends on nobody else's, nor does an action
         everyone = jnp.zeros((*batch, spec.num_agents, spec.observation_size)).at[..., agent, :observed].set(obs)
         mask = jnp.zeros((*batch, spec.action_size), bool).at[..., :acted].set(action_mask)
         own_inputs = actor.inputs(team.obs_moments, everyone)[..., agent, :]
-        outputs, memory = networks.step(actor.network, params, own_inputs, memory)
+        outputs, hidden = networks.step(actor.network, params, own_inputs, hidden)
         distribution = actor.distribution(outputs, mask)
         action = distribution.mode() if key is None else distribution.sample(key)
         actions = jnp.zeros((*batch, *spec.action_shape), action.dtype).at[_place(spec, agent)].set(action)
-        return actor.env_action(actions)[_place(spec, agent, own_size(spec, agent))], memory
+        return actor.env_action(actions)[_place(spec, agent, own_size(spec, agent))], hidden
 
     return act
 
 
-def no_memory(spec: EnvSpec, config: Config, batch: tuple[int, ...] = ()) -> Memory:
+def initial_carry(spec: EnvSpec, config: Config, batch: tuple[int, ...] = ()) -> Carry:
     """What an agent remembers where an episode begins: [*batch, H], or `()` if the team is feed-forward."""
-    return make_actor(spec, config).no_memory(batch)
+    return make_actor(spec, config).initial_carry(batch)
 
 
 def own_size(spec: EnvSpec, agent: int) -> int | None:
@@ -92,7 +92,7 @@ def export(spec: EnvSpec, config: Config, team: Team, agent: int) -> bytes:
     """The deterministic `function` of an agent as a file for `jax.export.deserialize(content).call`.
 
     Called with obs [B, O_i] float32, any B; for choices also with action_mask [B, A_i] bool; if the team remembers,
-    last of all with its memory [B, H] float32 (zeros where an episode begins): it then returns (action, memory).
+    last of all with its hidden [B, H] float32 (zeros where an episode begins): it then returns (action, hidden).
 
     Raises:
         ModuleNotFoundError: flatbuffers is not installed.

@@ -17,7 +17,7 @@ from marl_kl.config import Config
 from marl_kl.core import networks, normalizers, sequences
 from marl_kl.core.networks import CRITIC_OUTPUT_GAIN, MLP, Recurrent
 from marl_kl.core.normalizers import Moments
-from marl_kl.core.types import Memory, Params, Sequences
+from marl_kl.core.types import Carry, Params, Sequences
 
 
 class CriticState(NamedTuple):
@@ -42,14 +42,14 @@ class Estimate(NamedTuple):
             [N, E].
         value: [T, E, V] V(s_t).
         next_value: [T, E, V] of the true successors, before any reset.
-        memory: what a recurrent critic remembers behind the rollout, zero where an episode has ended: [E, H], of
+        hidden: what a recurrent critic remembers behind the rollout, zero where an episode has ended: [E, H], of
             independent critics [N, E, H].
     """
 
     seen: jax.Array | Sequences
     value: jax.Array
     next_value: jax.Array
-    memory: Memory
+    hidden: Carry
 
 
 class Critic(NamedTuple):
@@ -77,35 +77,35 @@ class Critic(NamedTuple):
         return _in_reward_units(critic, self.normalized(critic.params, states))
 
     def estimate(
-        self, critic: CriticState, states: jax.Array, next_states: jax.Array, done: jax.Array, memory: Memory
+        self, critic: CriticState, states: jax.Array, next_states: jax.Array, done: jax.Array, hidden: Carry
     ) -> Estimate:
         """Values of a rollout.
 
-        A recurrent critic judges the true successor of a step by that step's memory: where the episode goes on, this
+        A recurrent critic judges the true successor of a step by that step's hidden: where the episode goes on, this
         is the value of the next step.
 
         Args:
             states, next_states: [T, E, S] standardised.
             done: [T, E].
-            memory: [E, H] at the start of the rollout; `no_memory((E,))` where episodes begin.
+            hidden: [E, H] at the start of the rollout; `initial_carry((E,))` where episodes begin.
         """
         if not self.recurrent:
             value, next_value = (self.value(critic, x) for x in (states, next_states))
-            return Estimate(states.reshape(-1, *states.shape[2:]), value, next_value, memory)
-        seen = sequences.from_rollout(states, done, memory)
+            return Estimate(states.reshape(-1, *states.shape[2:]), value, next_value, hidden)
+        seen = sequences.from_rollout(states, done, hidden)
         values, reached = self.network.apply(critic.params, seen)  # [E, T, V], [E, T, H]
         successors = networks.one_step(sequences.by_environment(next_states), reached)
         value, next_value = _in_reward_units(critic, values), self.value(critic, successors)[..., 0, :]
         value, next_value = (jnp.swapaxes(x, 0, 1) for x in (value, next_value))
-        return Estimate(seen, value, next_value, sequences.forget(reached[:, -1], done[-1]))
+        return Estimate(seen, value, next_value, sequences.reset_carry(reached[:, -1], done[-1]))
 
     @property
     def recurrent(self) -> bool:
         return networks.is_recurrent(self.network)
 
-    def no_memory(self, axes: tuple[int, ...]) -> Memory:
+    def initial_carry(self, axes: tuple[int, ...]) -> Carry:
         """What is remembered where episodes begin: [*axes, H], or `()`; axes: (E,), of independent critics (N, E)."""
-        return networks.no_memory(self.network, axes)
+        return networks.initial_carry(self.network, axes)
 
     def fit(self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array, targets: jax.Array):
         """See the function `fit`."""
@@ -134,15 +134,15 @@ class IndependentCritics(NamedTuple):
         return jnp.moveaxis(values.reshape(inputs.shape[-2], *inputs.shape[:-2]), 0, -1)
 
     def estimate(
-        self, critics: CriticState, inputs: jax.Array, next_inputs: jax.Array, done: jax.Array, memory: Memory
+        self, critics: CriticState, inputs: jax.Array, next_inputs: jax.Array, done: jax.Array, hidden: Carry
     ) -> Estimate:
-        """Like `Critic.estimate`, of what each agent sees: [T, E, N, I], with memory [N, E, H]."""
+        """Like `Critic.estimate`, of what each agent sees: [T, E, N, I], with hidden [N, E, H]."""
         if not self.critic.recurrent:
             value, next_value = (self.value(critics, x) for x in (inputs, next_inputs))
-            return Estimate(inputs.reshape(-1, *inputs.shape[2:]), value, next_value, memory)
+            return Estimate(inputs.reshape(-1, *inputs.shape[2:]), value, next_value, hidden)
         each = inputs.shape[2] // self.num_critics
         of_agents = jax.tree.map(lambda leaf: jnp.repeat(leaf, each, axis=0), critics)
-        found = jax.vmap(self.critic.estimate, (0, 2, 2, None, 0))(of_agents, inputs, next_inputs, done, memory)
+        found = jax.vmap(self.critic.estimate, (0, 2, 2, None, 0))(of_agents, inputs, next_inputs, done, hidden)
         value, next_value = (jnp.moveaxis(x[..., 0], 0, -1) for x in (found.value, found.next_value))
         return found._replace(value=value, next_value=next_value)
 
@@ -156,9 +156,9 @@ class IndependentCritics(NamedTuple):
         states, losses = jax.vmap(one)(keys, critics, pooled, self._pooled(targets[..., None]))
         return states, jnp.mean(losses)
 
-    def no_memory(self, axes: tuple[int, ...]) -> Memory:
-        """See `Critic.no_memory`."""
-        return self.critic.no_memory(axes)
+    def initial_carry(self, axes: tuple[int, ...]) -> Carry:
+        """See `Critic.initial_carry`."""
+        return self.critic.initial_carry(axes)
 
     def _pooled(self, x: jax.Array) -> jax.Array:
         """[*samples, N, K] -> [G, *samples of each critic's agents, K]."""

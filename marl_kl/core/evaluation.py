@@ -13,7 +13,7 @@ from envs.base import Env
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import decide
+from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import Learner
 from marl_kl.results import EpisodeStatistics
 
@@ -71,7 +71,7 @@ def evaluate_again(
         fresh: other episodes than those of training, whose returns a best team was chosen by.
     """
     mesh = devices.seed_mesh(len(seeds))
-    placed = (devices.place(tree, mesh) for tree in (keys(seeds, update, fresh), learner))
+    placed = (devices.shard(tree, mesh) for tree in (keys(seeds, update, fresh), learner))
     return jax.tree.map(np.asarray, evaluate_seeds(env, config, mesh, stochastic)(*placed))
 
 
@@ -98,19 +98,19 @@ def make_evaluate(
             return jnp.any(carry[3]) & (carry[0] < env.spec.episode_length)
 
         def env_step(carry):
-            t, env_state, timestep, alive, totals, memory = carry
+            t, env_state, timestep, alive, totals, hidden = carry
             seen = timestep.obs, timestep.action_mask
-            policy, memory = decide(actor, learner.actors, learner.obs_moments, *seen, memory)
+            policy, hidden = policy_step(actor, learner.actors, learner.obs_moments, *seen, hidden)
             action = policy.sample(jax.random.fold_in(key_actions, t)) if stochastic else policy.mode()
             action = actor.env_action(jnp.swapaxes(action, 0, 1))
             keys = jax.random.split(jax.random.fold_in(key_steps, t), num_episodes)
             env_state, timestep = jax.vmap(env.step, (0, 0, 0, None))(keys, env_state, action, env.params)
             reward = jnp.where(alive, jnp.mean(timestep.reward, axis=-1), 0.0)
             totals = EpisodeStatistics(totals.episode_return + reward, totals.episode_length + alive)
-            return t + 1, env_state, timestep, alive & ~(timestep.terminated | timestep.truncated), totals, memory
+            return t + 1, env_state, timestep, alive & ~(timestep.terminated | timestep.truncated), totals, hidden
 
-        memory = actor.no_memory((env.spec.num_agents, num_episodes))
-        carry = (jnp.zeros((), jnp.int32), env_state, timestep, jnp.ones(num_episodes, bool), nothing, memory)
+        hidden = actor.initial_carry((env.spec.num_agents, num_episodes))
+        carry = (jnp.zeros((), jnp.int32), env_state, timestep, jnp.ones(num_episodes, bool), nothing, hidden)
         return jax.lax.while_loop(anyone_alive, env_step, carry)[4]
 
     return evaluate

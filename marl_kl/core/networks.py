@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marl_kl.core.types import Memory, Params, Sequences
+from marl_kl.core.types import Carry, Params, Sequences
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "silu": nn.silu}
 
@@ -135,7 +135,7 @@ class GRU(nn.Module):
             return state, state
 
         over_time = jnp.moveaxis(from_inputs, -2, 0), jnp.moveaxis(sequences.resets, -1, 0)
-        _, states = jax.lax.scan(step, sequences.memory.astype(from_inputs.dtype), over_time)
+        _, states = jax.lax.scan(step, sequences.hidden.astype(from_inputs.dtype), over_time)
         return jnp.moveaxis(states, 0, -2)
 
 
@@ -152,7 +152,7 @@ def _side_by_side(parts: int, init: Callable) -> Callable:
 class Recurrent(nn.Module):
     """Hidden layers, a GRU behind them, and `head`, which sees the GRU's state.
 
-    Sequences [..., T, I] -> (outputs of the head, leaves [..., T, A]; memory [..., T, H] after each step).
+    Sequences [..., T, I] -> (outputs of the head, leaves [..., T, A]; hidden [..., T, H] after each step).
     """
 
     hidden_sizes: tuple[int, ...]
@@ -167,8 +167,8 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, sequences: Sequences):
         features = _hidden_layers(self.hidden_sizes, self.activation, sequences.inputs)
-        memory = GRU(self.recurrent_size, name="gru")(sequences._replace(inputs=features))
-        return self.head(memory), memory
+        hidden = GRU(self.recurrent_size, name="gru")(sequences._replace(inputs=features))
+        return self.head(hidden), hidden
 
 
 def is_recurrent(network: nn.Module) -> bool:
@@ -176,28 +176,28 @@ def is_recurrent(network: nn.Module) -> bool:
     return isinstance(network, Recurrent)
 
 
-def no_memory(network: nn.Module, axes: tuple[int, ...]) -> Memory:
+def initial_carry(network: nn.Module, axes: tuple[int, ...]) -> Carry:
     """What is remembered where an episode begins: zeros [*axes, H], or `()`."""
     return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
 
 
-def one_step(inputs: jax.Array, memory: Memory) -> Sequences:
-    """Sequences of length 1: inputs [..., I], memory [..., H]."""
-    return Sequences(inputs[..., None, :], jnp.zeros((*inputs.shape[:-1], 1), bool), memory)
+def one_step(inputs: jax.Array, hidden: Carry) -> Sequences:
+    """Sequences of length 1: inputs [..., I], hidden [..., H]."""
+    return Sequences(inputs[..., None, :], jnp.zeros((*inputs.shape[:-1], 1), bool), hidden)
 
 
-def step(network: nn.Module, params: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
-    """One moment of any network: inputs [..., I], memory [..., H] -> outputs, leaves [..., A], and the new memory."""
+def step(network: nn.Module, params: Params, inputs: jax.Array, hidden: Carry) -> tuple[Any, Carry]:
+    """One moment of any network: inputs [..., I], hidden [..., H] -> outputs, leaves [..., A], and the new hidden."""
     if not is_recurrent(network):
-        return network.apply(params, inputs), memory
+        return network.apply(params, inputs), hidden
     time = inputs.ndim - 1
-    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, memory)))
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, hidden)))
 
 
 def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
     """Parameters of one network."""
     blank = jnp.zeros(input_size)
-    return network.init(key, one_step(blank, no_memory(network, ())) if is_recurrent(network) else blank)
+    return network.init(key, one_step(blank, initial_carry(network, ())) if is_recurrent(network) else blank)
 
 
 def init_stacked(

@@ -21,7 +21,7 @@ from envs.base import EnvSpec
 from marl_kl.config import Config
 from marl_kl.core import networks, normalizers
 from marl_kl.core.normalizers import Moments
-from marl_kl.core.types import Memory, Params, Sequences
+from marl_kl.core.types import Carry, Params, Sequences
 
 _UNAVAILABLE = -1e9
 
@@ -226,17 +226,17 @@ class Actor(NamedTuple):
         [N, ..., D, K]."""
         return self._each(self.outputs, actors, inputs)
 
-    def team_step(self, actors: Params, inputs: jax.Array, memory: Memory) -> tuple[Any, Memory]:
-        """One moment of all agents: inputs [N, ..., I], memory [N, ..., H] -> pytree of [N, ..., A], new memory."""
-        return self._each(functools.partial(networks.step, self.network), actors, inputs, memory)
+    def team_step(self, actors: Params, inputs: jax.Array, hidden: Carry) -> tuple[Any, Carry]:
+        """One moment of all agents: inputs [N, ..., I], hidden [N, ..., H] -> pytree of [N, ..., A], new hidden."""
+        return self._each(functools.partial(networks.step, self.network), actors, inputs, hidden)
 
     @property
     def recurrent(self) -> bool:
         return networks.is_recurrent(self.network)
 
-    def no_memory(self, axes: tuple[int, ...]) -> Memory:
+    def initial_carry(self, axes: tuple[int, ...]) -> Carry:
         """What the agents remember where an episode begins: [*axes, H], or `()`; axes: (N, ...)."""
-        return networks.no_memory(self.network, axes)
+        return networks.initial_carry(self.network, axes)
 
     def _each(self, function: Callable, actors: Params, *of_agents: Any) -> Any:
         """`function(params, ...)` of every agent."""

@@ -11,7 +11,7 @@ from envs.base import Env, EnvState, TimeStep, check_timestep
 from marl_kl.core import sequences
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.policies import Actor, Distribution
-from marl_kl.core.types import Memory, Params
+from marl_kl.core.types import Carry, Params
 
 
 class Episodes(NamedTuple):
@@ -30,17 +30,17 @@ class Episodes(NamedTuple):
     finished: jax.Array
 
 
-class Worlds(NamedTuple):
-    """The parallel environments between two rollouts; all leaves [E, ...], but those of the memory.
+class EnvBatch(NamedTuple):
+    """The parallel environments between two rollouts; all leaves [E, ...], but those of the hidden.
 
     Attributes:
-        memory: [N, E, H] what the agents remember of the episodes under way; `()` if they are not recurrent.
+        hidden: [N, E, H] what the agents remember of the episodes under way; `()` if they are not recurrent.
     """
 
     env_state: EnvState
     timestep: TimeStep
     episodes: Episodes
-    memory: Memory = ()
+    hidden: Carry = ()
 
 
 class Trajectory(NamedTuple):
@@ -64,8 +64,8 @@ class Trajectory(NamedTuple):
     next_state: jax.Array
 
 
-def start(key: jax.Array, env: Env, num_envs: int, memory: Memory = ()) -> Worlds:
-    """`num_envs` fresh environments; `memory` is that of agents who have seen nothing.
+def start(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBatch:
+    """`num_envs` fresh environments; `hidden` is that of agents who have seen nothing.
 
     Raises:
         ValueError: the environments do not show what their spec says.
@@ -74,45 +74,45 @@ def start(key: jax.Array, env: Env, num_envs: int, memory: Memory = ()) -> World
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
     zeros = jnp.zeros(num_envs)
     unknown = jnp.full(num_envs, jnp.nan)
-    return Worlds(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), memory)
+    return EnvBatch(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), hidden)
 
 
-def decide(
-    actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array, memory: Memory
-) -> tuple[Distribution, Memory]:
+def policy_step(
+    actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array, hidden: Carry
+) -> tuple[Distribution, Carry]:
     """Every agent's distribution with axes [N, E], and what they remember from here on.
 
     Args:
         obs: [E, N, O] raw. action_mask: [E, N, A].
-        memory: [N, E, H], or `()`; `actor.no_memory((N, E))` where episodes begin.
+        hidden: [N, E, H], or `()`; `actor.initial_carry((N, E))` where episodes begin.
     """
     inputs = jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1)
-    outputs, memory = actor.team_step(actors, inputs, memory)
-    return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1)), memory
+    outputs, hidden = actor.team_step(actors, inputs, hidden)
+    return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1)), hidden
 
 
 def rollout(
-    key: jax.Array, env: Env, actor: Actor, actors: Params, obs_moments: Moments, worlds: Worlds, length: int
-) -> tuple[Worlds, Trajectory]:
+    key: jax.Array, env: Env, actor: Actor, actors: Params, obs_moments: Moments, env_batch: EnvBatch, length: int
+) -> tuple[EnvBatch, Trajectory]:
     """`length` env steps in each parallel environment, under the stochastic policies.
 
     Environments that end restart from a pool of E reset states drawn once per rollout and handed out in turn: an
     expensive reset is not computed at every step, and there are up to E different starts per rollout. Where more
     than E episodes end within one rollout (games of a few steps), the starts repeat.
     """
-    num_envs = worlds.episodes.finished.shape[0]
+    num_envs = env_batch.episodes.finished.shape[0]
     key_pool, key_steps = jax.random.split(key)
     pool = jax.vmap(env.reset, (0, None))(jax.random.split(key_pool, num_envs), env.params)
 
     def env_step(carry, key):
-        worlds, handed_out = carry
-        before = worlds.timestep
+        env_batch, handed_out = carry
+        before = env_batch.timestep
         key_action, key_env = jax.random.split(key)
-        policy, memory = decide(actor, actors, obs_moments, before.obs, before.action_mask, worlds.memory)
+        policy, hidden = policy_step(actor, actors, obs_moments, before.obs, before.action_mask, env_batch.hidden)
         action = jnp.swapaxes(policy.sample(key_action), 0, 1)
         env_keys = jax.random.split(key_env, num_envs)
         sent = actor.env_action(action)
-        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, worlds.env_state, sent, env.params)
+        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, env_batch.env_state, sent, env.params)
         done = after.terminated | after.truncated
         transition = Trajectory(
             before.obs,
@@ -130,13 +130,13 @@ def rollout(
         env_state, timestep = jax.tree.map(
             lambda fresh, now: _where(done, fresh[restart], now), pool, (env_state, after)
         )
-        episodes = _account(worlds.episodes, after, done)
-        worlds = Worlds(env_state, timestep, episodes, sequences.forget(memory, done))
-        return (worlds, handed_out + ended[-1]), transition
+        episodes = _account(env_batch.episodes, after, done)
+        env_batch = EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done))
+        return (env_batch, handed_out + ended[-1]), transition
 
-    worlds = worlds._replace(episodes=worlds.episodes._replace(finished=jnp.zeros(num_envs)))
-    (worlds, _), trajectory = jax.lax.scan(env_step, (worlds, 0), jax.random.split(key_steps, length))
-    return worlds, trajectory
+    env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs)))
+    (env_batch, _), trajectory = jax.lax.scan(env_step, (env_batch, 0), jax.random.split(key_steps, length))
+    return env_batch, trajectory
 
 
 def summary(episodes: Episodes) -> dict[str, jax.Array]:

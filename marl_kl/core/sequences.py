@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from marl_kl.core.types import Memory, Sequences
+from marl_kl.core.types import Carry, Sequences
 
 
 def by_environment(x: jax.Array) -> jax.Array:
@@ -13,15 +13,15 @@ def by_environment(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 0, 1)
 
 
-def from_rollout(inputs: jax.Array, done: jax.Array, memory: jax.Array) -> Sequences:
-    """What one network saw: inputs [T, E, I], done [T, E], memory [E, H] at the rollout's start -> Sequences [E].
+def from_rollout(inputs: jax.Array, done: jax.Array, hidden: jax.Array) -> Sequences:
+    """What one network saw: inputs [T, E, I], done [T, E], hidden [E, H] at the rollout's start -> Sequences [E].
 
-    Episodes begin behind those that end. If one begins with the rollout, `memory` is zero already (see `forget`).
+    Episodes begin behind those that end. If one begins with the rollout, `hidden` is zero already (see `reset_carry`).
     """
     begins = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
-    return Sequences(by_environment(inputs), by_environment(begins), memory)
+    return Sequences(by_environment(inputs), by_environment(begins), hidden)
 
 
-def forget(memory: Memory, done: jax.Array) -> Memory:
-    """memory [..., E, H], zero where the episode has ended: done [E]."""
-    return jax.tree.map(lambda leaf: jnp.where(done[:, None], 0.0, leaf), memory)
+def reset_carry(hidden: Carry, done: jax.Array) -> Carry:
+    """hidden [..., E, H], zero where the episode has ended: done [E]."""
+    return jax.tree.map(lambda leaf: jnp.where(done[:, None], 0.0, leaf), hidden)

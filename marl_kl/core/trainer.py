@@ -15,8 +15,8 @@ from marl_kl.core import critic as critics
 from marl_kl.core.critic import Critic, CriticState, Estimate, IndependentCritics
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.policies import Actor, init_actors, init_obs_moments, input_size, make_actor, num_networks
-from marl_kl.core.rollout import Trajectory, Worlds, rollout, start, summary
-from marl_kl.core.types import Algorithm, Batch, Memory, Metrics, Params
+from marl_kl.core.rollout import EnvBatch, Trajectory, rollout, start, summary
+from marl_kl.core.types import Algorithm, Batch, Carry, Metrics, Params
 
 
 class Learner(NamedTuple):
@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
     Attributes:
         key: typed PRNG key.
         learner: what is learned.
-        worlds: the parallel environments.
+        env_batch: the parallel environments.
         healthy: [] bool; once a non-finite number was met the learner stays as it was before.
         critic_memory: what a recurrent critic remembers of the episodes under way: [E, H], of independent critics
             [N, E, H]; `()` for others.
@@ -51,9 +51,9 @@ class TrainState(NamedTuple):
 
     key: jax.Array
     learner: Learner
-    worlds: Worlds
+    env_batch: EnvBatch
     healthy: jax.Array
-    critic_memory: Memory = ()
+    critic_memory: Carry = ()
 
 
 class Train(NamedTuple):
@@ -92,15 +92,15 @@ def make_train(env: Env, algorithm: str | algorithms.Entry, config: Config | Non
         key, key_learner, key_worlds = jax.random.split(key, 3)
         learner = _init_learner(key_learner, spec, config, parts)
         everyone = (spec.num_agents, config.num_envs)
-        worlds = start(key_worlds, env, config.num_envs, actor.no_memory(everyone))
-        critic_memory = critic.no_memory(everyone[1:] if parts.is_central else everyone)
-        return TrainState(key, learner, worlds, jnp.ones((), bool), critic_memory)
+        env_batch = start(key_worlds, env, config.num_envs, actor.initial_carry(everyone))
+        critic_memory = critic.initial_carry(everyone[1:] if parts.is_central else everyone)
+        return TrainState(key, learner, env_batch, jnp.ones((), bool), critic_memory)
 
     def update(state):
         key, key_rollout, key_actors, key_critic = jax.random.split(state.key, 4)
         old = state.learner
-        worlds, trajectory = rollout(
-            key_rollout, env, actor, old.actors, old.obs_moments, state.worlds, config.rollout_length
+        env_batch, trajectory = rollout(
+            key_rollout, env, actor, old.actors, old.obs_moments, state.env_batch, config.rollout_length
         )
         estimate, advantage = _estimate(config, parts, state, trajectory, spec.team_reward)
         batch = _batch(actor, state, trajectory, advantage, spec.num_agents)
@@ -121,13 +121,13 @@ def make_train(env: Env, algorithm: str | algorithms.Entry, config: Config | Non
         )  # fmt: skip
         healthy = state.healthy & ~jnp.any(nonfinite)
         learner = jax.tree.map(lambda after, before: jnp.where(healthy, after, before), new, old)
-        metrics |= summary(worlds.episodes)
+        metrics |= summary(env_batch.episodes)
         metrics |= {
             "value_loss": value_loss,
             "explained_variance": critics.explained_variance(value, value + advantage),
             "nonfinite": nonfinite,
         }
-        return TrainState(key, learner, worlds, healthy, estimate.memory), metrics
+        return TrainState(key, learner, env_batch, healthy, estimate.hidden), metrics
 
     return Train(init, update)
 
@@ -223,7 +223,7 @@ def _batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantage: j
     of_agents = lambda x: jnp.moveaxis(sequences.by_environment(x), 2, 0)  # noqa: E731
     advantage = jnp.broadcast_to(standardized.reshape(advantage.shape), (*advantage.shape[:2], num_agents))
     return Batch(
-        jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.worlds.memory),
+        jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.env_batch.hidden),
         of_agents(trajectory.action),
         of_agents(trajectory.action_mask),
         of_agents(advantage),

@@ -31,7 +31,7 @@ Metrics = dict[str, jax.Array]
 """Named arrays that an update reports; the names are listed in `marl_kl.results`."""
 
 
-Memory = Any
+Carry = Any
 """What recurrent networks remember: the state of their GRU, [..., H]; `()` for feed-forward networks."""
 
 
@@ -40,13 +40,13 @@ class Sequences(NamedTuple):
 
     Attributes:
         inputs: [..., T, I].
-        resets: [..., T] bool, where an episode begins: before this step the memory is zero.
-        memory: [..., H] at the start of the sequence; data, through which no gradient flows into an earlier rollout.
+        resets: [..., T] bool, where an episode begins: before this step the hidden is zero.
+        hidden: [..., H] at the start of the sequence; data, through which no gradient flows into an earlier rollout.
     """
 
     inputs: jax.Array
     resets: jax.Array
-    memory: jax.Array
+    hidden: jax.Array
 
 
 class Batch(NamedTuple):

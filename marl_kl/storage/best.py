@@ -16,7 +16,7 @@ class Best(NamedTuple):
     Attributes:
         update: [seed] int64, updates made before that evaluation.
         episode_return: [seed] float64, mean team return of its episodes.
-        learner: the `Learner`, flat (`checkpoints.flat`): leaves [seed, ...].
+        learner: the `Learner`, flat (`checkpoints.flatten_tree`): leaves [seed, ...].
     """
 
     update: np.ndarray
@@ -24,7 +24,9 @@ class Best(NamedTuple):
     learner: dict[str, np.ndarray]
 
 
-def better(before: Best | None, update: int, episode_return: np.ndarray, learner: Mapping[str, np.ndarray]) -> Best:
+def update_best(
+    before: Best | None, update: int, episode_return: np.ndarray, learner: Mapping[str, np.ndarray]
+) -> Best:
     """`before`, but the team now for seeds that have just earned more.
 
     Args:

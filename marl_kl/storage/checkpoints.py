@@ -40,15 +40,15 @@ from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
     RunFolderError,
     first_line,
-    one_sentence,
+    one_line_error,
     remove_leftovers,
     sync_folder,
     write_synced,
 )
 from marl_kl.storage.interrupts import interrupts_wait
-from marl_kl.storage.run_folder import RunWarning, difference
+from marl_kl.storage.run_folder import RunWarning, first_mismatch
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout above; a checkpoint with a larger one is refused."""
 
 _NO_ARRAYS = ("update", "env_steps")
@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         update: updates made.
-        state: the `TrainState` of all seeds, flat (see `flat`): leaves [seed, ...].
+        state: the `TrainState` of all seeds, flat (see `flatten_tree`): leaves [seed, ...].
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
         failures: the seeds that met a non-finite number so far.
@@ -100,7 +100,7 @@ class _Changed(Exception):
 # Trees of arrays
 
 
-def flat(tree: Any) -> dict[str, np.ndarray]:
+def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
     """Host copies of a tree's leaves by their path (`learner.actors.params.Dense_0.kernel`); keys as their data."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -114,18 +114,18 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 def digest(tree: Any) -> str:
     """A short text that tells the numbers in one tree from those in another."""
     total = hashlib.sha256()
-    for name, leaf in flat(tree).items():
+    for name, leaf in flatten_tree(tree).items():
         total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
     return total.hexdigest()[:16]
 
 
-def part(leaves: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def subtree(leaves: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Of a flat tree, the flat tree `name`."""
     return {path.removeprefix(f"{name}."): leaf for path, leaf in leaves.items() if path.startswith(f"{name}.")}
 
 
-def filled(template: Any, leaves: Mapping[str, np.ndarray], source: str) -> Any:
-    """The inverse of `flat`.
+def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -> Any:
+    """The inverse of `flatten_tree`.
 
     Args:
         template: a pytree of arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`, say).
@@ -144,11 +144,11 @@ def filled(template: Any, leaves: Mapping[str, np.ndarray], source: str) -> Any:
     if surplus:
         raise RunFolderError(f"{source} holds '{surplus[0]}', which this run does not have")
     return jax.tree_util.tree_unflatten(
-        structure, [_filled_leaf(name, leaf, leaves, source) for name, leaf in wanted.items()]
+        structure, [_restore_leaf(name, leaf, leaves, source) for name, leaf in wanted.items()]
     )
 
 
-def _filled_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
+def _restore_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
     shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
     if 0 in shape.shape:
         return np.zeros(shape.shape, shape.dtype)
@@ -181,7 +181,7 @@ def _key_impl(key) -> Any:
 # To disk and back
 
 
-def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any], keep: int) -> None:
+def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, Any], keep: int) -> None:
     """Stores a snapshot; of all checkpoints, those of the last `keep` updates up to this one stay.
 
     A kill at any moment leaves every other checkpoint as it was, and this one whole or absent; of two of the same
@@ -190,7 +190,7 @@ def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any]
     Args:
         out: the run folder, held by this process.
         snapshot: what to store.
-        identity: whose it is (`run_folder.identity`).
+        fingerprint: whose it is (`run_folder.fingerprint`).
         keep: how many checkpoints stay, at least 1.
 
     Raises:
@@ -200,11 +200,11 @@ def save(out: str | os.PathLike, snapshot: Snapshot, identity: Mapping[str, Any]
     folder = target.parent
     # a name of its own: after a second Ctrl-C threads of Orbax may still write under the one before
     temporary = folder / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
-    with interrupts_wait(), one_sentence("write", target):
+    with interrupts_wait(), one_line_error("write", target):
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         try:
-            _write(temporary, snapshot, identity)
+            _write(temporary, snapshot, fingerprint)
             _put(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -233,7 +233,7 @@ def _prune(out: str | os.PathLike, target: Path, keep: int) -> None:
                 _remove(checkpoint)
 
 
-def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> Snapshot | None:
+def load(out: str | os.PathLike, fingerprint: Mapping[str, Any] | None = None) -> Snapshot | None:
     """The newest checkpoint in the run folder `out`; None if there is none.
 
     If it is damaged, the newest one that is not, with a `RunWarning` that says so. A run that trains meanwhile does not
@@ -241,21 +241,21 @@ def load(out: str | os.PathLike, identity: Mapping[str, Any] | None = None) -> S
 
     Args:
         out: the run folder.
-        identity: of the run that it must belong to; None: any.
+        fingerprint: of the run that it must belong to; None: any.
 
     Raises:
         RunFolderError: all are damaged, or the newest intact one is of another run or of a newer format.
     """
     for _ in range(_LOOKS):
-        with one_sentence("read", Path(out) / "checkpoints"):
+        with one_line_error("read", Path(out) / "checkpoints"):
             seen = _seen(out)
         with contextlib.suppress(_Changed):
-            return _newest(out, seen, identity)
+            return _newest(out, seen, fingerprint)
         time.sleep(0.01)
     raise RunFolderError(f"cannot read {Path(out) / 'checkpoints'}: it changed {_LOOKS} times meanwhile")
 
 
-def _newest(out: str | os.PathLike, seen: Mapping[Path, int], identity: Mapping[str, Any] | None) -> Snapshot | None:
+def _newest(out: str | os.PathLike, seen: Mapping[Path, int], fingerprint: Mapping[str, Any] | None) -> Snapshot | None:
     """See `load`; `_Changed` if a checkpoint cannot be read because the run that trains has removed it meanwhile."""
     damage = []
     for checkpoint in reversed(seen):
@@ -263,7 +263,7 @@ def _newest(out: str | os.PathLike, seen: Mapping[Path, int], identity: Mapping[
             with _locked(checkpoint, fcntl.LOCK_SH) as is_free:
                 if not is_free:
                     raise _Changed
-                snapshot = _read(checkpoint, identity)
+                snapshot = _read(checkpoint, fingerprint)
         except RunFolderError as error:
             if _seen(out) != seen:
                 raise _Changed from error
@@ -341,11 +341,11 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _write(folder: Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> None:
+def _write(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> None:
     evaluation = {} if snapshot.evaluation is None else snapshot.evaluation._asdict()
     best = snapshot.best
     about = {
-        "run": identity,
+        "run": fingerprint,
         "update": snapshot.update,
         "evaluation": {name: np.asarray(evaluation[name]).tolist() for name in _NO_ARRAYS if evaluation},
         "failures": [failure._asdict() for failure in snapshot.failures],
@@ -359,7 +359,7 @@ def _write(folder: Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> Non
         "best": {} if best is None else best.learner,
     }
     folder.mkdir()
-    _write_arrays(folder / "arrays", flat(arrays))
+    _write_arrays(folder / "arrays", flatten_tree(arrays))
     write_synced(folder / "snapshot.json", _as_json(about))
     manifest = {"program": "marl_kl", "format": FORMAT, "files": _checksums(folder)}
     write_synced(folder / "manifest.json", _as_json(manifest))
@@ -369,28 +369,36 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _read(checkpoint: Path, identity: Mapping[str, Any] | None) -> Snapshot:
-    with one_sentence("read", checkpoint):
+def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
+    with one_line_error("read", checkpoint):
         # Checked before orbax reads: a damaged array would otherwise also print its threads' tracebacks.
         _verify(checkpoint, _manifest(checkpoint))
         about = json.loads((checkpoint / "snapshot.json").read_bytes())
-        other = None if identity is None else difference(about["run"], identity)
+        other = None if fingerprint is None else first_mismatch(about["run"], fingerprint)
         if other:
             raise RunFolderError(f"the checkpoint {checkpoint} belongs to another run: {other}")
         if about["update"] != _update(checkpoint):
             raise RunFolderError(f"the checkpoint {checkpoint} has another name than its update, {about['update']}")
-        leaves = _read_arrays(checkpoint / "arrays")
+        leaves = {_current_name(name): leaf for name, leaf in _read_arrays(checkpoint / "arrays").items()}
     texts = {name: np.asarray(value, np.int64) for name, value in about["evaluation"].items()}
     best = about.get("best")
     return Snapshot(
         about["update"],
-        part(leaves, "state"),
-        part(leaves, "metrics"),
-        Evaluation(**texts, **part(leaves, "evaluation")) if texts else None,
+        subtree(leaves, "state"),
+        subtree(leaves, "metrics"),
+        Evaluation(**texts, **subtree(leaves, "evaluation")) if texts else None,
         tuple(Failure(**failure) for failure in about["failures"]),
         Timing(**about["timing"]),
-        best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), part(leaves, "best")),
+        best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), subtree(leaves, "best")),
     )
+
+
+def _current_name(leaf: str) -> str:
+    """Format 1 called the environments `worlds` and the hidden state `memory`."""
+    for before, now in (("state.worlds.memory", "state.env_batch.hidden"), ("state.worlds", "state.env_batch")):
+        if leaf == before or leaf.startswith(f"{before}."):
+            return now + leaf.removeprefix(before)
+    return leaf
 
 
 def _manifest(checkpoint: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ def remove_leftovers(folder: Path) -> None:
 
     What resists, because a thread that was given up still writes in it, say, is in nobody's way and stays.
     """
-    with one_sentence("clear", folder):
+    with one_line_error("clear", folder):
         leftovers = list(folder.glob(f"{TEMPORARY}*"))
     for leftover in leftovers:
         if leftover.is_dir():
@@ -42,7 +42,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with one_sentence("write", path):
+    with one_line_error("write", path):
         try:
             write_synced(temporary, data)
             os.replace(temporary, path)
@@ -72,7 +72,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence(action: str, path: Path):
+def one_line_error(action: str, path: Path):
     """Turns an OSError into a `RunFolderError`: "cannot `action` `path`: reason"."""
     try:
         yield

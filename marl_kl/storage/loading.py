@@ -18,7 +18,7 @@ from envs.base import EnvSpec
 from marl_kl.config import Config
 from marl_kl.core import agents
 from marl_kl.core.policies import Team, make_actor, team_shapes
-from marl_kl.core.types import Memory
+from marl_kl.core.types import Carry
 from marl_kl.storage import checkpoints, run_folder
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Run:
         update: updates made when it was stored.
         best_updates: per seed, the updates after which its team was evaluated best, if it is that team which is here;
             None: the last one.
-        leaves: the learner, flat (`checkpoints.flat`). source: what messages call its origin.
+        leaves: the learner, flat (`checkpoints.flatten_tree`). source: what messages call its origin.
     """
 
     path: Path
@@ -123,26 +123,26 @@ class Run:
         actor = make_actor(self.spec, self.config)
         shape = (self.spec.num_agents, self.spec.observation_size)
         real = jnp.asarray(self.spec.action_mask)
-        nothing = actor.no_memory((self.spec.num_agents,))
+        nothing = actor.initial_carry((self.spec.num_agents,))
 
         @jax.jit
-        def act(obs, memory, key, mask):
-            outputs, memory = actor.team_step(team.actors, actor.inputs(team.obs_moments, obs), memory)
+        def act(obs, hidden, key, mask):
+            outputs, hidden = actor.team_step(team.actors, actor.inputs(team.obs_moments, obs), hidden)
             distribution = actor.distribution(outputs, mask)
             action = distribution.mode() if key is None else distribution.sample(key)
-            return actor.env_action(action), memory
+            return actor.env_action(action), hidden
 
-        def policy(obs, memory, key, action_mask):
+        def policy(obs, hidden, key, action_mask):
             if np.shape(obs) != shape:
                 raise ValueError(f"obs has shape {np.shape(obs)}; env '{self.spec.name}' has [N, O] = {shape}")
-            if np.shape(memory) != np.shape(nothing):
-                raise ValueError(f"state has shape {np.shape(memory)}; policy.initial_state() has {nothing.shape}")
+            if np.shape(hidden) != np.shape(nothing):
+                raise ValueError(f"state has shape {np.shape(hidden)}; policy.initial_state() has {nothing.shape}")
             mask = real if action_mask is None else jnp.asarray(action_mask, bool)
             if mask.shape != real.shape:
                 raise ValueError(
                     f"action_mask has shape {mask.shape}; env '{self.spec.name}' has [N, A] = {real.shape}"
                 )
-            return act(jnp.asarray(obs, jnp.float32), memory, key, mask)
+            return act(jnp.asarray(obs, jnp.float32), hidden, key, mask)
 
         return _with_or_without_memory(policy, nothing)
 
@@ -165,15 +165,15 @@ class Run:
         act = jax.jit(agents.function(self.spec, self.config, self.team_of(seed), chosen))
         size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
         real = self.spec.action_mask[chosen, :actions]
-        nothing = agents.no_memory(self.spec, self.config)
+        nothing = agents.initial_carry(self.spec, self.config)
 
-        def policy(obs, memory, key, action_mask):
+        def policy(obs, hidden, key, action_mask):
             if np.shape(obs)[-1:] != (size,):
                 raise ValueError(f"obs has shape {np.shape(obs)}; agent {agent!r} observes [..., {size}]")
             batch = np.shape(obs)[:-1]
             mask = np.broadcast_to(real, (*batch, actions)) if action_mask is None else action_mask
-            memory = jax.tree.map(lambda state: jnp.broadcast_to(state, (*batch, *nothing.shape)), memory)
-            return act(jnp.asarray(obs, jnp.float32), memory, jnp.asarray(mask), key)
+            hidden = jax.tree.map(lambda state: jnp.broadcast_to(state, (*batch, *nothing.shape)), hidden)
+            return act(jnp.asarray(obs, jnp.float32), hidden, jnp.asarray(mask), key)
 
         return _with_or_without_memory(policy, nothing)
 
@@ -198,8 +198,8 @@ class Run:
         return self.seeds.index(seed)
 
 
-def _with_or_without_memory(policy: Callable, nothing: Memory) -> Policy | RecurrentPolicy:
-    """What users call, of `policy(obs, memory, key, action_mask) -> (action, memory)`."""
+def _with_or_without_memory(policy: Callable, nothing: Carry) -> Policy | RecurrentPolicy:
+    """What users call, of `policy(obs, hidden, key, action_mask) -> (action, hidden)`."""
     if not isinstance(nothing, tuple):
         return RecurrentPolicy(lambda: nothing, policy)
     return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
@@ -225,12 +225,12 @@ def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting:
 
 def _of_run(path: str | PathLike, which: str) -> Run:
     record = run_folder.read_record(path)
-    snapshot = checkpoints.load(path, run_folder.identity(record.document))
+    snapshot = checkpoints.load(path, run_folder.fingerprint(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
     if which == "best" and snapshot.best is None:
         raise run_folder.RunFolderError(f"the run in {str(path)!r} has kept no best teams; load the last ones")
-    leaves = checkpoints.part(snapshot.state, "learner") if which == "last" else snapshot.best.learner
+    leaves = checkpoints.subtree(snapshot.state, "learner") if which == "last" else snapshot.best.learner
     best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
     source = checkpoints.source(path, snapshot.update)
     return _made_again(path, record, leaves, snapshot.update, best_updates, source)
@@ -269,4 +269,4 @@ def _made_again(
 def _of_seeds(template, num_seeds: int, leaves: Mapping[str, np.ndarray], source: str):
     """`template`, the shapes of one seed, filled with the leaves [seed, ...]."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), template)
-    return checkpoints.filled(stacked, leaves, source)
+    return checkpoints.restore_tree(stacked, leaves, source)

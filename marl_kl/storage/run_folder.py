@@ -39,7 +39,7 @@ import numpy as np
 from envs.base import EnvSpec
 from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure, Timing
-from marl_kl.storage.files import TEMPORARY, RunFolderError, first_line, one_sentence, remove_leftovers, write_file
+from marl_kl.storage.files import TEMPORARY, RunFolderError, first_line, one_line_error, remove_leftovers, write_file
 
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
@@ -116,7 +116,7 @@ def record(
     }
 
 
-def identity(document: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a `run.json` that makes it this run and no other: all that its numbers depend on.
 
     Of a `sweep.json` also how long its runs are, its settings, and how many runs were to be trained at once.
@@ -141,10 +141,10 @@ def identity(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lasting_id(out: Path, identity: Mapping[str, Any], name: str = RUN) -> str:
+def stable_id(out: Path, fingerprint: Mapping[str, Any], name: str = RUN) -> str:
     """A text that stays the same whenever the run (or sweep) in `out` goes on, and that no other has."""
     started = _read_document(out, name)["started"]
-    content = json.dumps([out.absolute().name, started, identity], default=str)
+    content = json.dumps([out.absolute().name, started, fingerprint], default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -155,20 +155,20 @@ def env_identity(env: Mapping[str, Any]) -> dict[str, Any]:
     return {**what_it_is, "metadata": dict(what_it_is["metadata"])}
 
 
-def difference(stored: Any, wanted: Any, name: str = "") -> str | None:
+def first_mismatch(stored: Any, wanted: Any, name: str = "") -> str | None:
     """The first entry that `stored` and `wanted` have otherwise, as text; None if they agree.
 
     Entries that `stored` lacks do not count: the version that wrote it did not know them.
     """
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         prefix = f"{name}." if name else ""
-        found = (difference(value, wanted.get(key), f"{prefix}{key}") for key, value in stored.items())
+        found = (first_mismatch(value, wanted.get(key), f"{prefix}{key}") for key, value in stored.items())
         return next((text for text in found if text), None)
     return None if stored == wanted else f"{name} is {stored!r} there and {wanted!r} here"
 
 
 @contextlib.contextmanager
-def claim(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str = RUN) -> Iterator[Path]:
+def lock_folder(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str = RUN) -> Iterator[Path]:
     """Holds the run folder `out` for this process: nobody else trains in it until the context ends.
 
     The operating system gives the folder back when the process ends, however it ends. Nothing is compiled for it, so
@@ -187,7 +187,7 @@ def claim(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str = RUN
     if new is not None:
         _refuse_if_taken(out)
     is_made = not out.exists()
-    with one_sentence("create", out):
+    with one_line_error("create", out):
         out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         remove_leftovers(out)
@@ -208,7 +208,7 @@ def _begin(out: Path, new: Mapping[str, Any], is_made: bool, name: str) -> None:
 
 def holds_run(out: str | os.PathLike, name: str = RUN) -> bool:
     """Whether there is a `run.json` (or what `name` says), readable or not."""
-    with one_sentence("read", Path(out)):
+    with one_line_error("read", Path(out)):
         return (Path(out) / name).exists()
 
 
@@ -217,7 +217,7 @@ def is_sweep(out: str | os.PathLike) -> bool:
     return not holds_run(out) and holds_run(out, SWEEP)
 
 
-def note_resumed(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
+def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
     """Notes in `run.json` that the run goes on.
 
     Args:
@@ -230,18 +230,18 @@ def note_resumed(out: str | os.PathLike, document: Mapping[str, Any], update: in
     stored = _read_document(Path(out), name)
     here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
     changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
-    note(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
+    update_record(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
 
 
-def note(out: str | os.PathLike, name: str, **entries) -> None:
+def update_record(out: str | os.PathLike, name: str, **entries) -> None:
     """Notes `entries` in `run.json` (or `sweep.json`, as `name` says)."""
     write_file(Path(out) / name, _as_json(_jsonable({**_read_document(Path(out), name), **entries})))
 
 
-def warn_of_other_machinery(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """A `RunWarning` if other versions or devices (see `record`) than those that wrote last may round otherwise."""
     before = last_session(stored)
-    other = difference(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
+    other = first_mismatch(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
     if other:
         message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
         warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=3)
@@ -276,7 +276,7 @@ def set_status(
         entries["ended"] = None if status == "running" else _now()
     if timing is not None:
         entries["timing"] = timing._asdict()
-    note(out, name, **entries)
+    update_record(out, name, **entries)
 
 
 def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
@@ -293,7 +293,7 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
         spec = EnvSpec(**{name: _tuples(value) for name, value in document["env"].items()})
         config = _config_class(document["config_class"])(**document["config"])
         failures = tuple(failure_class(**failure) for failure in document["failures"])
-        identity(document)
+        fingerprint(document)
         return RunRecord(
             spec, document["algorithm"], config, tuple(document["seeds"]), document["status"], failures, document
         )
@@ -342,7 +342,7 @@ def _check_kinds(entries: Mapping[str, Any], kinds: Mapping[str, str], where: st
 
 
 def _refuse_if_taken(out: Path) -> None:
-    with one_sentence("read", out):
+    with one_line_error("read", out):
         _check_not_taken(out)
 
 
@@ -365,7 +365,7 @@ def _check_not_taken(out: Path) -> None:
 @contextlib.contextmanager
 def _locked(out: Path):
     path = out / _LOCK
-    with one_sentence("write", path):
+    with one_line_error("write", path):
         file = path.open("a+")
     with file:
         try:
@@ -385,7 +385,7 @@ def _locked(out: Path):
 
 def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
     path = out / name
-    with one_sentence("read", path):
+    with one_line_error("read", path):
         if not out.exists():
             raise RunFolderError(f"there is no run folder {str(out)!r}")
         if not path.exists():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS, EpisodeStatistics, Evaluation
-from marl_kl.storage.files import RunFolderError, one_sentence, write_file
+from marl_kl.storage.files import RunFolderError, one_line_error, write_file
 
 
 class StoredMetrics(NamedTuple):
@@ -51,7 +51,7 @@ def write_metrics(
 ) -> None:
     """Writes `metrics.csv`: columns seed, update, env_steps, then one per team metric and one per agent's metric.
 
-    An agent's column is called `kl[hip_1+ankle_1]`. Numbers are written with the fewest digits that read back as
+    An agent's column is called `kl[hip_1+ankle_1]`. TracedFields are written with the fewest digits that read back as
     the same number of their own precision; NaN as `nan`. An existing file is replaced whole.
 
     Args:
@@ -255,7 +255,7 @@ def read_evaluation(out: str | os.PathLike) -> StoredEvaluation:
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """Name -> [rows] float64."""
-    with one_sentence("read", path):
+    with one_line_error("read", path):
         header, _, body = path.read_text().partition("\n")
     try:
         names = next(csv.reader([header]))

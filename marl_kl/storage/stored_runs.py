@@ -18,7 +18,7 @@ UNTIMED = Timing(np.nan, np.nan, np.nan)
 def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = None) -> TrainResult:
     """What `train` returned, or would have returned when the run in the folder `out` was last saved.
 
-    Numbers are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
+    TracedFields are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
 
     Args:
         out: the run folder.

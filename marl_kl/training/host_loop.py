@@ -21,12 +21,12 @@ from marl_kl.core import algorithms
 from marl_kl.core.trainer import TrainState, make_train
 from marl_kl.results import Failure, Timing, TrainResult, appended, evaluated, first_nonfinite
 from marl_kl.storage import checkpoints, files, run_folder, run_tables
-from marl_kl.storage.best import better
+from marl_kl.storage.best import update_best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.training import reporting, run_file
 from marl_kl.training.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
-from marl_kl.training.programs import Numbers, Programs
+from marl_kl.training.programs import Programs, TracedFields
 from marl_kl.training.progress import Progress
 
 MAX_SEEDS = 2**16
@@ -100,8 +100,8 @@ def train(
         return _completed(_Run(env, algorithm, config, seeds, display, loggers))
     document = run_folder.record(env.spec, algorithm, config, seeds, checkpoints.digest(env.params))
     is_known = resume and run_folder.holds_run(out)
-    with run_folder.claim(out, None if is_known else document) as out:
-        run = _Run(env, algorithm, config, seeds, display, loggers, out, run_folder.identity(document))
+    with run_folder.lock_folder(out, None if is_known else document) as out:
+        run = _Run(env, algorithm, config, seeds, display, loggers, out, run_folder.fingerprint(document))
         if is_known:
             run.restore(document)
         return _completed(run)
@@ -148,9 +148,9 @@ class _Run:
         state: the train state on the devices; while a chunk runs its memory is the chunk's.
     """
 
-    def __init__(self, env, algorithm, config, seeds, display, loggers, out=None, identity=None):
+    def __init__(self, env, algorithm, config, seeds, display, loggers, out=None, fingerprint=None):
         self.env, self.algorithm, self.config = env, algorithm, config
-        self.seeds, self.display, self.out, self.identity = seeds, display, out, identity
+        self.seeds, self.display, self.out, self.fingerprint = seeds, display, out, fingerprint
         self.programs = Programs(env, algorithm, config, len(seeds))
         self.now = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
         self._saved: tuple[int, int] | None = None
@@ -176,18 +176,18 @@ class _Run:
         """
         stored = run_folder.read_record(self.out).document
         self._refuse_other_end(stored["config"])
-        other = run_folder.difference(run_folder.identity(stored), self.identity)
+        other = run_folder.first_mismatch(run_folder.fingerprint(stored), self.fingerprint)
         if other:
             advice = _OF_OTHER_SEEDS if other.startswith("seeds ") else ""
             raise run_folder.RunFolderError(f"out={str(self.out)!r} holds another run: {other}{advice}")
-        snapshot = checkpoints.load(self.out, self.identity)
+        snapshot = checkpoints.load(self.out, self.fingerprint)
         if snapshot is not None:
             self._go_to(snapshot)
         elif (self.out / "metrics.csv").exists():
             raise run_folder.RunFolderError(f"there is no checkpoint in {str(self.out)!r}, only its metrics.csv")
         if not self._is_complete or stored["status"] != "finished":
-            run_folder.warn_of_other_machinery(stored, document)
-            run_folder.note_resumed(self.out, document, self.done)
+            run_folder.warn_of_other_hardware(stored, document)
+            run_folder.record_resume(self.out, document, self.done)
         # those on disk may be of updates that the checkpoint does not have
         self._write_tables()
 
@@ -208,7 +208,7 @@ class _Run:
                 f"{snapshot.update * self.config.batch_size}, which the run in {str(self.out)!r} has taken already"
             )
         source = checkpoints.source(self.out, snapshot.update)
-        self.state = self.programs.place(checkpoints.filled(self.programs.shapes, snapshot.state, source))
+        self.state = self.programs.shard(checkpoints.restore_tree(self.programs.shapes, snapshot.state, source))
         self.now, self._saved = snapshot, snapshot.extent
         self.display.start_at(snapshot.update)
 
@@ -219,12 +219,12 @@ class _Run:
         self.programs.compile()
         devices.refuse_too_large(self.programs.bytes_per_run * len(self.seeds), self.programs.mesh, *self._size)
         if self.state is None:
-            self.state = jax.block_until_ready(self.programs.init(self.numbers, self.programs.keys(self.seeds)))
+            self.state = jax.block_until_ready(self.programs.init(self.traced_fields, self.programs.keys(self.seeds)))
         self.now = self.now._replace(timing=self.now.timing.since(begin, "compile"))
 
     def loop(self):
         """Updates, evaluates, logs and saves until the end."""
-        with Log(self._loggers, self._about()) as self._log, devices.out_of_memory_in_one_sentence(*self._size):
+        with Log(self._loggers, self._about()) as self._log, devices.out_of_memory_as_one_line(*self._size):
             self._follow()
             self._loop()
 
@@ -250,7 +250,7 @@ class _Run:
             return
         with interrupts_wait():
             if self.done:
-                checkpoints.save(self.out, self.now, self.identity, self.config.checkpoints_kept)
+                checkpoints.save(self.out, self.now, self.fingerprint, self.config.checkpoints_kept)
             self._write_tables()
             self._saved = self.now.extent
 
@@ -267,7 +267,7 @@ class _Run:
         if self.out is None:
             name, own = f"{self.env.spec.name}-{self.algorithm}", uuid.uuid4().hex[:16]
         else:
-            name, own = self.out.absolute().name, run_folder.lasting_id(self.out, self.identity)
+            name, own = self.out.absolute().name, run_folder.stable_id(self.out, self.fingerprint)
         return About(name, name, own, self.seeds, self.out, facts)
 
     def _follow(self):
@@ -303,9 +303,9 @@ class _Run:
         )
 
     @functools.cached_property
-    def numbers(self) -> Numbers:
+    def traced_fields(self) -> TracedFields:
         """A run is a sweep of one setting: every seed has the same numbers."""
-        return self.programs.numbers([self.config] * len(self.seeds))
+        return self.programs.traced_fields([self.config] * len(self.seeds))
 
     @property
     def _evaluation_is_due(self) -> bool:
@@ -319,9 +319,9 @@ class _Run:
     def _advance(self, n: int):
         self.display.phase("training")
         begin = time.perf_counter()
-        self.state, chunk = self.programs.chunk(self.numbers, self.state, n)
+        self.state, chunk = self.programs.chunk(self.traced_fields, self.state, n)
         # a host copy, because the next chunk takes the state's own memory and may be interrupted
-        state = checkpoints.flat(self.state)
+        state = checkpoints.flatten_tree(self.state)
         timing = self.now.timing.since(begin, "train")
         failures = self.now.failures + self._new_failures(chunk.pop("nonfinite"))
         metrics = appended(self.now.metrics, chunk)
@@ -336,7 +336,9 @@ class _Run:
         begin = time.perf_counter()
         keys = self.programs.evaluation_keys(self.seeds, self.done)
         statistics = self.programs.evaluate(keys, self.state.learner)
-        best = better(self.now.best, self.done, statistics.episode_return, checkpoints.flat(self.state.learner))
+        best = update_best(
+            self.now.best, self.done, statistics.episode_return, checkpoints.flatten_tree(self.state.learner)
+        )
         timing = self.now.timing.since(begin, "evaluate")
         evaluation = evaluated(self.now.evaluation, self.done, self.config.batch_size, statistics)
         self.now = self.now._replace(evaluation=evaluation, timing=timing, best=best)

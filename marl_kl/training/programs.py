@@ -19,8 +19,8 @@ from marl_kl.core import evaluation
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
 from marl_kl.results import EpisodeStatistics
 
-Numbers = dict[str, jax.Array]
-"""The fields of `Config.numbers`, one entry per run: name -> [R] float32."""
+TracedFields = dict[str, jax.Array]
+"""The fields of `Config.traced_fields`, one entry per run: name -> [R] float32."""
 
 
 class Programs:
@@ -41,28 +41,28 @@ class Programs:
         self.num_runs = num_runs
         self.mesh = devices.seed_mesh(num_runs)
 
-    def place(self, tree: Any) -> Any:
+    def shard(self, tree: Any) -> Any:
         """Arrays with a leading run axis, spread over the mesh."""
-        return devices.place(tree, self.mesh)
+        return devices.shard(tree, self.mesh)
 
-    def numbers(self, configs: Sequence[Config]) -> Numbers:
+    def traced_fields(self, configs: Sequence[Config]) -> TracedFields:
         """The numbers of R configs that differ in nothing else.
 
         float32 whatever `jax_enable_x64` says: a wider number would widen the parameters that it meets.
         """
-        rows = [config.numbers for config in configs]
-        return self.place({name: np.asarray([row[name] for row in rows], np.float32) for name in rows[0]})
+        rows = [config.traced_fields for config in configs]
+        return self.shard({name: np.asarray([row[name] for row in rows], np.float32) for name in rows[0]})
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
         """[R] what the runs of these seeds begin with."""
-        return self.place(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
+        return self.shard(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
     def evaluation_keys(self, seeds: Sequence[int], update: int) -> jax.Array:
         """[R] keys of their own, so that evaluating more often does not change the training."""
-        return self.place(evaluation.keys(seeds, update))
+        return self.shard(evaluation.keys(seeds, update))
 
     @functools.cached_property
-    def init(self) -> Callable[[Numbers, jax.Array], TrainState]:
+    def init(self) -> Callable[[TracedFields, jax.Array], TrainState]:
         """`init(numbers, keys)`: the runs' first states. Compiled when it is first asked for: a resumed run has one."""
         return self._traced_init.lower().compile()
 
@@ -80,7 +80,7 @@ class Programs:
             self._chunk = self._lowered_chunk().compile()
             self._evaluate = evaluation.result()
 
-    def chunk(self, numbers: Numbers, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+    def chunk(self, numbers: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """n <= `chunk_updates` updates of every run.
 
         Args:
@@ -111,7 +111,7 @@ class Programs:
         # the train state stays where it is while the episodes are run
         return max(chunk, self.state_bytes + episodes)
 
-    def _train(self, numbers: Numbers) -> Train:
+    def _train(self, numbers: TracedFields) -> Train:
         return make_train(self._env, self._algorithm, self._config.replace(**numbers))
 
     @functools.cached_property
@@ -122,7 +122,7 @@ class Programs:
 
     @property
     def _number_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {name: jax.ShapeDtypeStruct((self.num_runs,), jnp.float32) for name in self._config.numbers}
+        return {name: jax.ShapeDtypeStruct((self.num_runs,), jnp.float32) for name in self._config.traced_fields}
 
     def _over_runs(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
         cpu_options = self._env.spec.cpu_compiler_options

@@ -38,13 +38,13 @@ class Setting(NamedTuple):
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Numbers drawn evenly from [low, high)."""
+    """TracedFields drawn evenly from [low, high)."""
     text = _between("uniform", low, high)
     return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist())
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """Numbers whose logarithm is drawn evenly from [log low, log high)."""
+    """TracedFields whose logarithm is drawn evenly from [log low, log high)."""
     text = _between("log_uniform", low, high, at_least=0.0)
     return Distribution(text, lambda generator, n: np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist())
 

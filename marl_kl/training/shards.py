@@ -18,7 +18,7 @@ import numpy as np
 from marl_kl.config import Config, is_due
 from marl_kl.results import Timing, appended, evaluated
 from marl_kl.storage import checkpoints
-from marl_kl.storage.best import better
+from marl_kl.storage.best import update_best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.files import RunFolderError
 from marl_kl.training.programs import Programs
@@ -47,13 +47,13 @@ class Piece(NamedTuple):
         runs: as many as the program takes; they differ in seed and numbers only.
         num_wanted: how many of them count, the first ones; the others fill the program up.
         folder: where its checkpoints go; None keeps nothing.
-        identity: of the sweep (`run_folder.identity`).
+        fingerprint: of the sweep (`run_folder.fingerprint`).
     """
 
     runs: tuple[Run, ...]
     num_wanted: int
     folder: Path | None
-    identity: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
 
     @property
     def wanted(self) -> tuple[Run, ...]:
@@ -95,7 +95,7 @@ class Piece(NamedTuple):
         """
         display.phase("compiling")
         begin = time.perf_counter()
-        numbers = programs.numbers([run.config for run in self.runs])
+        numbers = programs.traced_fields([run.config for run in self.runs])
         state = self._state(programs, numbers, now)
         now = now._replace(timing=now.timing.since(begin, "compile"))
         while not self.is_complete(now):
@@ -112,7 +112,7 @@ class Piece(NamedTuple):
     def _state(self, programs: Programs, numbers, now: Snapshot):
         if now.update:
             source = checkpoints.source(self.folder, now.update)
-            return programs.place(checkpoints.filled(programs.shapes, now.state, source))
+            return programs.shard(checkpoints.restore_tree(programs.shapes, now.state, source))
         return jax.block_until_ready(programs.init(numbers, programs.keys(self._seeds)))
 
     def _evaluation_is_due(self, now: Snapshot) -> bool:
@@ -124,12 +124,12 @@ class Piece(NamedTuple):
         statistics = programs.evaluate(programs.evaluation_keys(self._seeds, now.update), state.learner)
         wanted = jax.tree.map(lambda leaf: leaf[: self.num_wanted], statistics)
         evaluation = evaluated(now.evaluation, now.update, self.config.batch_size, wanted)
-        best = better(now.best, now.update, wanted.episode_return, self._teams(state))
+        best = update_best(now.best, now.update, wanted.episode_return, self._teams(state))
         return now._replace(evaluation=evaluation, timing=now.timing.since(begin, "evaluate"), best=best)
 
     def _teams(self, state) -> dict[str, np.ndarray]:
         """What the runs that count have learned, flat."""
-        return {name: leaf[: self.num_wanted] for name, leaf in checkpoints.flat(state.learner).items()}
+        return {name: leaf[: self.num_wanted] for name, leaf in checkpoints.flatten_tree(state.learner).items()}
 
     def _advanced(self, programs: Programs, numbers, state, now: Snapshot, display: Progress):
         begin = time.perf_counter()
@@ -150,7 +150,7 @@ class Piece(NamedTuple):
             checkpoints.save(self.folder, now._replace(state=teams), self._identity, keep=1)
         elif now.update and is_due(now.update, self.config.save_interval) and not self._evaluation_is_due(now):
             display.phase("saving")
-            stored = now._replace(state=checkpoints.flat(state))
+            stored = now._replace(state=checkpoints.flatten_tree(state))
             checkpoints.save(self.folder, stored, self._identity, self.config.checkpoints_kept)
 
     @property
@@ -159,7 +159,7 @@ class Piece(NamedTuple):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {**self.identity, "runs": [[run.setting, run.seed] for run in self.runs]}
+        return {**self.fingerprint, "runs": [[run.setting, run.seed] for run in self.runs]}
 
 
 def programs(configs: Sequence[Config], seeds: Sequence[int]) -> list[list[Run]]:
@@ -172,12 +172,12 @@ def programs(configs: Sequence[Config], seeds: Sequence[int]) -> list[list[Run]]
     """
     found: dict[Config, list[Run]] = {}
     for setting, config in enumerate(configs):
-        statics = config.replace(**type(config)().numbers)
+        statics = config.replace(**type(config)().traced_fields)
         found.setdefault(statics, []).extend(Run(setting, seed, config) for seed in seeds)
     return list(found.values())
 
 
-def cut(out: Path | None, program: int, runs: Sequence[Run], size: int, identity: Mapping[str, Any]) -> list[Piece]:
+def cut(out: Path | None, program: int, runs: Sequence[Run], size: int, fingerprint: Mapping[str, Any]) -> list[Piece]:
     """The runs of a program in pieces of `size`, the last one filled up: all of one size are one program.
 
     Args:
@@ -185,13 +185,13 @@ def cut(out: Path | None, program: int, runs: Sequence[Run], size: int, identity
         program: its number, from 1.
         runs: of this program.
         size: how many are trained side by side.
-        identity: of the sweep.
+        fingerprint: of the sweep.
     """
     found = []
     for number, start in enumerate(range(0, len(runs), size), 1):
         piece = runs[start : start + size]
         folder = out and out / FOLDER / f"{program}-{number}"
-        found.append(Piece(tuple([*piece, *runs][:size]), len(piece), folder, identity))
+        found.append(Piece(tuple([*piece, *runs][:size]), len(piece), folder, fingerprint))
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from marl_kl.results import Evaluation, Failure, SweepResult, Timing
 from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.storage.files import RunFolderError, one_sentence
+from marl_kl.storage.files import RunFolderError, one_line_error
 from marl_kl.training import outcomes, shards
 from marl_kl.training.search import Setting
 from marl_kl.training.shards import Piece
@@ -24,7 +24,7 @@ class Teams(NamedTuple):
 
     Attributes:
         record: the sweep's, with the config and the failures of the setting.
-        learner: flat (`checkpoints.flat`): leaves [seed, ...], in the order of `record.seeds`.
+        learner: flat (`checkpoints.flatten_tree`): leaves [seed, ...], in the order of `record.seeds`.
         updates: [seed] updates made by each team that is here.
         source: what messages call the origin.
     """
@@ -99,14 +99,14 @@ def teams(path: str | os.PathLike, setting: int, which: str) -> Teams:
 
 def _team(now: Snapshot, row: int, which: str) -> tuple[dict[str, np.ndarray], int]:
     if which == "last":
-        return {name: leaf[row] for name, leaf in checkpoints.part(now.state, "learner").items()}, now.update
+        return {name: leaf[row] for name, leaf in checkpoints.subtree(now.state, "learner").items()}, now.update
     return {name: leaf[row] for name, leaf in now.best.learner.items()}, int(now.best.update[row])
 
 
 def _refuse_without_teams(path: str | os.PathLike, setting: int, piece: Piece, now: Snapshot) -> None:
     if not piece.is_complete(now):
         raise _unfinished(path, setting)
-    if not checkpoints.part(now.state, "learner") or now.best is None:
+    if not checkpoints.subtree(now.state, "learner") or now.best is None:
         raise RunFolderError(
             f"the sweep in {str(path)!r} has kept no teams, only numbers: an older version made it; to have them, "
             "sweep again into another folder"
@@ -119,7 +119,7 @@ def _unfinished(path: str | os.PathLike, setting: int) -> RunFolderError:
     )
 
 
-# Numbers
+# TracedFields
 
 
 def read(out: str | os.PathLike) -> SweepResult:
@@ -167,14 +167,14 @@ def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
 
 def _pieces(out: Path, record: run_folder.RunRecord) -> list[Piece]:
     """Of the programs that have begun: before that it is open how many runs a piece has."""
-    identity = run_folder.identity(record.document)
+    fingerprint = run_folder.fingerprint(record.document)
     sizes = record.document.get("sizes", {})
     programs = shards.programs([setting.config for setting in _settings(out, record)], record.seeds)
     return [
         piece
         for number, runs in enumerate(programs, 1)
         if str(number) in sizes
-        for piece in shards.cut(out, number, runs, sizes[str(number)], identity)
+        for piece in shards.cut(out, number, runs, sizes[str(number)], fingerprint)
     ]
 
 
@@ -208,7 +208,7 @@ def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Settin
 
 def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """The returns and lengths of a sweep's table, [setting, seed, 1]; its rows stand in that order."""
-    with one_sentence("read", path):
+    with one_line_error("read", path):
         rows = list(csv.DictReader(path.read_text().splitlines()))
     try:
         return {

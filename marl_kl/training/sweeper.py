@@ -1,6 +1,6 @@
 """`sweep`: many settings, many seeds, one compiled program per combination of static settings.
 
-The numbers of a config (`Config.numbers`) and the seeds are one batched axis, settings x seeds, spread over the devices
+The numbers of a config (`Config.traced_fields`) and the seeds are one batched axis, settings x seeds, spread over the devices
 as the seeds of a single run are. Settings that change shapes or branches make programs of their own.
 """
 
@@ -121,13 +121,13 @@ def sweep(
         runs_at_once=runs_at_once,
     )  # fmt: skip
     is_known = resume and run_folder.holds_run(out, run_folder.SWEEP)
-    with run_folder.claim(out, None if is_known else document, run_folder.SWEEP) as out:
+    with run_folder.lock_folder(out, None if is_known else document, run_folder.SWEEP) as out:
         if is_known:
             _go_on(out, document)
-        identity = run_folder.identity(document)
-        own = run_folder.lasting_id(out, identity, run_folder.SWEEP)
+        fingerprint = run_folder.fingerprint(document)
+        own = run_folder.stable_id(out, fingerprint, run_folder.SWEEP)
         with SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out) as logs:
-            return _completed(_Sweep(*swept, logs, _Store(out, identity)))
+            return _completed(_Sweep(*swept, logs, _Store(out, fingerprint)))
 
 
 def _go_on(out: Path, document: Mapping[str, Any]) -> None:
@@ -138,14 +138,14 @@ def _go_on(out: Path, document: Mapping[str, Any]) -> None:
         document: the `run_folder.record` of this call.
     """
     stored = run_folder.read_record(out, run_folder.SWEEP).document
-    other = run_folder.difference(*map(run_folder.identity, (stored, document)))
+    other = run_folder.first_mismatch(*map(run_folder.fingerprint, (stored, document)))
     if other:
         raise run_folder.RunFolderError(f"out={str(out)!r} holds another sweep: {other}")
     if (out / "table.csv").exists() and not (out / shards.FOLDER).exists():
         raise run_folder.RunFolderError(f"there are no pieces in {str(out)!r}, only its table.csv")
     if stored["status"] != "finished":
-        run_folder.warn_of_other_machinery(stored, document)
-        run_folder.note_resumed(out, document, None, run_folder.SWEEP)
+        run_folder.warn_of_other_hardware(stored, document)
+        run_folder.record_resume(out, document, None, run_folder.SWEEP)
 
 
 def _completed(sweeper: _Sweep) -> SweepResult:
@@ -207,8 +207,8 @@ class _Store:
     may be another number, and with other neighbours a run is the same only up to rounding.
     """
 
-    def __init__(self, out: Path | None = None, identity: Mapping[str, Any] | None = None):
-        self.out, self._identity = out, identity or {}
+    def __init__(self, out: Path | None = None, fingerprint: Mapping[str, Any] | None = None):
+        self.out, self._identity = out, fingerprint or {}
         self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
 
     def size(self, program: int) -> int | None:
@@ -219,7 +219,7 @@ class _Store:
         """From now on it takes so many."""
         self._sizes[str(program)] = size
         if self.out is not None:
-            run_folder.note(self.out, run_folder.SWEEP, sizes=self._sizes)
+            run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
 
     def pieces(self, program: int, runs: list[Run], size: int) -> list[Piece]:
         """See `shards.cut`."""
@@ -271,7 +271,7 @@ class _Sweep:
                 timing = now.timing._replace(compile=now.timing.compile + self._compiling)
                 self._compiling = 0.0
                 display = self.show.progress([run.config for run in part.wanted], now.update)
-                with display, devices.out_of_memory_in_one_sentence(*_size_of(programs)):
+                with display, devices.out_of_memory_as_one_line(*_size_of(programs)):
                     now = part.trained(programs, now._replace(timing=timing), follow, display)
         self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
         return now._replace(state={}, best=None)  # all the teams of a sweep are on disk, if anywhere

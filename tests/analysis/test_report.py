@@ -33,7 +33,7 @@ def run(out, env_spec=None, failures=(), status="finished", **changes):
     result = synthetic.result(num_evaluations=5, num_agents=4 if env_spec is None else env_spec.num_agents)
     result = dataclasses.replace(result, **changes)
     env_spec = result.spec if env_spec is None else env_spec
-    with run_folder.claim(out, run_folder.record(env_spec, result.algorithm, result.config, result.seeds)):
+    with run_folder.lock_folder(out, run_folder.record(env_spec, result.algorithm, result.config, result.seeds)):
         run_tables.write_metrics(out, env_spec.agents, result.seeds, result.env_steps, result.metrics)
         run_tables.write_evaluation(out, result.seeds, result.evaluation)
         run_folder.set_status(out, status, failures)
@@ -50,11 +50,11 @@ def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
     config = TrustRegionConfig(total_env_steps=20 * 4096, eval_episodes=2).replace(**fields[0])
     sizes = {str(k + 1): len(seeds) for k in range(8)}
     document = run_folder.record(env_spec, "hatrpo_w", config, seeds, settings=fields, sizes=sizes)
-    with run_folder.claim(out, document, run_folder.SWEEP):
+    with run_folder.lock_folder(out, document, run_folder.SWEEP):
         record = run_folder.read_record(out, run_folder.SWEEP)
-        identity = run_folder.identity(record.document)
+        fingerprint = run_folder.fingerprint(record.document)
         for k, runs in enumerate(shards.programs([config.replace(**one) for one in fields], seeds)[:done]):
-            (piece,) = shards.cut(out, k + 1, runs, len(seeds), identity)
+            (piece,) = shards.cut(out, k + 1, runs, len(seeds), fingerprint)
             checkpoints.save(piece.folder, _snapshot(k, seeds, failures), piece._identity, keep=1)
         result = sweep_folders.read(out)
         if done is None:
@@ -219,7 +219,7 @@ def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
     page = page_of(pages.write(tmp_path / "some"))
     assert "interrupted" in page.text and "6 of 24 runs are finished; only they have a final return" in page.text
     assert len(page.pictures) == 1 + 2 * 2
-    with run_folder.claim(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
+    with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
         page = page_of(pages.write(tmp_path / "none"))
     assert "0 of 24 runs are finished" in page.text and not page.pictures
 
@@ -266,7 +266,9 @@ def test_show(tmp_path, capsys):
     assert "hatrpo_w on legs, seeds 0, 1, 2, 3" in text and "status       finished" in text and "backend spring" in text
     assert "  * total_env_steps = 122880" in text and "    kl_budget = 0.08" in text
     assert "seed 2 failed: critic was not finite" in text and "mean ± std" in text
-    with run_folder.claim(tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))):
+    with run_folder.lock_folder(
+        tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
+    ):
         assert main.main(["show", str(tmp_path / "new")]) == 0
     assert "nothing was saved yet" in capsys.readouterr().out
 

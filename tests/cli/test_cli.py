@@ -169,7 +169,7 @@ def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
 def _stopped(out, env):
     digest = checkpoints.digest(env.params)
     document = run_folder.record(env.spec, "hatrpo_g", TrustRegionConfig(kl_budget=0.3), (4, 7), digest)
-    with run_folder.claim(out, document):
+    with run_folder.lock_folder(out, document):
         return out
 
 

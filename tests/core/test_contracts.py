@@ -30,7 +30,7 @@ def config_of(algorithm, kind, shared=False, recurrent=False):
 
 @functools.cache
 def sampled(kind, shared, recurrent):
-    """`batch(key, actors, worlds) -> (worlds, Trajectory, Batch)`, actors, worlds: one program for all algorithms."""
+    """`batch(key, actors, env_batch) -> (env_batch, Trajectory, Batch)`, actors, env_batch: one program for all algorithms."""
     env, config = kinds_env(kind), config_of("hatrpo", kind, shared, recurrent)
     actor, moments = make_actor(env.spec, config), init_obs_moments(env.spec, config)
 
@@ -42,16 +42,16 @@ def sampled(kind, shared, recurrent):
         return [seen, *(jnp.moveaxis(sequences.by_environment(x), 2, 0) for x in others)]
 
     @jax.jit
-    def batch(key, actors, worlds):
-        memory = worlds.memory
-        worlds, trajectory = rollout.rollout(key, env, actor, actors, moments, worlds, LENGTH)
+    def batch(key, actors, env_batch):
+        memory = env_batch.hidden
+        env_batch, trajectory = rollout.rollout(key, env, actor, actors, moments, env_batch, LENGTH)
         advantage = advantages.standardize(trajectory.reward.reshape(-1, 3)).reshape(trajectory.reward.shape)
         as_rows = through_time if recurrent else feed_forward
         inputs = actor.inputs(moments, trajectory.obs)
         rows = as_rows(inputs, trajectory.done, memory, trajectory.action, trajectory.action_mask, advantage)
-        return worlds, trajectory, Batch(*rows)
+        return env_batch, trajectory, Batch(*rows)
 
-    nothing = actor.no_memory((3, NUM_ENVS))
+    nothing = actor.initial_carry((3, NUM_ENVS))
     begin = jax.jit(lambda key: (init_actors(key, env.spec, config), rollout.start(key, env, NUM_ENVS, nothing)))
     return batch, *begin(jax.random.key(0))
 
@@ -78,10 +78,10 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
     config = config_of(algorithm, kind, shared, recurrent)
     env = kinds_env(kind)
     built = algorithms.get(algorithm).build(make_actor(env.spec, config), config)
-    batch_of, actors, worlds = sampled(kind, shared, recurrent)
+    batch_of, actors, env_batch = sampled(kind, shared, recurrent)
     state, update = built.init(actors), jax.jit(built.update)
     for key in jax.random.split(jax.random.key(2), 2):
-        worlds, trajectory, batch = batch_of(key, actors, worlds)
+        env_batch, trajectory, batch = batch_of(key, actors, env_batch)
         check_actions(env, config, trajectory)
         new, state, metrics = update(key, actors, state, batch)
         agent_metrics = algorithms.get(algorithm).agent_metrics
@@ -92,7 +92,7 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
         for before, after in zip(jax.tree.leaves(actors), jax.tree.leaves(new), strict=True):
             assert after.shape == before.shape and after.dtype == before.dtype and np.all(np.isfinite(after))
         actors = new
-    *_, trajectory, _ = batch_of(jax.random.key(3), actors, worlds)
+    *_, trajectory, _ = batch_of(jax.random.key(3), actors, env_batch)
     check_actions(env, config, trajectory)
 
 

@@ -75,7 +75,7 @@ def test_the_scan_equals_a_loop_over_flaxs_cell_with_resets(float64):
 
     inner = params["params"]
     features = jnp.tanh(seen.inputs @ inner["Dense_0"]["kernel"] + inner["Dense_0"]["bias"])
-    cell, state = nn.GRUCell(WIDTH, dtype=jnp.float64), seen.memory
+    cell, state = nn.GRUCell(WIDTH, dtype=jnp.float64), seen.hidden
     for t in range(STEPS):
         state = jnp.where(seen.resets[..., t, None], 0.0, state)
         state, _ = cell.apply(as_flax_cell(inner["gru"]), state, features[..., t, :])
@@ -192,7 +192,7 @@ class AtOnce:
         self.network = network
 
     def apply(self, params, inputs):
-        nothing = networks.no_memory(self.network, inputs.shape[:-1])
+        nothing = networks.initial_carry(self.network, inputs.shape[:-1])
         return jax.tree.map(lambda leaf: leaf[..., 0, :], self.network.apply(params, one_step(inputs, nothing))[0])
 
 
@@ -203,7 +203,7 @@ def test_sequences_of_one_step_are_samples(name, fields, float64):
     """Rows, subsets, minibatches and means: the update of the same network without time."""
     config = config_of(algorithms.get(name).config_class, **fields)
     actor, actors, batch = team_problem(config, steps=1)
-    batch = batch._replace(obs=batch.obs._replace(memory=jnp.zeros((2, ROWS, WIDTH))))
+    batch = batch._replace(obs=batch.obs._replace(hidden=jnp.zeros((2, ROWS, WIDTH))))
     flat = Batch(*(leaf[:, :, 0] for leaf in (batch.obs.inputs, *batch[1:])))
     through_time = improved(name, actor, config, actors, batch)
     at_once = improved(name, actor._replace(network=AtOnce(actor.network)), config, actors, flat)
@@ -257,18 +257,18 @@ def test_stored_actions_have_the_log_probabilities_they_were_sampled_with():
 
     @jax.jit
     def two_rollouts(key):
-        worlds = rollout.start(key, env, ROWS, actor.no_memory((2, ROWS)))
-        roll = lambda worlds: rollout.rollout(key, env, actor, actors, learner.obs_moments, worlds, 8)  # noqa: E731
-        before, _ = roll(worlds)
+        env_batch = rollout.start(key, env, ROWS, actor.initial_carry((2, ROWS)))
+        roll = lambda env_batch: rollout.rollout(key, env, actor, actors, learner.obs_moments, env_batch, 8)  # noqa: E731
+        before, _ = roll(env_batch)
         after, trajectory = roll(before)
         state = trainer.TrainState(key, learner, before, jnp.ones((), bool))
         batch = trainer._batch(actor, state, trajectory, jnp.ones((8, ROWS, 1)), 2)
         together = actor.distribution(actor.team_outputs(actors, batch.obs), batch.action_mask)
-        return before.memory, after.memory, trajectory, batch, together.log_prob(batch.action)
+        return before.hidden, after.hidden, trajectory, batch, together.log_prob(batch.action)
 
     @jax.jit
     def moment(obs, mask, action, memory):
-        policy, memory = rollout.decide(actor, actors, learner.obs_moments, obs, mask, memory)
+        policy, memory = rollout.policy_step(actor, actors, learner.obs_moments, obs, mask, memory)
         return policy.log_prob(jnp.swapaxes(action, 0, 1)), memory
 
     memory, last_memory, trajectory, batch, log_probs = two_rollouts(jax.random.key(0))
@@ -296,9 +296,9 @@ def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(cri
     done = jnp.asarray(rng.random((2 * STEPS, ROWS)) < 0.3).at[STEPS - 1].set(jnp.array([True, False, False, True]))
     successors = jnp.where(done.reshape(*done.shape, *(1 for _ in agents), 1), 9.0, states[1:])
     estimate = jax.jit(critic.estimate)
-    start = critic.no_memory((*agents, ROWS))
+    start = critic.initial_carry((*agents, ROWS))
     first = estimate(state, states[:STEPS], successors[:STEPS], done[:STEPS], start)
-    second = estimate(state, states[STEPS:-1], successors[STEPS:], done[STEPS:], first.memory)
+    second = estimate(state, states[STEPS:-1], successors[STEPS:], done[STEPS:], first.hidden)
     value = jnp.concatenate([first.value, second.value])
     next_value = jnp.concatenate([first.next_value, second.next_value])
     goes_on = ~np.asarray(done[:-1])
@@ -318,7 +318,7 @@ def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(cri
             np.testing.assert_allclose(value[t, :, agent], expected, rtol=1e-9)
             np.testing.assert_allclose(next_value[t, :, agent], by_hand(lone, mine(successors)[t], after)[0], rtol=1e-9)
             memory = jnp.where(done[t][:, None], 0.0, after)
-        np.testing.assert_allclose(second.memory[agent] if agents else second.memory, memory, rtol=1e-9)
+        np.testing.assert_allclose(second.hidden[agent] if agents else second.hidden, memory, rtol=1e-9)
 
 
 def test_a_recurrent_critic_learns_what_was_seen_long_ago():
@@ -328,7 +328,7 @@ def test_a_recurrent_critic_learns_what_was_seen_long_ago():
     critic = critics.IndependentCritics(critics.make_critic(config, 1), 1)
     sign = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], (2, 16)), jnp.float32)
     inputs = jnp.zeros((2, 16, STEPS, 1)).at[:, :, 0, 0].set(sign)
-    seen = Sequences(inputs, jnp.zeros(inputs.shape[:-1], bool), critic.no_memory((2, 16)))
+    seen = Sequences(inputs, jnp.zeros(inputs.shape[:-1], bool), critic.initial_carry((2, 16)))
     target = jnp.broadcast_to(100 * sign.T[:, None], (16, STEPS, 2))
 
     @jax.jit
@@ -378,11 +378,11 @@ def test_a_run_goes_on_as_if_it_had_not_stopped():
     """Bit for bit, within episodes: the memories of actors and critic are stored with the rest."""
     init, update = compiled("mappo", **OF_ALL)
     state, metrics = update(init(jax.vmap(jax.random.key)(jnp.arange(3))))
-    stored = checkpoints.flat(state)
-    assert all(np.any(stored[name]) for name in ("worlds.memory", "critic_memory"))
-    resumed = update(jax.tree.map(jnp.asarray, checkpoints.filled(state, stored, "memory")))
+    stored = checkpoints.flatten_tree(state)
+    assert all(np.any(stored[name]) for name in ("env_batch.hidden", "critic_memory"))
+    resumed = update(jax.tree.map(jnp.asarray, checkpoints.restore_tree(state, stored, "memory")))
     assert checkpoints.digest(resumed) == checkpoints.digest(update(state))
-    without = state._replace(worlds=state.worlds._replace(memory=jnp.zeros_like(state.worlds.memory)))
+    without = state._replace(env_batch=state.env_batch._replace(hidden=jnp.zeros_like(state.env_batch.hidden)))
     assert checkpoints.digest(update(without)) != checkpoints.digest(resumed)
 
 

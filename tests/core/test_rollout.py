@@ -18,17 +18,17 @@ def roll(env, num_rollouts=1):
     actor = make_actor(env.spec, config)
     actors = init_actors(jax.random.key(0), env.spec, config)
     moments = normalizers.init((2, 2))
-    worlds = rollout.start(jax.random.key(1), env, NUM_ENVS)
-    step = jax.jit(lambda key, worlds: rollout.rollout(key, env, actor, actors, moments, worlds, LENGTH))
+    env_batch = rollout.start(jax.random.key(1), env, NUM_ENVS)
+    step = jax.jit(lambda key, env_batch: rollout.rollout(key, env, actor, actors, moments, env_batch, LENGTH))
     for key in jax.random.split(jax.random.key(2), num_rollouts):
-        worlds, trajectory = step(key, worlds)
-    return worlds, trajectory
+        env_batch, trajectory = step(key, env_batch)
+    return env_batch, trajectory
 
 
 @pytest.mark.parametrize("terminate_at", [None, 5])
 def test_episodes_follow_each_other_with_true_successors(terminate_at):
     env = counting_env(episode_length=5, terminate_at=terminate_at)
-    worlds, trajectory = roll(env)
+    env_batch, trajectory = roll(env)
     t = np.arange(LENGTH) % 5
     np.testing.assert_array_equal(trajectory.state[:, :, 1], np.tile(t[:, None], NUM_ENVS))
     # the successor of an episode's last step is its own last state, not the next episode's first
@@ -36,34 +36,34 @@ def test_episodes_follow_each_other_with_true_successors(terminate_at):
     np.testing.assert_array_equal(trajectory.next_state[..., 0], trajectory.state[..., 0])
     np.testing.assert_array_equal(trajectory.done[:, 0], t == 4)
     np.testing.assert_array_equal(trajectory.terminated, trajectory.done & (terminate_at is not None))
-    np.testing.assert_array_equal(worlds.episodes.finished, 2)
-    np.testing.assert_array_equal(worlds.episodes.last_length, 5)
+    np.testing.assert_array_equal(env_batch.episodes.finished, 2)
+    np.testing.assert_array_equal(env_batch.episodes.last_length, 5)
 
 
 def test_every_episode_has_a_start_of_its_own():
     _, trajectory = roll(counting_env(episode_length=13))
-    worlds, _ = roll(counting_env(episode_length=6))
+    env_batch, _ = roll(counting_env(episode_length=6))
     starts = np.asarray(trajectory.state[0, :, 0])
     assert len(set(starts.tolist())) == NUM_ENVS
     # three environments end together twice: six restarts from a pool of three, each entry handed out in turn
-    assert len(set(np.asarray(worlds.timestep.state[:, 0]).tolist())) == NUM_ENVS
+    assert len(set(np.asarray(env_batch.timestep.state[:, 0]).tolist())) == NUM_ENVS
 
 
 def test_returns_are_those_of_the_last_finished_episode():
-    worlds, trajectory = roll(counting_env(episode_length=5))
+    env_batch, trajectory = roll(counting_env(episode_length=5))
     last = np.asarray(trajectory.reward[5:10, :, 0]).sum(0)
-    np.testing.assert_allclose(worlds.episodes.last_return, last, rtol=1e-6)
-    np.testing.assert_allclose(worlds.episodes.running_length, 3)
-    summary = rollout.summary(worlds.episodes)
+    np.testing.assert_allclose(env_batch.episodes.last_return, last, rtol=1e-6)
+    np.testing.assert_allclose(env_batch.episodes.running_length, 3)
+    summary = rollout.summary(env_batch.episodes)
     np.testing.assert_allclose(summary["episode_return"], last.mean(), rtol=1e-6)
     assert summary["episodes_finished"] == 6
 
 
 def test_before_the_first_episode_ends_there_is_no_return():
-    worlds, _ = roll(counting_env(episode_length=50))
-    assert np.isnan(rollout.summary(worlds.episodes)["episode_return"])
-    worlds, _ = roll(counting_env(episode_length=50), num_rollouts=4)
-    np.testing.assert_allclose(rollout.summary(worlds.episodes)["episode_length"], 50)
+    env_batch, _ = roll(counting_env(episode_length=50))
+    assert np.isnan(rollout.summary(env_batch.episodes)["episode_return"])
+    env_batch, _ = roll(counting_env(episode_length=50), num_rollouts=4)
+    np.testing.assert_allclose(rollout.summary(env_batch.episodes)["episode_length"], 50)
 
 
 def test_actions_come_from_the_policy():
@@ -74,8 +74,8 @@ def test_actions_come_from_the_policy():
     actors = init_actors(jax.random.key(0), env.spec, config)
     actors = jax.tree.map(lambda x: x * (1 if x.ndim == 2 and x.shape[-1] == 1 else 3), actors)
     moments = normalizers.init((2, 2))
-    worlds = rollout.start(jax.random.key(1), env, NUM_ENVS)
-    _, trajectory = rollout.rollout(jax.random.key(2), env, actor, actors, moments, worlds, 4)
+    env_batch = rollout.start(jax.random.key(1), env, NUM_ENVS)
+    _, trajectory = rollout.rollout(jax.random.key(2), env, actor, actors, moments, env_batch, 4)
     for t in range(4):
-        policy, _ = rollout.decide(actor, actors, moments, trajectory.obs[t], trajectory.action_mask[t], ())
+        policy, _ = rollout.policy_step(actor, actors, moments, trajectory.obs[t], trajectory.action_mask[t], ())
         np.testing.assert_allclose(jnp.swapaxes(trajectory.action[t], 0, 1), policy.mode(), atol=0.05)

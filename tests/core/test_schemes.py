@@ -166,7 +166,7 @@ def test_padding_changes_nothing(name, float64):
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 def test_one_agent_is_trpo(kind, float64):
-    """With nobody else all allocators are TRPO: the whole budget, the same step. Memory: tests/core/test_recurrent.py."""
+    """With nobody else all allocators are TRPO: the whole budget, the same step. Carry: tests/core/test_recurrent.py."""
     config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
     actor, actors, batch = make_problem(make_spec(kind, (3,), (2,)), config, influence=(1.0,))
     thresholds = jnp.array([config.kl_budget])

@@ -187,8 +187,8 @@ def test_restarts_in_training_are_new_states():
 
     @jax.jit
     def trajectory(key):
-        worlds = rollout.start(key, env, NUM_ENVS)
-        return rollout.rollout(key, env, actor, actors, moments, worlds, length=6)[1]
+        env_batch = rollout.start(key, env, NUM_ENVS)
+        return rollout.rollout(key, env, actor, actors, moments, env_batch, length=6)[1]
 
     seen = trajectory(jax.random.key(1))
     done, state = np.asarray(seen.done), np.asarray(seen.state)

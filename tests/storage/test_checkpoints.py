@@ -52,12 +52,16 @@ def _snapshot(update, **state):
     )  # fmt: skip
     return Snapshot(
         update,
-        checkpoints.flat(_state(**state)),
+        checkpoints.flatten_tree(_state(**state)),
         {"kl": generator.normal(size=(3, update, 2)).astype(np.float32), "return": generator.normal(size=(3, update))},
         evaluation,
         (Failure(5, 1, "value"),),
         Timing(0.1 + 0.2, 3.0, 4.0),
-        Best(np.array([0, update, 3]), np.array([0.1 + 0.2, -np.inf, np.nan]), checkpoints.flat(_state(value=2.0))),
+        Best(
+            np.array([0, update, 3]),
+            np.array([0.1 + 0.2, -np.inf, np.nan]),
+            checkpoints.flatten_tree(_state(value=2.0)),
+        ),
     )
 
 
@@ -93,19 +97,19 @@ def _assert_same(found: Snapshot, wanted: Snapshot):
 
 def test_a_tree_comes_back_in_the_template_s_structure():
     state = _state()
-    leaves = {name: leaf for name, leaf in checkpoints.flat(state).items() if leaf.size}
-    back = checkpoints.filled(jax.eval_shape(lambda: state), leaves, "it")
+    leaves = {name: leaf for name, leaf in checkpoints.flatten_tree(state).items() if leaf.size}
+    back = checkpoints.restore_tree(jax.eval_shape(lambda: state), leaves, "it")
     assert jax.tree.structure(back) == jax.tree.structure(state)
     for found, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(state)):
         assert found.dtype == wanted.dtype
         data = jax.random.key_data if jax.dtypes.issubdtype(wanted.dtype, jax.dtypes.prng_key) else np.asarray
         np.testing.assert_array_equal(data(found), data(wanted))
-    assert checkpoints.flat(jnp.ones(3)).keys() == {"value"}
+    assert checkpoints.flatten_tree(jnp.ones(3)).keys() == {"value"}
 
 
 def test_host_copies_do_not_share_memory_with_the_state():
     array = jnp.ones(1000)
-    assert not np.shares_memory(checkpoints.flat(array)["value"], np.asarray(array))
+    assert not np.shares_memory(checkpoints.flatten_tree(array)["value"], np.asarray(array))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +122,9 @@ def test_host_copies_do_not_share_memory_with_the_state():
     ],
 )
 def test_a_tree_that_does_not_fit_is_named(change, message):
-    stored = {name: leaf for name, leaf in checkpoints.flat(_state()).items() if leaf.size}
+    stored = {name: leaf for name, leaf in checkpoints.flatten_tree(_state()).items() if leaf.size}
     with pytest.raises(RunFolderError, match=message) as error:
-        checkpoints.filled(change(_state()), stored, "it")
+        checkpoints.restore_tree(change(_state()), stored, "it")
     _one_sentence(error)
 
 

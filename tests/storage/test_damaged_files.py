@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     """A resumed run with checkpoint and tables."""
     out = random_run.store(tmp_path_factory.mktemp("runs") / "game", envs.make("bilinear"), best_updates=(3, 4))
     document = json.loads((out / "run.json").read_text())
-    run_folder.note_resumed(out, document, 7)
+    run_folder.record_resume(out, document, 7)
     episodes = np.ones((2, 2, 3))
     run_tables.write_evaluation(out, (0, 1), Evaluation(np.array([0, 7]), np.array([0, 700]), episodes, episodes))
     run_tables.write_metrics(out, envs.make("bilinear").spec.agents, (0, 1), 100 * np.arange(1, 8), {})
@@ -77,8 +77,8 @@ def test_every_entry_of_a_run_s_record(damaged):
         try:
             record = run_folder.read_record(damaged)
             assert "\n" not in "".join(report._lines(record)) or "a\nb" in what, what
-            run_folder.identity(record.document)
-            run_folder.difference(run_folder.last_session(document), run_folder.last_session(record.document))
+            run_folder.fingerprint(record.document)
+            run_folder.first_mismatch(run_folder.last_session(document), run_folder.last_session(record.document))
         except RunFolderError as error:
             assert len(str(error).splitlines()) == 1 and str(path) in str(error), what
 

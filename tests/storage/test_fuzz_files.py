@@ -172,8 +172,10 @@ def test_every_field_at_every_extreme(algorithm):
             config = _made(algorithm, {field.name: value})
             if config is None:
                 continue
-            numbers = np.asarray(list(config.numbers.values()), np.float32)
-            assert np.all(np.isfinite(numbers) | (np.asarray(list(config.numbers.values())) == math.inf)), field.name
+            numbers = np.asarray(list(config.traced_fields.values()), np.float32)
+            assert np.all(np.isfinite(numbers) | (np.asarray(list(config.traced_fields.values())) == math.inf)), (
+                field.name
+            )
             assert 0 < config.batch_size < 2**31 and np.int64(config.num_updates * config.batch_size) > 0, field.name
             if field.metadata["static"] and field.name != "total_env_steps":
                 np.asarray(getattr(config, field.name) if isinstance(value, (int, float, list)) else 0, np.float32)

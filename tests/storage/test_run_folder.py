@@ -20,7 +20,7 @@ from tests.support.faults import fail_with
 
 
 def _created(out, config=TrustRegionConfig()):
-    with run_folder.claim(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
+    with run_folder.lock_folder(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
         return out
 
 
@@ -126,18 +126,18 @@ def test_damaged_and_foreign_folders_are_named(tmp_path, damage, message):
 
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
     out = _created(tmp_path / "run")
-    with run_folder.claim(out, None):
+    with run_folder.lock_folder(out, None):
         with pytest.raises(RunFolderError, match=f"is in use by another process .process {os.getpid()} on "):
-            with run_folder.claim(out, None):
+            with run_folder.lock_folder(out, None):
                 pass
-    with run_folder.claim(out, None):
+    with run_folder.lock_folder(out, None):
         pass
 
 
 def test_what_a_kill_left_unfinished_is_removed_by_the_next_process(tmp_path):
     out = _created(tmp_path / "run")
     (out / ".tmp-metrics.csv-123").touch()
-    with run_folder.claim(out, None):
+    with run_folder.lock_folder(out, None):
         assert sorted(entry.name for entry in out.iterdir()) == [".lock", "run.json"]
 
 
@@ -149,7 +149,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(out), "open", refuse)
     with pytest.raises(RunFolderError, match="cannot write .*run/.lock: read-only file system") as error:
-        with run_folder.claim(out, None):
+        with run_folder.lock_folder(out, None):
             pass
     _one_sentence(error)
 
@@ -170,7 +170,7 @@ def test_a_resumed_run_is_noted(tmp_path):
     run_folder.set_status(out, "interrupted")
     longer = run_folder.record(synthetic.spec(), "hatrpo_w", TrustRegionConfig(total_env_steps=7), (3, 5))
     device = {"kind": "cpu", "platform": "cpu", "count": 99}
-    run_folder.note_resumed(out, longer | {"device": device}, 12)
+    run_folder.record_resume(out, longer | {"device": device}, 12)
     record = run_folder.read_record(out)
     assert record.status == "running" and record.document["ended"] is None and record.config.total_env_steps == 7
     assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, device)]
@@ -200,5 +200,5 @@ def test_all_that_the_numbers_depend_on_tells_one_run_from_another(tmp_path, opt
         "env_params": "f",
     }
     stored = json.loads(json.dumps(run_folder.record(**same)))
-    found = run_folder.difference(*map(run_folder.identity, (stored, run_folder.record(**same | options))))
+    found = run_folder.first_mismatch(*map(run_folder.fingerprint, (stored, run_folder.record(**same | options))))
     assert (found is None) if message is None else re.match(message, found)

@@ -69,7 +69,7 @@ def _trained(tmp_path, setting=1):
 
 
 def test_a_setting_is_the_run_that_train_makes(copy, tmp_path):
-    """Numbers, evaluations on the way, last and best teams, up to rounding."""
+    """TracedFields, evaluations on the way, last and best teams, up to rounding."""
     single = _trained(tmp_path)
     setting = sweep_folders.read(copy).setting(1)
     assert (setting.spec, setting.algorithm, setting.config, setting.seeds) == (
@@ -181,8 +181,8 @@ def _stored_by_an_older_version(out):
     """Without teams."""
     for folder in (out / "pieces").iterdir():
         now = checkpoints.load(folder)
-        identity = json.loads(next(folder.glob("checkpoints/*/snapshot.json")).read_text())["run"]
-        checkpoints.save(folder, now._replace(state={}, best=None), identity, keep=1)
+        fingerprint = json.loads(next(folder.glob("checkpoints/*/snapshot.json")).read_text())["run"]
+        checkpoints.save(folder, now._replace(state={}, best=None), fingerprint, keep=1)
 
 
 @pytest.mark.parametrize(

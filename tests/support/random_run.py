@@ -29,10 +29,10 @@ def store(out, env, seeds=(0, 1), config=CONFIG, update=7, best_updates=None):
         for more in (0, 100)
     )
     best = None if best_updates is None else Best(
-        np.array(best_updates), np.ones(len(seeds)), checkpoints.flat(others)
+        np.array(best_updates), np.ones(len(seeds)), checkpoints.flatten_tree(others)
     )  # fmt: skip
-    state = checkpoints.flat(TrainState(key=None, learner=stacked, worlds=None, healthy=None))
-    with run_folder.claim(out, document):
+    state = checkpoints.flatten_tree(TrainState(key=None, learner=stacked, env_batch=None, healthy=None))
+    with run_folder.lock_folder(out, document):
         snapshot = checkpoints.Snapshot(update, state, {}, None, (), Timing(0.0, 0.0, 0.0), best)
-        checkpoints.save(out, snapshot, run_folder.identity(document), keep=1)
+        checkpoints.save(out, snapshot, run_folder.fingerprint(document), keep=1)
     return out

@@ -35,7 +35,7 @@ def store(
     seeds = tuple(range(len(returns))) if seeds is None else seeds
     update = np.arange(len(steps))
     episodes = returns[..., None] + np.array([-1.0, 1.0])
-    with run_folder.claim(out, run_folder.record(spec, algorithm, config, seeds, params)):
+    with run_folder.lock_folder(out, run_folder.record(spec, algorithm, config, seeds, params)):
         run_tables.write_evaluation(out, seeds, Evaluation(update, steps, episodes, np.full(episodes.shape, 100)))
         metrics = {"episode_return": returns[:, 1:], "kl_total": np.full(returns[:, 1:].shape, 0.01)}
         run_tables.write_metrics(out, spec.agents, seeds, steps[1:], metrics)

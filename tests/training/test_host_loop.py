@@ -16,7 +16,7 @@ import marl_kl
 from marl_kl.cli import main
 from marl_kl.core import evaluation
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import decide
+from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import make_train
 from marl_kl.results import TEAM_METRICS
 from marl_kl.storage import loading
@@ -143,7 +143,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
     def interrupted(run, n):
         calls.append(n)
         if len(calls) == 3:
-            run.programs.chunk(run.numbers, run.state, n)
+            run.programs.chunk(run.traced_fields, run.state, n)
             raise StopHere
         original(run, n)
 
@@ -250,7 +250,7 @@ def test_policies_that_share_a_network_act_as_in_training(agent_ids):
     run = loading.Run(None, env.spec, "mappo", config, (0,), stored, 0)
     obs = jnp.array([[0.3, 1.0], [0.3, 1.0]])
     mask = jnp.ones((1, 2, 1), bool)
-    expected, _ = decide(make_actor(env.spec, config), learner.actors, learner.obs_moments, obs[None], mask, ())
+    expected, _ = policy_step(make_actor(env.spec, config), learner.actors, learner.obs_moments, obs[None], mask, ())
     actions = run.policy()(obs)
     np.testing.assert_allclose(actions, expected.mode()[:, 0], rtol=1e-6)
     assert (actions[0] != actions[1]) == agent_ids

@@ -60,7 +60,7 @@ def _stopped_in_a_chunk(calls):
     def stopped(run, n):
         left[0] -= 1
         if not left[0]:
-            run.programs.chunk(run.numbers, run.state, n)
+            run.programs.chunk(run.traced_fields, run.state, n)
             raise KeyboardInterrupt
         original(run, n)
 
@@ -205,7 +205,7 @@ def test_another_environment_or_algorithm_is_another_run(copy, env, algorithm, m
 
 def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
     monkeypatch.setattr(host_loop._Run, "compile", never_compile)
-    with run_folder.claim(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
+    with run_folder.lock_folder(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
         train(copy, resume=True)
 
 

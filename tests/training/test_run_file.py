@@ -95,7 +95,7 @@ def test_the_file_that_a_run_leaves_is_the_same_run_again(stopped_at_once, tmp_p
     assert main.main(["train", "--config", str(first / "config.toml"), "--out", str(second)]) == 130
     records = [run_folder.read_record(out) for out in (first, second)]
     assert records[0].config == records[1].config and records[0].config.hidden_sizes == (7, 3)
-    identities = [run_folder.identity(record.document) for record in records]
+    identities = [run_folder.fingerprint(record.document) for record in records]
     assert identities[0] == identities[1]
     assert (first / "config.toml").read_bytes() == (second / "config.toml").read_bytes()
 

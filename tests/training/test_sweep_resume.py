@@ -212,7 +212,7 @@ def test_what_cannot_go_on_is_one_sentence(copy, monkeypatch, damage, options, m
 
 
 def test_a_run_is_no_sweep_and_nowhere_is_none(tmp_path):
-    with run_folder.claim(
+    with run_folder.lock_folder(
         tmp_path, run_folder.record(counting_env().spec, "hatrpo_w", marl_kl.TrustRegionConfig(), [4])
     ):
         pass
@@ -224,7 +224,7 @@ def test_a_run_is_no_sweep_and_nowhere_is_none(tmp_path):
 
 def test_two_processes_do_not_share_a_folder(copy, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never)
-    with run_folder.claim(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
+    with run_folder.lock_folder(copy, None), pytest.raises(RunFolderError, match="is in use by another process"):
         sweep(copy, resume=True)
 
 

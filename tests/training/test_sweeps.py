@@ -187,7 +187,7 @@ def test_free_memory_is_known_on_linux():
 
 
 def test_one_trace_per_combination_of_static_settings(monkeypatch):
-    """Numbers, those of the first state included, and seeds share a program; fewer updates end in NaN."""
+    """TracedFields, those of the first state included, and seeds share a program; fewer updates end in NaN."""
     traces = {"init": 0, "update": 0}
 
     def counted(name, function):

@@ -20,9 +20,9 @@ from envs.bodies import mjcf
 from envs.bodies.physics import contacts
 from marl_kl.config import Config
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import decide
+from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import Learner
-from marl_kl.core.types import Memory
+from marl_kl.core.types import Carry
 from marl_kl.results import EpisodeStatistics
 
 _GYMNASIUM = {
@@ -145,14 +145,14 @@ def evaluate(
         seed: of the starts.
         num_episodes: at least 1.
     """
-    act, memory = _team(there, env, config, learner, num_episodes)
+    act, hidden = _team(there, env, config, learner, num_episodes)
     worlds = [there.make() for _ in range(num_episodes)]
     starts = np.random.SeedSequence(seed).generate_state(num_episodes)
     observed = np.stack([world.reset(seed=int(start))[0] for world, start in zip(worlds, starts)])
     returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes)
     alive = np.ones(num_episodes, bool)
     while alive.any():
-        controls, memory = act(observed, memory)
+        controls, hidden = act(observed, hidden)
         for episode in np.flatnonzero(alive):
             observed[episode], reward, terminated, truncated, _ = worlds[episode].step(controls[episode])
             returns[episode] += reward
@@ -165,8 +165,8 @@ def evaluate(
 
 def _team(
     there: Counterpart, env: Env, config: Config, learner: Learner, num_episodes: int
-) -> tuple[Callable[[np.ndarray, Memory], tuple[np.ndarray, Memory]], Memory]:
-    """`act(observed[E, G], memory) -> (controls [E, actuators], memory)`, and the memory to begin with.
+) -> tuple[Callable[[np.ndarray, Carry], tuple[np.ndarray, Carry]], Carry]:
+    """`act(observed[E, G], hidden) -> (controls [E, actuators], hidden)`, and the hidden to begin with.
 
     E observations of Gymnasium's at once; controls are those of the C engine.
     """
@@ -175,18 +175,18 @@ def _team(
     unmatched = np.full((num_episodes, env.spec.state_size - there.matched), np.nan, np.float32)
 
     @jax.jit
-    def controls_of(full, memory):
+    def controls_of(full, hidden):
         obs = jax.vmap(env.wiring.observe)(full)
-        policy, memory = decide(actor, learner.actors, learner.obs_moments, obs, action_mask, memory)
+        policy, hidden = policy_step(actor, learner.actors, learner.obs_moments, obs, action_mask, hidden)
         action = actor.env_action(jnp.swapaxes(policy.mode(), 0, 1))
-        return jax.vmap(env.wiring.controls)(action), memory
+        return jax.vmap(env.wiring.controls)(action), hidden
 
-    def act(observed, memory):
+    def act(observed, hidden):
         full = np.concatenate([observed[:, : there.matched].astype(np.float32), unmatched], axis=1)
-        controls, memory = controls_of(full, memory)
-        return there.stretched(controls), memory
+        controls, hidden = controls_of(full, hidden)
+        return there.stretched(controls), hidden
 
-    return act, actor.no_memory((env.spec.num_agents, num_episodes))
+    return act, actor.initial_carry((env.spec.num_agents, num_episodes))
 
 
 def _maker(env: Env, body: str) -> Callable[[], Any]:

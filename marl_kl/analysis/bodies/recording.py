@@ -12,7 +12,7 @@ from envs.base import Env
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import decide
+from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import Learner
 
 
@@ -50,15 +50,15 @@ def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: in
     key_reset, key_steps = jax.random.split(key)
 
     def env_step(carry, key):
-        env_state, timestep, memory = carry
+        env_state, timestep, hidden = carry
         seen = timestep.obs[None], timestep.action_mask[None]
-        policy, memory = decide(actor, learner.actors, learner.obs_moments, *seen, memory)
+        policy, hidden = policy_step(actor, learner.actors, learner.obs_moments, *seen, hidden)
         env_state, timestep = env.step(key, env_state, actor.env_action(policy.mode()[:, 0]), env.params)
         shown = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
-        return (env_state, timestep, memory), shown
+        return (env_state, timestep, hidden), shown
 
     def episode(key_reset, key_steps):
-        start = (*env.reset(key_reset, env.params), actor.no_memory((env.spec.num_agents, 1)))
+        start = (*env.reset(key_reset, env.params), actor.initial_carry((env.spec.num_agents, 1)))
         return env.drawing.pose(start[0]), jax.lax.scan(env_step, start, jax.random.split(key_steps, steps))[1]
 
     options = devices.compiler_options(jax.default_backend(), env.spec.cpu_compiler_options)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from marl_kl.analysis.comparison import figures, marl_eval, tables
 from marl_kl.analysis.comparison.estimates import Comparison
-from marl_kl.storage.files import one_sentence, write_file
+from marl_kl.storage.files import one_line_error, write_file
 from marl_kl.training.reporting import PNG_DPI
 
 
@@ -24,7 +24,7 @@ def write(comparison: Comparison, out: str | os.PathLike) -> list[Path]:
         RunFolderError: a file cannot be written.
     """
     out = Path(out)
-    with one_sentence("create", out):
+    with one_line_error("create", out):
         out.mkdir(parents=True, exist_ok=True)
     contents: dict[str, str | bytes] = {
         "comparison.md": tables.markdown(comparison),
