@@ -23,6 +23,7 @@ from tests.support.counting_env import counting_env
 UNEVEN = (("thigh_joint", "foot_joint"), ("leg_joint",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squash", [False, True])
 def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     """Agents of two joints and of one, which see the root, their own joints and the nearest ones."""
@@ -58,6 +59,7 @@ def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     assert len(set(scores.episode_return)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "first_height"),
     [("hopper_3x1", {}, 1.25), ("hopper_3x1", {"engine": "mjx"}, 0.0), ("ant_4x2", {}, 0.0)],
@@ -186,6 +188,7 @@ def hopper_run(tmp_path_factory):
     return random_run.store(tmp_path_factory.mktemp("runs") / "hopper", env)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_both_physics(hopper_run, capsys):
     assert main.main(["evaluate", str(hopper_run), "--in", "mujoco", "--seed", "1"]) == 0
     said = capsys.readouterr().out

@@ -175,6 +175,7 @@ def test_settings_of_a_piece_hold_everything():
     assert plain["cg_damping"] == 1.0 and plain["gamma"] == 0.97 and plain["total_env_steps"] == 96
 
 
+@pytest.mark.slow
 def test_a_piece_goes_on_inside(tmp_path, monkeypatch):
     """Cut off after its search, it does not search again, and ends as if it had never stopped."""
     size = brax_suite.SIZES["smoke"]
@@ -204,6 +205,7 @@ def test_a_piece_goes_on_inside(tmp_path, monkeypatch):
 # Two peaks, and cost
 
 
+@pytest.mark.slow
 def test_every_start_has_orders_of_its_own(monkeypatch):
     """HATRPO's order is chance, another one from each start; water-filling leaves nothing to it."""
     monkeypatch.setattr(two_peaks, "SHOWN_STARTS", np.array([[2.0, 3.0]] * 4))

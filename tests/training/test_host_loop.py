@@ -79,6 +79,7 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
         run.policy(seed=4)(np.zeros(3))
 
 
+@pytest.mark.slow
 def test_chunks_of_any_length_give_the_same_bits():
     """Compiled as users compile."""
     as_users = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
@@ -217,6 +218,7 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
         train(counting_env(), out=finished[0])
 
 
+@pytest.mark.slow
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
     env = envs.make("ant_4x2", backend="spring", episode_length=100)
