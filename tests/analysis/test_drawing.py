@@ -33,6 +33,7 @@ def test_owners_of_the_ant():
     assert drawing.owners(env) == tuple(() if agent is None else (agent,) for agent in expected)
 
 
+@pytest.mark.slow
 def test_a_limb_with_two_drivers_is_both_agents():
     """The humanoid's thigh has three joints, each with an agent of its own; knee and welded foot have one."""
     env = envs.make("humanoid_17x1")
@@ -94,6 +95,7 @@ def test_outlines_are_those_of_the_solid(kind):
     assert outlines.agent.tolist() == [0]
 
 
+@pytest.mark.slow
 def test_where_the_camera_stands():
     """Beside the hopper, over the swimmer, obliquely at the ant; right, up and near are a right-handed frame."""
     views = {name: drawing.camera(envs.make(name)) for name in ("hopper_3x1", "swimmer_2x1", "ant_4x2")}

@@ -119,6 +119,7 @@ def test_what_cannot_be_checked_is_a_sentence(name, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "theirs"), [("reacher_2x1", "Reacher-v5"), ("pusher_3p", "Pusher-v5")])
 def test_brax_has_other_reachers_and_pushers(name, theirs):
     assert mujoco_check.counterpart(envs.make(name)).name == theirs
@@ -127,6 +128,7 @@ def test_brax_has_other_reachers_and_pushers(name, theirs):
         mujoco_check.counterpart(envs.make(name, engine="brax"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "phrases"),
     [
@@ -163,6 +165,7 @@ def _paying_for_its_start(env):
     return env._replace(step=step)
 
 
+@pytest.mark.slow
 def test_stored_teams_play_the_same_episodes_again(tmp_path):
     """Those of the last evaluation of training; fewer of them are the first ones."""
     env = _paying_for_its_start(counting_env())
@@ -202,6 +205,7 @@ def test_evaluate_prints_both_physics(hopper_run, capsys):
     assert rows[0][7] == f"{scores.episode_return.mean():.3g}"
 
 
+@pytest.mark.slow
 def test_render_writes_a_gif_into_the_run(hopper_run, capsys):
     assert main.main(["render", str(hopper_run), "--steps", "6", "--seed", "1"]) == 0
     file = hopper_run / "episode-seed1.gif"

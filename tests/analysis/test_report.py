@@ -138,6 +138,7 @@ def ant(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "ant", envs.make("ant_4x2").spec)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_on_a_body(ant, capsys):
     assert main.main(["report", str(ant)]) == 0
     assert capsys.readouterr().out.startswith(f"{ant / 'report.html'}: ")
@@ -281,6 +282,7 @@ document.getElementById("page").onload = () => {{
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -67,8 +67,8 @@ def check_actions(env, config, trajectory):
 
 
 def _is_fast(case):
-    """Every algorithm on one kind, and every kind with one algorithm; one recurrent team."""
-    algorithm, kind, _, recurrent = case
+    """Every algorithm on one kind, and a second kind; what a network sees decides how much is compiled."""
+    algorithm, kind, shared, recurrent = case
     return (algorithm == "hatrpo_w" or kind == "discrete") and (
         not recurrent or (algorithm, kind) == ("happo", "discrete")
     )
@@ -108,6 +108,7 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
     check_actions(env, config, trajectory)
 
 
+@pytest.mark.slow
 def test_whole_training_keeps_the_contract():
     """Across time limits, two seeds at once; the other kinds are where everybody learns, in tests/core/test_trainer.py."""
     env = kinds_env("multi_discrete")

@@ -15,6 +15,7 @@ from tests.support import random_run
 from tests.support.counting_env import counting_env
 
 
+@pytest.mark.slow
 def test_a_sampling_team_loses_what_its_noise_costs():
     """The reward falls by the first agent's squared action / 100: 0.01 std^2 per step more than the mode's, five steps;
     four standard errors are 0.002."""

@@ -71,6 +71,7 @@ def test_one_trace_whatever_the_numbers():
         np.testing.assert_allclose(jax.jit(kl)(budget), got, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_nan_in_one_seed_leaves_the_others_alone():
     """Episodes that start above a bound pay NaN: one seed meets it and keeps its last finite parameters."""
     bound = 0.97

@@ -7,11 +7,12 @@ import pytest
 
 from envs.bodies import scenarios
 from experiments import scenario_table, twelve_scenarios
+from tests.support.grids import slow_unless
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scenarios.md").read_text()
 
 
-@pytest.mark.parametrize("body", scenarios.BODIES)
+@pytest.mark.parametrize("body", slow_unless({"hopper"}, scenarios.BODIES))
 def test_differences_are_those_of_the_models(body):
     """Contacts, friction and integrators as installed."""
     assert scenario_table.difference_row(body) in PAGE

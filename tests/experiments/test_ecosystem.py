@@ -64,6 +64,7 @@ def test_the_stored_results_are_of_this_form():
     assert (folder / "ecosystem.md").read_text() == ecosystem.document(rows)
 
 
+@pytest.mark.slow
 def test_one_case_at_a_time_keeps_the_others(tmp_path, monkeypatch):
     """Smoke: the case is run, its row and lines take the place of older ones, and what is there is not run again."""
     monkeypatch.setattr(marl_kl, "use_all_cpu_cores", lambda: None)

@@ -290,6 +290,7 @@ def first_update(name, batch, budget=0.04, seeds=4):
     return {name: values[:, 0] for name, values in kept.items()}, variant
 
 
+@pytest.mark.slow
 def test_leftover_budget_in_the_trainer():
     """Handed on or lost, the joint budget is kept; lost, it is given out once, and handed on, more of it is spent."""
     handed, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-handed", "hatrpo_g-lost", "hatrpo_w"))
@@ -302,6 +303,7 @@ def test_leftover_budget_in_the_trainer():
     assert algorithms.get(own) is own
 
 
+@pytest.mark.slow
 def test_first_update_of_the_weighted_game_against_a_direct_computation():
     """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""
     first, variant = first_update("hatrpo_n", 16384)

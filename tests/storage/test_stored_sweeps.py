@@ -158,6 +158,7 @@ def test_commands(copy, capsys):
     assert f"holds a sweep; marl-kl sweep FILE.toml --out {copy} --resume goes on with it" in text
 
 
+@pytest.mark.slow
 def test_compared_settings_are_methods(copy, tmp_path):
     """Their curves are those of the sweep; a run of one of the settings, with another seed, is pooled with it."""
     result = sweep_folders.read(copy)
