@@ -35,7 +35,7 @@ def scored(by_scenario: Mapping[str, Mapping[str, Values]], began: Mapping[str, 
 
     Args:
         by_scenario: scenario -> method -> what `brax_suite.play` returns.
-        began: scenario -> return of untrained teams.
+        began: scenario -> return of untrained policies.
     """
     normalized, scenario = [], []
     for index, (name, values) in enumerate(by_scenario.items()):

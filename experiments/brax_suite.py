@@ -22,9 +22,9 @@ from experiments import brax_figures, device_pace, settings, study
 from experiments.brax_figures import ByScenario
 from experiments.brax_scores import Scores, beats, only, overall, scored, variance_ratio
 from experiments.intervals import Estimate, estimate, ratio
+from experiments.leaders import leading, normalised
 from experiments.study import Piece, Report, Results
 from experiments.styles import ADAPTIVE, FIRST_ORDER, TRUST_REGION, label
-from experiments.who_leads import leading, normalised
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.core import evaluation
 from marl_kl.training import presets
@@ -81,7 +81,7 @@ def is_trust_region(method: str) -> bool:
 
 
 def is_searched(method: str) -> bool:
-    """Whether it has a search of its own; other trust-region methods take what hatrpo has found."""
+    """Whether it has its own search; the other trust-region methods use hatrpo's result."""
     return method == "hatrpo" or not is_trust_region(method)
 
 
@@ -116,7 +116,7 @@ def pieces(size: str) -> list[Piece]:
 
 
 def _settings(scenario: str, method: str, size: Size, with_training: bool = True) -> dict[str, Any]:
-    """Everything that the numbers of a piece depend on; of an untrained team fewer things."""
+    """Everything that the numbers of a piece depend on; fewer settings for untrained policies."""
     config = _config(scenario, method, size)
     fields = settings.of_config(config)
     facts = dict(make_env(scenario).spec.metadata)

@@ -112,8 +112,8 @@ def table(evaluations: Sequence[tuple[str, ...]], training: Sequence[tuple[str, 
         own = np.array([e[4:] for e in evaluations if e[:3] == line[:3]])
         steps = own[:, 0].astype(int)
         won = "" if "" in own[:, 2] else _before_and_after(steps, own[:, 2])
-        *sampling, speed = map(float, line[3:])
-        rows.append([*line[:2], f"{int(line[2]):,}", _before_and_after(steps, own[:, 1]), won, Estimate(*sampling).text(),
+        *stochastic, speed = map(float, line[3:])
+        rows.append([*line[:2], f"{int(line[2]):,}", _before_and_after(steps, own[:, 1]), won, Estimate(*stochastic).text(),
                      f"{speed:,.0f}"])  # fmt: skip
     header = ["task", "algorithm", "env steps per seed", "return: untrained → trained", "won: untrained → trained",
               "stochastic, last tenth", "env steps/s"]  # fmt: skip

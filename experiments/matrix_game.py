@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 import envs
 from experiments import settings, stage_games, study, styles
 from experiments.intervals import estimate, ratio
+from experiments.leaders import leading, normalised
 from experiments.study import Piece, Report, Results
 from experiments.styles import ADAPTIVE, FIRST_ORDER, TRUST_REGION, label
-from experiments.who_leads import leading, normalised
 
 BATCH = 64
 BUDGETS = (0.04, 0.12, 0.4, 1.2)
@@ -110,7 +110,7 @@ def play(game: Game, method: str, size: Size) -> study.Values:
         steps: [trial, seed] env steps until the expected payoff was 99 % of the maximum; NaN if it never was.
         value: [seed, P] expected payoff of the chosen trial, at the env steps `shown` [P], the reported seeds (all but
         the first 8, which are for the search). spent: [trial, update] KL spent, mean over seeds.
-        Trust-region methods also what `who_is_given` says.
+        Trust-region methods also the results of `allocation`.
     """
     payoff = game.payoff()
     trust_region = is_trust_region(method)
@@ -141,7 +141,7 @@ def play(game: Game, method: str, size: Size) -> study.Values:
     if not trust_region:
         return results
     of_agents = (by_trial[name][:, SEARCH_SEEDS:] for name in ("threshold", "position"))
-    return results | who_is_given(*of_agents, reached[:, SEARCH_SEEDS:])
+    return results | allocation(*of_agents, reached[:, SEARCH_SEEDS:])
 
 
 def shown_updates(num_updates: int) -> np.ndarray:
@@ -151,7 +151,7 @@ def shown_updates(num_updates: int) -> np.ndarray:
     return np.union1d(dense, later)
 
 
-def who_is_given(threshold: np.ndarray, position: np.ndarray, reached: np.ndarray) -> study.Values:
+def allocation(threshold: np.ndarray, position: np.ndarray, reached: np.ndarray) -> study.Values:
     """Allocation and order while a run is under way: in the updates up to the one that reaches 99 %. Afterwards no
     agent has anything to gain, and the allocation means nothing.
 

@@ -2,7 +2,7 @@
 
 python -m experiments.mixed_motives --quick
 
-Random games in which every agent has a reward of its own: two teams with opposed rewards, or a reward half of which is
+Random games in which every agent has its own reward: two teams with opposed rewards, or a reward half of which is
 shared. There is no common return to raise; what is measured is how far the agents end from a Nash equilibrium.
 """
 

@@ -184,7 +184,7 @@ def at_global(results: Results, case: str, method: str) -> np.ndarray:
 
 def more_often(results: Results, case: str, method: str, index: int) -> Estimate:
     """Share of starts that end at the global peak minus HATRPO's; starts are resampled in pairs. Every start has
-    orders of its own, so the interval covers their randomness too."""
+    its own orders, so the interval covers their randomness too."""
     own, base = (at_global(results, case, m)[index].mean(-1) for m in (method, "hatrpo"))
     return estimate(own - base, np.mean)
 

@@ -204,8 +204,8 @@ def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(metho
 
 
 def test_the_bilinear_game_by_hand(float64):
-    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 at once and rises to 15/16 in
-    turns."""
+    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 simultaneously and rises to
+    15/16 sequentially."""
     for simultaneous, after in ((True, -9 / 16), (False, 15 / 16)):
         allocator = exact_gaussians.ALLOCATORS["hatrpo"]()
         update = exact_gaussians.make_update(lambda mean, std: jnp.prod(mean), allocator, False, simultaneous)
@@ -295,6 +295,7 @@ def first_update(name, batch, budget=0.04, seeds=4):
     return {name: values[:, 0] for name, values in kept.items()}, variant
 
 
+@pytest.mark.studies
 def test_leftover_budget_in_the_trainer():
     """Carried over or lost, the joint budget is kept; lost, it is allocated once, and carried over, more of it is spent."""
     carried, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-carried", "hatrpo_g-lost", "hatrpo_w"))
@@ -307,6 +308,7 @@ def test_leftover_budget_in_the_trainer():
     assert algorithms.get(own) is own
 
 
+@pytest.mark.studies
 def test_first_update_of_the_weighted_game_against_a_direct_computation():
     """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""
     first, variant = first_update("hatrpo_n", 16384)

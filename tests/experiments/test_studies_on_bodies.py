@@ -9,19 +9,19 @@ import pytest
 
 import envs
 import marl_kl
-from experiments import allocator_cost, brax_scores, brax_suite, device_pace, matrix_game, study, two_peaks, who_leads
+from experiments import allocator_cost, brax_scores, brax_suite, device_pace, leaders, matrix_game, study, two_peaks
 from experiments.brax_scores import Scores
 from marl_kl.training.programs import Programs
 
 # Who leads
 
 
-@pytest.mark.parametrize("leaders", [(0, 0, 1, 2, 1), (2, 2, 2, 2), (0, 1, 2), (1, 0, 1, 0, 1, 1)])
-def test_chance_is_the_mean_over_all_orders(leaders):
-    orders = list(itertools.permutations(leaders))
+@pytest.mark.parametrize("sequence", [(0, 0, 1, 2, 1), (2, 2, 2, 2), (0, 1, 2), (1, 0, 1, 0, 1, 1)])
+def test_chance_is_the_mean_over_all_orders(sequence):
+    orders = list(itertools.permutations(sequence))
     again = np.mean([[a == b for a, b in itertools.pairwise(order)] for order in orders])
-    counts = np.bincount(leaders, minlength=3)
-    np.testing.assert_allclose(who_leads.in_random_order(counts), again)
+    counts = np.bincount(sequence, minlength=3)
+    np.testing.assert_allclose(leaders.in_random_order(counts), again)
 
 
 def test_chance_of_independent_leaders_is_the_sum_of_squares():
@@ -29,27 +29,27 @@ def test_chance_of_independent_leaders_is_the_sum_of_squares():
     chances, updates = np.array([0.5, 0.3, 0.2]), 6
     counts = np.random.default_rng(0).multinomial(updates, chances, size=40_000)
     truth = (chances**2).sum()
-    assert abs(who_leads.in_random_order(counts).mean() - truth) < 0.004
+    assert abs(leaders.in_random_order(counts).mean() - truth) < 0.004
     biased = ((counts / updates) ** 2).sum(-1).mean()
     assert abs(biased - truth - (1 - truth) / updates) < 0.004
-    assert np.isnan(who_leads.in_random_order(np.array([1, 0])))
+    assert np.isnan(leaders.in_random_order(np.array([1, 0])))
 
 
 def test_leading_by_hand():
     share = np.eye(3)[[0, 0, 1, 1, 1, 2]]
-    all_of_it = who_leads.leading(share)
+    all_of_it = leaders.leading(share)
     np.testing.assert_array_equal(all_of_it.counts, [2, 3, 1])
     np.testing.assert_allclose(all_of_it.stays, 3 / 5)
-    first = who_leads.leading(share, np.array([True, True, True, False, False, False]))
+    first = leaders.leading(share, np.array([True, True, True, False, False, False]))
     np.testing.assert_array_equal(first.counts, [2, 1, 0])
     np.testing.assert_allclose([first.stays, first.by_chance], [1 / 2, 2 / 6])
 
 
 def test_shares_sum_to_one():
     threshold = np.array([[0.2, 0.6, 0.9], [0.0, 0.0, 0.0], [0.5, 0.25, 0.25]])
-    share = who_leads.normalised(threshold)
+    share = leaders.normalised(threshold)
     np.testing.assert_allclose(share.sum(-1), [1, 0, 1])
-    np.testing.assert_allclose(share, who_leads.normalised(7 * threshold))
+    np.testing.assert_allclose(share, leaders.normalised(7 * threshold))
     np.testing.assert_allclose(share[0], threshold[0] / 1.7)
 
 
@@ -57,7 +57,7 @@ def test_shares_of_a_run():
     """Shares in the ratio of utilities correlate with them fully, whatever the budget; the KL spent need not."""
     rng = np.random.default_rng(1)
     utility = rng.uniform(1, 2, size=(2, 10, 4))
-    given = 0.1 * who_leads.normalised(utility)
+    given = 0.1 * leaders.normalised(utility)
     values = brax_suite.shares(utility, given, given[..., ::-1], np.array([0, 5, 10]))
     np.testing.assert_allclose(values["correlation"], 1.0)
     assert (values["correlation_spent"] < 0.9).all()
@@ -73,7 +73,7 @@ def test_only_updates_before_99_percent_tell_who_leads():
     leader = np.where(np.arange(50) < over, np.arange(50) % 2, 0)
     threshold = np.broadcast_to(np.eye(2)[leader], (4, 3, 50, 2))
     reached = np.broadcast_to(np.arange(50) >= over - 1, (4, 3, 50))
-    values = matrix_game.who_is_given(threshold, np.zeros((4, 3, 50, 2)), reached)
+    values = matrix_game.allocation(threshold, np.zeros((4, 3, 50, 2)), reached)
     np.testing.assert_array_equal(values["stays"], 0)
     np.testing.assert_allclose(values["by_chance"], (4 * 3 + 3 * 2) / (7 * 6))
     np.testing.assert_allclose(values["largest"][:, :over], 1)
