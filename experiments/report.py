@@ -64,7 +64,7 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
     for place, method in enumerate(ADAPTIVE):
         found = allocation_ablations.change(results, method, "hatrpo")
         styles.error_bars(axes, BUDGETS, found, place - 1, **styles.point_style(method))
-    axes.set_title("game, agents matter 8 : 4 : 2 : 1", fontsize=10, loc="left")
+    axes.set_title("game whose agents matter 8:4:2:1", fontsize=10, loc="left")
     axes.set_ylabel("mean payoff − HATRPO's (maximum 1)")
 
 
