@@ -59,7 +59,7 @@ def test_the_interquartile_mean_is_rliables(tmp_path):
     found = marl_kl.compare(runs, bootstrap=50, references={"legs": (0, 1), "arms": (0, 1)})
     entry = found.entry("legs", "hatrpo")
     assert entry.final_iqm.value == 7.5 == stats.trim_mean(entry.final, 0.25)
-    interval = statistics.bootstrap_interval(entry.final, num_resamples=50, statistic=statistics.trimmed_mean)
+    interval = statistics.bootstrap_interval(entry.final, num_resamples=50, statistic=statistics.interquartile_mean)
     assert (entry.final_iqm.lower, entry.final_iqm.upper) == tuple(interval)
     assert found.overall.iqm.value[0] == stats.trim_mean(np.repeat(entry.final, 2), 0.25)
 
@@ -298,7 +298,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
         assert "95 %" in text and "bootstrap intervals" in text
     styles = {(line.get_color(), str(line._dash_pattern)) for line in drawn["learning_curves"].axes[0].get_lines()}
     assert len(styles) == num_methods, "no two curves look alike"
-    text = _texts(figures["learning_curves"])
+    text = _texts(drawn["learning_curves"])
     assert "env steps per seed" in text and "team return of an episode" in text
 
 

@@ -208,7 +208,7 @@ def test_algorithm_1_improves_to_a_nash_equilibrium(action_sizes, gamma):
 
 @pytest.mark.parametrize("method", ["hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n"])
 def test_budgeted_iteration_keeps_the_budget_and_its_bound(method):
-    """The gain in return is at least the bound of Theorem 2, whoever shares out the budget; in one state it is L."""
+    """The gain in return is at least the bound of Theorem 2, whatever the allocation; in one state it is L."""
     rng = np.random.default_rng(1)
     for num_states, gamma in ((3, 0.5), (1, 0.0)):
         game, policies, _ = random_game(rng, num_states, (2, 3, 2), gamma)

@@ -316,7 +316,7 @@ def _steps_to(sample: Sample, threshold: float | None, end: float) -> float:
 
 
 def _iqm(scores: np.ndarray, strata: Sequence | None, resampling: Mapping) -> Estimate:
-    iqm = statistics.trimmed_mean
+    iqm = statistics.interquartile_mean
     interval = functools.partial(statistics.bootstrap_interval, scores, strata=strata, statistic=iqm, **resampling)
     return _with_interval(iqm(scores), strata, len(scores), interval)
 

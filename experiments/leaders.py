@@ -1,4 +1,4 @@
-"""Who is given most of the KL budget: shares, and whether the one in front stays there longer than chance would have."""
+"""Which agent leads (has the largest share of the KL budget), and whether it keeps the lead longer than by chance."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Leading(NamedTuple):
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
-    """[..., agent] -> the same, adding up to 1 over agents; 0 where there is nothing.
+    """[..., agent] -> the same, with sum 1 over agents; 0 where all are 0.
 
-    HATRPO-G's thresholds add up to more than the budget, because what one agent leaves unspent is given again.
+    HATRPO-G's thresholds sum to more than the budget, because what one agent leaves is allocated again.
     """
     return values / np.maximum(values.sum(-1, keepdims=True), 1e-30)
 
 
 def leading(share: np.ndarray, counted: np.ndarray | None = None) -> Leading:
-    """Of shares [..., update, agent]; only updates that are `counted` [..., update] are looked at, and pairs of
-    neighbours that both are."""
+    """Of shares [..., update, agent]; only `counted` [..., update] updates matter, and pairs of
+    neighbours that are both counted."""
     leader = share.argmax(-1)
     counted = np.ones(leader.shape, bool) if counted is None else counted
     counts = ((leader[..., None] == np.arange(share.shape[-1])) & counted[..., None]).sum(-2)
