@@ -17,7 +17,7 @@ import numpy as np
 
 import envs
 import marl_kl
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 
 SETTINGS = {"gamma": 0.97, "gae_lambda": 0.9, "cg_damping": 1.0}

@@ -27,7 +27,7 @@ import envs
 import marl_kl
 from envs.base import EnvSpec
 from marl_kl.analysis.statistics import bootstrap_interval
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 
 SMAX, SPREAD, PAXMEN = "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", "paxmen_4"

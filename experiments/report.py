@@ -20,7 +20,7 @@ from experiments import (
     theory,
     two_peaks,
 )
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 
 STUDIES = tuple(

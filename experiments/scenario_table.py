@@ -11,7 +11,7 @@ from pathlib import Path
 import envs
 from envs.bodies import scenarios
 from marl_kl.analysis.bodies import mujoco_check
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 
 _MORE_DIFFERENCES = {
     "ant": ("27 entries instead of 105 (no contact forces)",),

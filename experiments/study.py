@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 
 import marl_kl
-from marl_kl.analysis.plots import PALETTE
+from marl_kl.analysis.figure_style import PALETTE
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 
 SIZES = ("smoke", "quick", "full")

@@ -19,7 +19,7 @@ import numpy as np
 import envs
 import marl_kl
 from marl_kl.analysis.statistics import bootstrap_interval
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 from marl_kl.training import presets
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 import marl_kl
 from marl_kl.analysis import statistics
-from marl_kl.analysis.comparison import figures, marl_eval, tables
+from marl_kl.analysis.comparison import comparison_figures, comparison_tables, marl_eval
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import EpisodeStatistics, Failure
@@ -100,7 +100,7 @@ def test_runs_of_one_setting_are_pooled_and_other_settings_told_apart(tmp_path):
 
 def test_a_seed_counts_once(tmp_path):
     runs = [store(tmp_path / "0", RISING, seeds=(0, 1, 2, 3)), store(tmp_path / "1", RISING[:2], seeds=(3, 4))]
-    with pytest.raises(ValueError, match="seed 3 of hatrpo on legs is both in .*0 and in .*1; runs of one setting"):
+    with pytest.raises(ValueError, match="seed 3 of hatrpo on legs is both in .*0 and in .*1; the seeds of"):
         marl_kl.compare(runs)
     with pytest.raises(ValueError, match="seed 0 of hatrpo on legs is twice: "):
         marl_kl.compare([runs[0], runs[0]])
@@ -127,7 +127,7 @@ def test_a_method_may_have_another_budget_on_another_task(tmp_path):
     found = marl_kl.compare(runs, bootstrap=100)
     assert found.methods == ("hatrpo", "hatrpo_g") and found.overall.tasks == ("ant", "humanoid")
     assert found.warnings == () and found.kl_budgets["hatrpo"] == (0.04, 0.17)
-    assert "hatrpo: kl_budget differs from task to task (0.04, 0.17)" in found.notes
+    assert "hatrpo: kl_budget differs between tasks (0.04, 0.17)" in found.notes
     # 8 runs of each, the same 4 numbers on both tasks
     assert found.overall.iqm.value[0] == pytest.approx(stats.trim_mean(np.tile([40, 60, 50, 30], 2) - 2.5, 0.25) / 62.5)
     np.testing.assert_allclose(found.overall.profile.value[0][[0, -1]], [1, 0])
@@ -140,7 +140,7 @@ def test_tasks_that_not_all_methods_were_run_on_are_left_out_of_the_figures_over
         store(tmp_path / "2", RISING, spec=spec("hopper")),
     ]
     found = marl_kl.compare(runs, bootstrap=10)
-    assert found.overall.tasks == ("ant",) and "figures over tasks leave out hopper" in "; ".join(found.notes)
+    assert found.overall.tasks == ("ant",) and "estimates over tasks leave out hopper" in "; ".join(found.notes)
     found = marl_kl.compare(runs[1:], bootstrap=10)
     assert found.overall is None and "no task was run with all methods" in "; ".join(found.notes)
 
@@ -155,18 +155,18 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
         store(tmp_path / "2", RISING, config=FirstOrderConfig(), algorithm="happo"),
     ]
     found = marl_kl.compare(runs, bootstrap=10)
-    said = "the joint KL budgets on legs differ (0.08, 0.16): how a budget is shared out compares at equal budgets only"
-    assert found.warnings == (said,)
-    assert [cells.split(" | ")[1] for cells in tables.markdown(found).splitlines()[6:9]] == [
+    (warning,) = found.warnings
+    assert warning.startswith("the joint KL budgets on legs differ (0.08, 0.16)")
+    assert [cells.split(" | ")[1] for cells in comparison_tables.markdown(found).splitlines()[6:9]] == [
         "0.08",
         "0.16",
         "-",
     ]
-    lines = tables.markdown(found).splitlines()
-    (row,) = [line for line in lines if line.startswith(f"| **Warning: {said}")]
+    lines = comparison_tables.markdown(found).splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| **Warning: {warning}")]
     assert row.count("|") == lines[4].count("|"), "the row is one of the table"
     assert main.main(["compare", *map(str, runs), "--bootstrap", "10"]) == 0
-    assert said in " ".join(capsys.readouterr().out.split())
+    assert warning in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_lengths_are_compared_on_what_all_have(tmp_path):
@@ -178,7 +178,7 @@ def test_other_lengths_are_compared_on_what_all_have(tmp_path):
     assert found.tasks[0].env_steps[-1] == 2000
     np.testing.assert_array_equal(found.entry("legs", "hatrpo").final, RISING[:, 2])
     assert f"compared up to 2,000 env steps, the end of {shorter}; the longest run has 3,000" in found.warnings[0]
-    assert f"{shorter} is interrupted, not finished: it counts as far as it was saved" in found.notes
+    assert f"{shorter} is interrupted, not finished: it is compared up to its last save" in found.notes
 
 
 def test_a_final_return_that_nobody_measured_is_warned_of(tmp_path):
@@ -195,10 +195,7 @@ def test_failed_seeds_are_left_out_and_named(tmp_path):
     run = store(tmp_path / "0", RISING, failures=[Failure(1, 4, "critic")])
     found = marl_kl.compare([run], bootstrap=10)
     assert found.entries[0].seeds == (0, 2, 3)
-    assert (
-        f"seed 1 of {run} failed (critic was not finite in update 5) and is left out, which flatters"
-        in found.warnings[0]
-    )
+    assert f"seed 1 of {run} failed (critic was not finite in update 5) and is left out" in found.warnings[0]
 
 
 def test_intervals_need_three_seeds_on_every_task(tmp_path):
@@ -207,12 +204,14 @@ def test_intervals_need_three_seeds_on_every_task(tmp_path):
     assert np.isfinite(found.entry("legs", "hatrpo").final_iqm.lower)
     assert np.isnan(found.entry("legs", "hatrpo_w").final_iqm.lower)
     assert np.isnan(found.overall.improvement.lower[0, 1]) and found.overall.improvement.value[0, 1] == 3 / 8
-    assert "fewer than 3 seeds" in "; ".join(found.notes) and "nan" not in tables.markdown(found)
+    assert "fewer than 3 seeds" in "; ".join(found.notes) and "nan" not in comparison_tables.markdown(found)
 
 
 def test_a_task_on_which_nobody_learned_has_a_scale(tmp_path):
     found = marl_kl.compare([store(tmp_path / "0", np.array([[5.0, 1.0], [5.0, 2.0]]))], bootstrap=10)
-    assert (found.tasks[0].low, found.tasks[0].high) == (1, 2) and "ended above" in "; ".join(found.notes)
+    assert (found.tasks[0].low, found.tasks[0].high) == (1, 2) and "above the mean initial one" in "; ".join(
+        found.notes
+    )
     found = marl_kl.compare([store(tmp_path / "1", np.ones((2, 2)))], bootstrap=10)
     np.testing.assert_array_equal(found.entries[0].normalized, 0)
 
@@ -231,7 +230,7 @@ def test_versions_that_differ_are_a_note(two):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"runs": []}, r"runs=\[\]; give the folder of one run at least"),
+        ({"runs": []}, r"runs=\[\]; at least one folder is needed"),
         ({"metric": "loss"}, "metric='loss'; it must be one of evaluation, training"),
         ({"bootstrap": 0}, "bootstrap=0; it must be an integer >= 1"),
         ({"seed": -1}, "seed=-1; it must be an integer >= 0"),
@@ -288,7 +287,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
     found = marl_kl.compare(runs, bootstrap=50)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = figures.figures(found)
+        drawn = comparison_figures.figures(found)
         for figure in drawn.values():
             figure.savefig(io.BytesIO(), format="png", dpi=50)
     assert len(drawn) == (1 if num_methods == 1 else 4)
@@ -299,7 +298,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
     styles = {(line.get_color(), str(line._dash_pattern)) for line in drawn["learning_curves"].axes[0].get_lines()}
     assert len(styles) == num_methods, "no two curves look alike"
     text = _texts(drawn["learning_curves"])
-    assert "env steps per seed" in text and "team return of an episode" in text
+    assert "env steps per seed" in text and "evaluation return" in text
 
 
 def test_the_folder_and_the_layout_of_marl_eval(two, tmp_path, capsys):
@@ -348,7 +347,7 @@ def test_marl_eval_is_given_no_commas_in_names(tmp_path):
     "words, message",
     [
         ("--threshold x", "threshold='x'; it must be a number"),
-        ("--threshold 1 --threshold 2", "'1' names no task; write TASK=1"),
+        ("--threshold 1 --threshold 2", "'1' has no task; write TASK=1"),
         ("--reference legs=1", "references: legs=(1.0,); it must be two finite numbers"),
         ("--bootstrap many", "bootstrap='many'; it must be an integer"),
     ],

@@ -79,7 +79,7 @@ def test_outlines_are_those_of_the_solid(kind):
     spec = EnvSpec("solid", ("j",), (1,), (1,), "continuous", 1, 1)
     env = Env(spec, None, None, drawing=Drawing(model, None, tree, 0.1))
     view = drawing._camera(-65.0, 28.0, False)
-    outlines = drawing._outlines(env, drawing._pieces(env), view, np.array([0.7]))
+    outlines = drawing._outlines(env, drawing._geom_parts(env), view, np.array([0.7]))
 
     data = mujoco.MjData(model)
     data.qpos[:] = 0.7

@@ -30,7 +30,7 @@ def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     env = envs.make("hopper", partition=UNEVEN, obs=1, agent_id=True, episode_length=40)
     spec, learner = env.spec, random_run.learner(env.spec, 0)
     there = mujoco_check.counterpart(env)
-    scores = mujoco_check.evaluate(there, env, config, learner, seed=5, num_episodes=3)
+    scores = mujoco_check.evaluate_team(there, env, config, learner, seed=5, num_episodes=3)
 
     actor = policies.make_actor(spec, config)
     seen = kinematics.observation_indices(env.drawing.tree, UNEVEN, 1)
@@ -195,7 +195,7 @@ def test_evaluate_prints_both_physics(hopper_run, capsys):
     assert [row[0] for row in rows] == ["1"]
     env, run = envs.make("hopper_3x1", episode_length=30), loading.load(hopper_run)
     there = mujoco_check.counterpart(env)
-    scores = mujoco_check.evaluate(there, env, run.config, run.learner_of(1), seed=1, num_episodes=2)
+    scores = mujoco_check.evaluate_team(there, env, run.config, run.learner_of(1), seed=1, num_episodes=2)
     assert rows[0][7] == f"{scores.episode_return.mean():.3g}"
 
 

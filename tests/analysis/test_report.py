@@ -14,9 +14,9 @@ from PIL import Image
 
 import envs
 import marl_kl
-from marl_kl.analysis import sweep_tables as sweep_tables
+from marl_kl.analysis import sweep_tables
 from marl_kl.analysis.bodies import drawing
-from marl_kl.analysis.report import html_page, pages
+from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import WATCHED, Evaluation, Failure, SweepFailure, Timing
@@ -179,14 +179,15 @@ def test_first_order_runs_show_clipped_samples(tmp_path):
 def test_a_run_that_stopped_before_its_first_update_has_a_page(tmp_path):
     out = store(tmp_path / "run", [[1.0]], steps=[0], status="interrupted")
     (out / "metrics.csv").unlink()
-    assert "how long it took is not known" in page_of(pages.write(out)).text
+    assert "times unknown" in page_of(pages.write(out)).text
 
 
 def test_what_is_in_names_stays_text(tmp_path):
     odd = spec("<script>alert(1)</script>", note="a & b")
     page = page_of(pages.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
     assert "<script>alert(1)</script>" in page.text and "a & b" in page.text
-    assert html_page.text('"<&') == "&quot;&lt;&amp;"
+    written = (tmp_path / "run" / "report.html").read_text()
+    assert "<script" not in written and "&lt;script&gt;" in written and "a &amp; b" in written
 
 
 def test_the_page_of_a_sweep(ant, tmp_path):
@@ -217,7 +218,7 @@ def test_the_page_of_a_sweep(ant, tmp_path):
 def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
     sweep(tmp_path / "some", done=2)
     page = page_of(pages.write(tmp_path / "some"))
-    assert "interrupted" in page.text and "6 of 24 runs are finished; only they have a final return" in page.text
+    assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
     assert len(page.pictures) == 1 + 2 * 2
     with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
         page = page_of(pages.write(tmp_path / "none"))
@@ -248,7 +249,7 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
     [
         ("report {full}", "is not a run folder: it has no run.json"),
         ("report {full}/none", "there is no run folder"),
-        ("report {run} --out {full}/page.pdf", "it must be a .html file in a folder that exists"),
+        ("report {run} --out {full}/page.pdf", "it must be a .html file in an existing folder"),
         ("show {full}", "is not a run folder: it has no run.json"),
     ],
 )
@@ -270,7 +271,7 @@ def test_show(tmp_path, capsys):
         tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
     ):
         assert main.main(["show", str(tmp_path / "new")]) == 0
-    assert "nothing was saved yet" in capsys.readouterr().out
+    assert "nothing is saved yet" in capsys.readouterr().out
 
 
 _LOOK = """<iframe id="page" src="{page}"></iframe><pre id="found">waiting</pre><script>

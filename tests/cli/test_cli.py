@@ -79,11 +79,10 @@ def test_defaults(trained):
     ],
 )
 def test_env_options_are_literals_or_text(text, value):
-    assert options.env_options([f"key={text}"]) == {"key": value}
+    assert options.parse_env_options([f"key={text}"]) == {"key": value}
 
 
 _BAD = {
-    "": "required: COMMAND",
     "trian": "invalid choice: 'trian'",
     "train": "required: ENV",
     "train matrix_gme": "unknown env 'matrix_gme'; did you mean matrix_game",
@@ -143,6 +142,17 @@ def test_help_explains_every_field_with_its_default(capsys):
             assert field.metadata["help"] in text and f"default: {options.default_text(field.default)}" in text
 
 
+def test_without_a_command_the_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main([])
+    assert stop.value.code == 0 and "usage: marl-kl" in capsys.readouterr().out
+
+
+def test_python_m_marl_kl_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "marl_kl", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"marl-kl {marl_kl.__version__}")
+
+
 def test_lists_and_version(capsys):
     assert main.main(["envs"]) == 0
     assert capsys.readouterr().out.split() == list(envs.names())
@@ -162,7 +172,7 @@ def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(marl_kl, "train", interrupted)
     assert main.main(["train", "matrix_game", "--out", str(tmp_path)]) == 130
-    said = f"interrupted; what was done until then is in {tmp_path}, and marl-kl resume {tmp_path} goes on"
+    said = f"interrupted; the run is saved in {tmp_path}, continue with: marl-kl resume {tmp_path}"
     assert capsys.readouterr().err == f"marl-kl: {said}\n"
 
 
@@ -195,7 +205,10 @@ def test_resume_of_another_s_environment_points_to_python(trained, tmp_path, cap
     assert main.main(["resume", str(out)]) == 2 and trained == []
     said = capsys.readouterr().err
     assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in said
-    assert said.startswith(f"marl-kl: the environment '{env.spec.name}' of {out} is not") and said.count("\n") == 1
+    assert (
+        said.startswith(f"marl-kl: envs.make cannot make the environment '{env.spec.name}' of {out}")
+        and said.count("\n") == 1
+    )
 
 
 def test_warnings_of_a_resumed_run_are_sentences(monkeypatch, tmp_path, capsys):

@@ -1,11 +1,14 @@
 """What a finished run leaves: pictures and a summary in its folder, a table on the console."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from marl_kl.training import reporting
+from marl_kl.analysis import reporting
 from tests.support import synthetic
 
 
@@ -25,3 +28,20 @@ def test_without_a_folder_only_the_table_and_when_quiet_nothing(capsys):
     assert "hatrpo_w on legs" in capsys.readouterr().out
     reporting.finish(synthetic.result(), quiet=True)
     assert capsys.readouterr().out == ""
+
+
+_UNUSABLE_BACKEND = """
+import pathlib, sys
+from marl_kl.analysis import reporting
+from tests.support import synthetic
+reporting.finish(synthetic.result(out=pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_an_unusable_backend_of_matplotlib_does_not_fail_the_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _UNUSABLE_BACKEND, tmp_path], env={**os.environ, "MPLBACKEND": "none"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "RunWarning: no figures in" in done.stderr and "hatrpo_w on legs" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
