@@ -1,4 +1,4 @@
-"""The page of a run and of a sweep: nothing outside itself, every picture whole, every agent and field named."""
+"""The page of a run and of a sweep: self-contained, with valid pictures and every agent and config field."""
 
 import base64
 import dataclasses
@@ -82,7 +82,7 @@ def _snapshot(k, seeds, failures):
 
 
 class _Page(html.parser.HTMLParser):
-    """What a page is made of; a tag that is closed out of turn is an error."""
+    """What a page is made of; a tag that is closed in the wrong order is an error."""
 
     _VOID = {"meta", "img", "br", "link", "input"}
 
@@ -116,7 +116,7 @@ class _Page(html.parser.HTMLParser):
 
 def page_of(path):
     page = _Page(path.read_text(encoding="utf-8"))
-    assert all(reference.startswith("data:image/") for reference in page.references), "nothing from outside"
+    assert all(reference.startswith("data:image/") for reference in page.references), "self-contained"
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     for picture in page.pictures:
         kind, data = picture["src"].removeprefix("data:image/").split(";base64,")
@@ -158,7 +158,7 @@ def test_the_page_of_a_run_on_a_body(ant, capsys):
     assert "Not at their default: total_env_steps" in page.text and "95 % percentile bootstrap" in page.text
 
 
-def test_failures_and_states_are_said(tmp_path):
+def test_failures_and_status_are_shown(tmp_path):
     out = run(tmp_path / "run", failures=[Failure(2, 6, "critic")], status="interrupted")
     page = page_of(pages.write(out, tmp_path / "page.html"))
     assert "Seed 2 failed: critic was not finite in update 7" in page.text and "interrupted" in page.text
@@ -256,8 +256,8 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
 def test_bad_input_is_one_sentence(words, message, tmp_path, capsys):
     stored = store(tmp_path / "run", np.zeros((1, 3)))
     assert main.main(words.format(run=stored, full=tmp_path).split()) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_show(tmp_path, capsys):
@@ -304,4 +304,4 @@ def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
     assert len(widths) == len(page_of(page).pictures) == {"run": 4, "sweep": 8}[kind] and min(widths) > 100
-    assert "CONSOLE" not in done.stderr, "the browser has nothing to complain of"
+    assert "CONSOLE" not in done.stderr, "the browser reports no errors"

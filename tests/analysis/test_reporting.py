@@ -1,4 +1,4 @@
-"""What a finished run leaves: pictures and a summary in its folder, a table on the console."""
+"""The end of a run: figures and a summary in its folder, a table on the console."""
 
 import io
 import os
@@ -13,12 +13,12 @@ from tests.support import synthetic
 
 
 @pytest.mark.parametrize("kl", [True, False])
-def test_finish_writes_pictures_and_summary_and_prints_the_table(tmp_path, kl):
+def test_finish_writes_figures_and_summary_and_prints_the_table(tmp_path, kl):
     output = io.StringIO()
     reporting.finish(synthetic.result(kl=kl, out=tmp_path), console=Console(file=output))
-    pictures = {"learning_curve.png", *(["kl_share.png"] if kl else [])}
-    assert {entry.name for entry in tmp_path.iterdir()} == {"summary.md", *pictures}
-    for name in pictures:
+    figures = {"learning_curve.png", *(["kl_share.png"] if kl else [])}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"summary.md", *figures}
+    for name in figures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "mean ± std" in output.getvalue() and str(tmp_path) in output.getvalue()
 

@@ -172,8 +172,8 @@ def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(marl_kl, "train", interrupted)
     assert main.main(["train", "matrix_game", "--out", str(tmp_path)]) == 130
-    said = f"interrupted; the run is saved in {tmp_path}, continue with: marl-kl resume {tmp_path}"
-    assert capsys.readouterr().err == f"marl-kl: {said}\n"
+    message = f"interrupted; the run is saved in {tmp_path}, continue with: marl-kl resume {tmp_path}"
+    assert capsys.readouterr().err == f"marl-kl: {message}\n"
 
 
 def _stopped(out, env):
@@ -203,11 +203,11 @@ def test_resume_makes_environment_and_config_of_the_run_again(trained, tmp_path)
 def test_resume_of_another_s_environment_points_to_python(trained, tmp_path, capsys, env):
     out = _stopped(tmp_path / "run", env)
     assert main.main(["resume", str(out)]) == 2 and trained == []
-    said = capsys.readouterr().err
-    assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in said
+    error = capsys.readouterr().err
+    assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in error
     assert (
-        said.startswith(f"marl-kl: envs.make cannot make the environment '{env.spec.name}' of {out}")
-        and said.count("\n") == 1
+        error.startswith(f"marl-kl: envs.make cannot make the environment '{env.spec.name}' of {out}")
+        and error.count("\n") == 1
     )
 
 

@@ -50,8 +50,8 @@ class Camera(NamedTuple):
     """An orthographic camera; all [3] unit vectors of the world.
 
     Attributes:
-        right, up: the picture's axes. near: towards the camera.
-        is_side: whether it looks along the floor at a body that moves in one plane.
+        right, up: the axes of the image plane. near: towards the camera.
+        is_side: whether it is a side view along the floor.
     """
 
     right: np.ndarray
@@ -61,7 +61,7 @@ class Camera(NamedTuple):
 
     @property
     def plane(self) -> np.ndarray:
-        """[2, 3], from the world to the picture."""
+        """[2, 3], from the world to the image plane."""
         return np.stack([self.right, self.up])
 
 
@@ -265,7 +265,7 @@ def _outlines(env: Env, parts: GeomParts, view: Camera, pose: np.ndarray) -> Out
 
 
 def _outline(plane: np.ndarray, centre: np.ndarray, axes: np.ndarray, box: np.ndarray, ball: np.ndarray) -> np.ndarray:
-    """[P, K, 2] the outline of box + ellipsoid: its furthest point in each of K directions u of the picture,
+    """[P, K, 2] the outline of box + ellipsoid: its furthest point in each of K directions u of the image plane,
 
         c + sum_i sign(u . g_i) g_i + E E^T u / |E^T u|
 

@@ -46,9 +46,9 @@ _NO_COUNTERPART = {
     "coupled_halfcheetah": "Gymnasium has none, and that of Multi-Agent MuJoCo does not run on recent versions of mujoco",
 }
 
-_BONUS = "Brax also pays the healthy reward on the step of a fall"
+_BONUS = "Brax pays the bonus for being upright on the step of a fall too"
 _SOLVER = "Brax solves for contacts by 1 Newton iteration and integrates damping explicitly"
-_LATE = "Brax's forward reward is one simulation step late"
+_LATE = "Brax pays for movement one simulation step late"
 _KNOWN_DIFFERENCES = {
     "ant": (
         "Brax's ant start_seeds at height 0.55 with bent legs (Gymnasium's at 0.75 with straight ones) and pays no contact "
@@ -227,11 +227,11 @@ def _differences(metadata: dict[str, str], body: str, model: Any, c_model: Any) 
     on_mjx = metadata["backend"] == "mjx"
     known = [phrase for phrase in _KNOWN_DIFFERENCES.get(body, ()) if on_mjx or phrase not in _ON_MJX]
     if not on_mjx:
-        known.insert(0, f"Brax's {metadata['backend']} physics is not MuJoCo's")
+        known.insert(0, f"Brax's {metadata['backend']} physics is another task than MuJoCo's")
     if metadata.get("corrected") == "False":
-        known.append("Brax's reward weights height by a fifth and control by a tenth")
+        known.append("Brax's reward pays a fifth for height and a tenth for control")
     if model.opt.integrator != c_model.opt.integrator:
-        known.append("Brax integrates by the Euler method, Gymnasium by Runge-Kutta")
+        known.append("Brax integrates by Euler's rule, Gymnasium by Runge and Kutta's")
     return (*known, *contact_differences(model, c_model))
 
 
