@@ -1,4 +1,4 @@
-"""`report`: a run or a sweep as one self-contained HTML page, from the templates in `templates/`."""
+"""`report`: a run or a sweep as one self-contained HTML page, from the templates next to this file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DRAWN_SETTINGS = 3
 """Settings of a sweep whose agents have figures, best first."""
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("marl_kl.analysis.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+    loader=jinja2.PackageLoader("marl_kl.analysis.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 _TEMPLATES.globals["what_failed"] = what_failed
