@@ -87,13 +87,13 @@ def _notes(arguments: argparse.Namespace, result: EvaluationResult) -> list[str]
 
 
 def _table(result: EvaluationResult, notes: Sequence[str]) -> Table:
-    """Per seed return and length, mean ± std over episodes, in each physics; below them over the seeds' means."""
+    """Mean ± std over episodes per seed, in each physics; in the last row over the seeds' means."""
     from marl_kl.analysis.text_tables import mean_and_std, terminal_table
 
     scores = {_physics(result.spec): EpisodeStatistics(result.episode_return, result.episode_length)}
     if result.mujoco is not None:
         scores["C MuJoCo"] = result.mujoco
-    heads = [f"{what} in {physics}" for physics in scores for what in ("return", "length")]
+    heads = [f"{what} in {physics}" for physics in scores for what in ("evaluation return", "episode length")]
     table = terminal_table(["seed", *heads], f"{result.algorithm} on {result.spec.name}", notes)
     columns = [np.asarray(values, np.float64) for score in scores.values() for values in score]
     for index, seed in enumerate(result.seeds):
@@ -106,6 +106,6 @@ def _table(result: EvaluationResult, notes: Sequence[str]) -> Table:
 
 def _physics(spec: EnvSpec) -> str:
     metadata = dict(spec.metadata)
-    return (
-        "training" if "engine" not in metadata else " ".join(dict.fromkeys((metadata["engine"], metadata["backend"])))
-    )
+    if "engine" not in metadata:
+        return "the training environment"
+    return " ".join(dict.fromkeys((metadata["engine"], metadata["backend"])))

@@ -259,4 +259,4 @@ def test_a_failed_seed_is_reported(hopper_run, tmp_path, capsys):
     captured = capsys.readouterr()
     why = "reward was not finite in update 5"
     assert captured.err == f"marl-kl: seed 1 failed ({why}); its last finite parameters are used\n"
-    assert "return in training" in captured.out
+    assert "evaluation return" in captured.out
