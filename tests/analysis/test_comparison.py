@@ -244,7 +244,7 @@ def test_versions_that_differ_are_a_note(two):
         ({"references": {"legs": (1, 0)}}, r"references: legs=\(1, 0\); it must be two finite numbers, low < high"),
     ],
 )
-def test_bad_input_is_one_sentence(two, options, message):
+def test_bad_input_is_one_line(two, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         marl_kl.compare(**{"runs": two, **options})
     assert "\n" not in str(caught.value)
@@ -358,7 +358,7 @@ def test_marl_eval_is_given_no_commas_in_names(tmp_path):
         ("--bootstrap many", "bootstrap='many'; it must be an integer"),
     ],
 )
-def test_bad_options_are_one_sentence(two, words, message, capsys):
+def test_bad_options_are_one_line(two, words, message, capsys):
     assert main.main(["compare", *map(str, two), *words.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

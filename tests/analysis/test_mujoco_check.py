@@ -113,7 +113,7 @@ def test_known_differences_are_named():
         ("matrix_game", "env 'matrix_game' is not a body"),
     ],
 )
-def test_what_cannot_be_checked_is_a_sentence(name, message):
+def test_what_cannot_be_checked_is_one_line(name, message):
     with pytest.raises(ValueError, match=message) as error:
         mujoco_check.counterpart(envs.make(name))
     assert "\n" not in str(error.value)
@@ -231,7 +231,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_sentence(words, hopper_run, tmp_path, capsys):
+def test_bad_input_is_one_line(words, hopper_run, tmp_path, capsys):
     stored = {"run": lambda: hopper_run, "game": lambda: random_run.store(tmp_path / "game", envs.make("bilinear"))}
     stored["own"] = lambda: random_run.store(tmp_path / "own", counting_env())
     stored["other"] = lambda: _of_another_version(tmp_path / "other")

@@ -253,7 +253,7 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
         ("show {full}", "is not a run folder: it has no run.json"),
     ],
 )
-def test_bad_input_is_one_sentence(words, message, tmp_path, capsys):
+def test_bad_input_is_one_line(words, message, tmp_path, capsys):
     stored = store(tmp_path / "run", np.zeros((1, 3)))
     assert main.main(words.format(run=stored, full=tmp_path).split()) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Figures of a run: they are made for every shape of run, say what they show, and leave failed seeds out."""
+"""Figures of a run: drawn for all sizes of runs, with labels, without failed seeds."""
 
 import io
 import warnings
