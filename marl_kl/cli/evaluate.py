@@ -73,7 +73,7 @@ def _notes(arguments: argparse.Namespace, result: EvaluationResult) -> list[str]
     which = "best" if arguments.best or arguments.absolute else "last"
     kind = "stochastic" if arguments.stochastic else "deterministic"
     episodes = result.episode_return.shape[1]
-    notes = [f"{which} policies, after {updates} updates; {kind}; {episodes} episodes per seed, mean ± std"]
+    notes = [f"{which} {kind} policies, after {updates} updates; {episodes} episodes per seed, mean ± std"]
     if arguments.absolute:
         notes.append("absolute metric: in other episodes than those the policies were chosen by")
         notes.append(

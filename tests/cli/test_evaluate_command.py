@@ -33,10 +33,10 @@ def test_options(game_run, calls, capsys):
     last, best = (marl_kl.load(game_run, which).learner.obs_moments.count.tolist() for which in ("last", "best"))
     assert last != best
     cases = {
-        "": (2, [7, 7], False, False, last, "last policies, after 7 updates; deterministic; 2 episodes"),
-        "--best": (2, [3, 4], False, False, best, "best policies, after 3, 4 updates; deterministic; 2 episodes"),
+        "": (2, [7, 7], False, False, last, "last deterministic policies, after 7 updates; 2 episodes"),
+        "--best": (2, [3, 4], False, False, best, "best deterministic policies, after 3, 4 updates; 2 episodes"),
         "--best --seed 1": (2, [4], False, False, best[1:], "after 4 updates"),
-        "--stochastic": (2, [7, 7], True, False, last, "; stochastic;"),
+        "--stochastic": (2, [7, 7], True, False, last, "last stochastic policies"),
         "--absolute": (20, [3, 4], False, True, best, "stored in"),
         "--absolute --episodes 5": (5, [3, 4], False, True, best, "not stored"),
         "--absolute --seed 1": (20, [4], False, True, best[1:], "20 episodes per seed"),
