@@ -91,10 +91,10 @@ def run_notes(result: TrainResult) -> list[str]:
     """Length and speed, times, and failures of a run, one line each."""
     timing = result.timing
     steps = int(result.env_steps[-1]) if len(result.env_steps) else 0
-    speed = f"{result.steps_per_second:,.0f}" if steps and timing.train > 0 else "-"
+    speed = f"; {result.steps_per_second:,.0f} env steps/s over all seeds" if steps and timing.train > 0 else ""
     times = f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s"
     lines = [
-        f"{steps:,} env steps per seed, {len(result.env_steps)} updates; {speed} env steps/s over all seeds",
+        f"{steps:,} env steps per seed, {len(result.env_steps)} updates{speed}",
         times if np.isfinite(timing).all() else "times unknown",
     ]
     for failure in result.failures:
