@@ -442,7 +442,7 @@ def test_a_team_in_the_c_engine_remembers():
     env = envs.make("hopper_3x1", episode_length=6)
     run, learner = remembering_run(env)
     there, policy = mujoco_check.counterpart(env), run.policy()
-    scores = mujoco_check.evaluate(there, env, run.config, learner, seed=5, num_episodes=2)
+    scores = mujoco_check.evaluate_team(there, env, run.config, learner, seed=5, num_episodes=2)
     for episode, start in enumerate(np.random.SeedSequence(5).generate_state(2)):
         world = there.make()
         observed, _ = world.reset(seed=int(start))
