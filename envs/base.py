@@ -32,6 +32,8 @@ import numpy as np
 
 from envs.bodies.kinematics import KinematicTree
 
+ActionKind = Literal["continuous", "discrete", "multi_discrete"]
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
@@ -63,7 +65,7 @@ class EnvSpec:
     agents: tuple[str, ...]
     observation_sizes: tuple[int, ...]
     action_sizes: tuple[int, ...]
-    action_kind: Literal["continuous", "discrete", "multi_discrete"]
+    action_kind: ActionKind
     state_size: int
     episode_length: int
     team_reward: bool = True
@@ -90,13 +92,13 @@ class EnvSpec:
 
     @property
     def num_sub_actions(self) -> int:
-        """D: sub-actions of the agent that has most of them (multi-discrete)."""
-        return max(map(len, self.sub_actions))
+        """D: the most sub-actions of any agent; 0 unless actions are multi-discrete."""
+        return max(map(len, self.sub_actions or ()), default=0)
 
     @property
     def num_choices(self) -> int:
-        """K: choices of the sub-action that has most of them (multi-discrete)."""
-        return _most_choices(self.sub_actions)
+        """K: the most choices of any sub-action; 0 unless actions are multi-discrete."""
+        return _most_choices(self.sub_actions or ())
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -118,7 +120,7 @@ class EnvSpec:
     @property
     def action_mask(self) -> np.ndarray:
         """[N, A] bool: the entries of the padded action (or choices) that are real."""
-        if self.action_kind != "multi_discrete":
+        if self.sub_actions is None:
             return np.arange(self.action_size) < np.asarray(self.action_sizes)[:, None]
         absent = (0,) * self.num_sub_actions
         choices = np.asarray([(*own, *absent[len(own) :]) for own in self.sub_actions])
@@ -126,8 +128,8 @@ class EnvSpec:
 
     @property
     def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """[N, A] float32 lowest and highest action, 0 where padded; None where actions have no bounds."""
-        if self.action_low is None:
+        """[N, A] float32 lowest and highest action, 0 where padded; None if actions are unbounded."""
+        if self.action_low is None or self.action_high is None:
             return None
         ends = np.zeros((2, self.num_agents, self.action_size), np.float32)
         for end, rows in zip(ends, (self.action_low, self.action_high)):
@@ -163,29 +165,29 @@ class EnvSpec:
             or not all(own and min(own) >= 1 for own in self.sub_actions)
         ):
             raise ValueError(f"{what}; it must be {self.num_agents} tuples of at least one number of choices >= 1 each")
-        wanted = multi_discrete_sizes(self.sub_actions)
-        if tuple(self.action_sizes) != wanted:
+        expected = multi_discrete_sizes(self.sub_actions)
+        if tuple(self.action_sizes) != expected:
             raise ValueError(
                 f"env '{self.name}': action_sizes={self.action_sizes}; with these sub_actions, padded to "
-                f"{self.num_choices} choices, it must be {wanted}"
+                f"{self.num_choices} choices, it must be {expected}"
             )
 
     def _check_range(self) -> None:
-        if self.action_low is None and self.action_high is None:
+        lows, highs, sizes = self.action_low, self.action_high, tuple(self.action_sizes)
+        if lows is None and highs is None:
             return
-        what = f"env '{self.name}': action_low={self.action_low!r} and action_high={self.action_high!r}"
+        what = f"env '{self.name}': action_low={lows!r} and action_high={highs!r}"
         if self.action_kind != "continuous":
             raise ValueError(f"{what}; they must be None for {self.action_kind} actions")
-        sizes = [None if rows is None else tuple(map(len, rows)) for rows in (self.action_low, self.action_high)]
-        if sizes != [tuple(self.action_sizes)] * 2:
-            raise ValueError(f"{what}; both need one number per agent and dimension, {tuple(self.action_sizes)}")
-        ends = zip(itertools.chain(*self.action_low), itertools.chain(*self.action_high))
+        if lows is None or highs is None or not tuple(map(len, lows)) == tuple(map(len, highs)) == sizes:
+            raise ValueError(f"{what}; both need one number per agent and dimension, {sizes}")
+        ends = zip(itertools.chain(*lows), itertools.chain(*highs))
         if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ends):
             raise ValueError(f"{what}; all must be finite, and each low below its high")
 
 
 def _most_choices(sub_actions: tuple[tuple[int, ...], ...]) -> int:
-    return max(max(own) for own in sub_actions)
+    return max(map(max, sub_actions), default=0)
 
 
 def multi_discrete_sizes(sub_actions: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
@@ -214,24 +216,25 @@ class TimeStep(NamedTuple):
     action_mask: jax.Array
 
 
-def promised(spec: EnvSpec) -> TimeStep:
-    """The shapes and dtypes of every timestep, as `jax.ShapeDtypeStruct`s."""
+def timestep_shapes(spec: EnvSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shape and dtype of every field of a `TimeStep`."""
     n = spec.num_agents
-    return TimeStep(
-        obs=jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
-        state=jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
-        reward=jax.ShapeDtypeStruct((n,), jnp.float32),
-        terminated=jax.ShapeDtypeStruct((), jnp.bool_),
-        truncated=jax.ShapeDtypeStruct((), jnp.bool_),
-        action_mask=jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
-    )
+    return {
+        "obs": jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
+        "state": jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
+        "reward": jax.ShapeDtypeStruct((n,), jnp.float32),
+        "terminated": jax.ShapeDtypeStruct((), jnp.bool_),
+        "truncated": jax.ShapeDtypeStruct((), jnp.bool_),
+        "action_mask": jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
+    }
 
 
 def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
-    """Raises ValueError where `timestep` (arrays, tracers or shapes) has not the shapes that `spec` promises."""
-    for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
-        if tuple(found.shape) != wanted.shape:
-            raise ValueError(f"env '{spec.name}': {field} has shape {tuple(found.shape)}; its spec says {wanted.shape}")
+    """Raises ValueError if `timestep` (arrays, tracers or shapes) has other shapes than `spec` declares."""
+    for field, expected in timestep_shapes(spec).items():
+        shape = tuple(getattr(timestep, field).shape)
+        if shape != expected.shape:
+            raise ValueError(f"env '{spec.name}': {field} has shape {shape}; its spec says {expected.shape}")
     if timestep.action_mask.dtype != bool:
         raise ValueError(f"env '{spec.name}': action_mask is {timestep.action_mask.dtype}; it must be bool")
 

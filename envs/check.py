@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvSpec, TimeStep, promised
+from envs.base import Env, EnvSpec, TimeStep, timestep_shapes
 
 
 class Broken(ValueError):
@@ -95,9 +95,9 @@ def _played(env: Env, keys: jax.Array, steps: int) -> Trace:
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(play), compiler_options=options)(keys))
 
 
-def _require(kept: bool, otherwise: str) -> None:
-    if not kept:
-        raise Broken(otherwise)
+def _require(holds: bool | np.bool_ | jax.Array, message: str) -> None:
+    if not holds:
+        raise Broken(message)
 
 
 def _check_hashable(spec: EnvSpec) -> None:
@@ -114,10 +114,11 @@ def _check_shapes(env: Env) -> None:
     fresh = _outcome(spec, "reset", jax.eval_shape(env.reset, key, env.params))
     stepped = _outcome(spec, "step", jax.eval_shape(env.step, key, fresh[0], spec.example_action, env.params))
     for after, (_, timestep) in (("reset", fresh), ("step", stepped)):
-        for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
-            text = f"env '{spec.name}': {field} after {after} is {_described(found)}"
-            same = (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
-            _require(same, f"{text}; it must be {_described(wanted)}")
+        for field, expected in timestep_shapes(spec).items():
+            leaf = getattr(timestep, field)
+            text = f"env '{spec.name}': {field} after {after} is {_described(leaf)}"
+            same = (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+            _require(same, f"{text}; it must be {_described(expected)}")
     before, after = (jax.tree.structure(outcome[0]) for outcome in (fresh, stepped))
     _require(before == after, f"env '{spec.name}': env_state is {before} after reset and {after} after step")
     leaves = zip(jax.tree.leaves_with_path(fresh[0]), jax.tree.leaves(stepped[0]))

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
+from envs.base import ActionKind, Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 from envs.time_limit import with_time_limit
 
 MAX_PAYOFF_ENTRIES = 2**24
@@ -299,7 +299,7 @@ def _checked_payoff(
     return payoff, action_sizes
 
 
-def _spec(name: str, action_sizes: tuple[int, ...], action_kind: str, steps: int, **other) -> EnvSpec:
+def _spec(name: str, action_sizes: tuple[int, ...], action_kind: ActionKind, steps: int, **other) -> EnvSpec:
     """The spec of a game without anything to observe."""
     return EnvSpec(
         name=name,

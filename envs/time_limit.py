@@ -42,5 +42,8 @@ def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
         terminated = timestep.terminated & ~over if limited_inside else timestep.terminated
         return TimedState(inner, t), timestep._replace(terminated=terminated, truncated=over & ~terminated)
 
-    drawing = bare.drawing and bare.drawing._replace(pose=lambda env_state: bare.drawing.pose(env_state.inner))
+    drawing = bare.drawing
+    if drawing is not None:
+        pose = drawing.pose
+        drawing = drawing._replace(pose=lambda env_state: pose(env_state.inner))
     return bare._replace(reset=reset, step=step, drawing=drawing)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -201,12 +201,12 @@ class TrustRegionConfig(Config):
     backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
     accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
     allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
-    utility: str = _static(
+    utility: Literal["first_order", "measured"] = _static(
         "first_order",
         "an agent's utility: predicted gain of its trial step, or the measured one",
         _one_of("first_order", "measured"),
     )
-    greedy_share: str = _static(
+    greedy_share: Literal["proportional", "all"] = _static(
         "proportional",
         "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
         _one_of("proportional", "all"),

@@ -31,7 +31,7 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
     Raises:
         ValueError: no time limit is known, or one beyond the environment's own; an action space of another kind.
     """
-    name = name or getattr(env, "name", None) or type(env).__name__
+    name = str(name or getattr(env, "name", None) or type(env).__name__)
     params = getattr(env, "default_params", ()) if params is None else params
     limited_inside = not hasattr(env, "is_truncated")
     own = getattr(params, "max_steps_in_episode", None)

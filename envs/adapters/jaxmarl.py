@@ -350,7 +350,7 @@ def _pays_alike(env: Any) -> bool:
     if (alike | {"SimpleSpeakerListenerMPE"}) & families or len(env.agents) == 1:
         return True
     # simple_spread and simple_reference: the rest is each agent's own, and 0.5 by default
-    return {"SimpleSpreadMPE", "SimpleReferenceMPE"} & families and env.local_ratio == 0 or False
+    return bool({"SimpleSpreadMPE", "SimpleReferenceMPE"} & families) and env.local_ratio == 0
 
 
 def _won_above(env: Any) -> tuple[tuple[str, str], ...]:

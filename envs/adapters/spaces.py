@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import multi_discrete_sizes
+from envs.base import ActionKind, multi_discrete_sizes
 
 
 class ActionSpaces(NamedTuple):
@@ -20,21 +20,21 @@ class ActionSpaces(NamedTuple):
         kind: as in `EnvSpec.action_kind`.
         sizes: as in `EnvSpec.action_sizes`.
         shapes: per agent, the shape of an action there.
-        low, high: per agent, numpy arrays of that shape; None for choices.
-        sub_actions: as in `EnvSpec.sub_actions`.
+        low, high: per agent, numpy arrays of that shape; () unless continuous.
+        sub_actions: as in `EnvSpec.sub_actions`; () unless multi-discrete.
     """
 
-    kind: Literal["continuous", "discrete", "multi_discrete"]
+    kind: ActionKind
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
-    low: tuple[np.ndarray, ...] | None = None
-    high: tuple[np.ndarray, ...] | None = None
-    sub_actions: tuple[tuple[int, ...], ...] | None = None
+    low: tuple[np.ndarray, ...] = ()
+    high: tuple[np.ndarray, ...] = ()
+    sub_actions: tuple[tuple[int, ...], ...] = ()
 
     @property
     def spec_fields(self) -> dict[str, Any]:
         """The fields of an `EnvSpec` that say this."""
-        fields = {"action_kind": self.kind, "action_sizes": self.sizes, "sub_actions": self.sub_actions}
+        fields = {"action_kind": self.kind, "action_sizes": self.sizes, "sub_actions": self.sub_actions or None}
         if self.kind == "continuous" and all(np.isfinite(ends).all() for ends in (*self.low, *self.high)):
             ones = tuple((1.0,) * size for size in self.sizes)
             return fields | {"action_low": jax.tree.map(lambda one: -one, ones), "action_high": ones}
@@ -43,7 +43,7 @@ class ActionSpaces(NamedTuple):
     @property
     def num_choices(self) -> tuple[int, ...]:
         """Per agent, how many choices there are, those of all its sub-actions together."""
-        return self.sizes if self.sub_actions is None else tuple(map(sum, self.sub_actions))
+        return tuple(map(sum, self.sub_actions)) or self.sizes
 
     def placed(self, rows: Sequence[jax.Array]) -> jax.Array:
         """[N, D * K]: what is said of each choice of several at once, where `EnvSpec.action_mask` has that choice.
@@ -75,7 +75,7 @@ class ActionSpaces(NamedTuple):
         bounded = np.isfinite(self.low[agent]) & np.isfinite(self.high[agent])
         low, high = np.where(bounded, self.low[agent], -1.0), np.where(bounded, self.high[agent], 1.0)
         within = jnp.where(bounded, jnp.clip(action, -1.0, 1.0), action)
-        return ((low + high) / 2 + (high - low) / 2 * within).astype(jnp.float32)
+        return (within * ((high - low) / 2) + (low + high) / 2).astype(jnp.float32)
 
 
 def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
@@ -108,8 +108,9 @@ def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
     return ActionSpaces("continuous", tuple(math.prod(shape) for shape in shapes), shapes, low, high)
 
 
-def _kind(name: str, space: Any) -> str:
-    if np.ndim(getattr(space, "n", None)) == 0 and getattr(space, "n", None) is not None:
+def _kind(name: str, space: Any) -> ActionKind:
+    count = getattr(space, "n", None)
+    if count is not None and np.ndim(count) == 0:
         return "discrete"
     if np.ndim(_categories(space)) == 1:
         return "multi_discrete"
@@ -123,25 +124,25 @@ def _categories(space: Any) -> np.ndarray:
     return np.asarray(getattr(space, "nvec", getattr(space, "num_categories", None)))
 
 
-def time_limit(name: str, field: str, own: int | None, wanted: int | None) -> int:
-    """The time limit of the environment `name`, in steps: `wanted`, or else its own.
+def time_limit(name: str, field: str, own: int | None, requested: int | None) -> int:
+    """The time limit of the environment `name`, in steps: `requested`, or else its own.
 
     Args:
         name, field: for error messages: what the environment's own limit is called there.
         own: its own limit, if it has one.
-        wanted: what the user asks for.
+        requested: the user's choice.
 
     Raises:
-        ValueError: there is neither, or its own comes before the one wanted: it would pass for the task's end.
+        ValueError: neither is known, or its own is shorter than the requested one: reaching it would be mistaken for
+            the end of the task.
     """
-    if wanted is None and own is None:
-        raise ValueError(f"env '{name}': it has no {field} to be its time limit; give episode_length=...")
-    if None not in (own, wanted) and wanted > own:
+    if own is None and requested is None:
+        raise ValueError(f"env '{name}' has no time limit {field}; episode_length=... is required")
+    if own is not None and requested is not None and requested > own:
         raise ValueError(
-            f"env '{name}': episode_length={wanted}; it must be at most its own {field}={own}, at which it ends by "
-            "itself"
+            f"env '{name}': episode_length={requested}; it must be at most the environment's own limit {field}={own}"
         )
-    return int(own if wanted is None else wanted)
+    return int(next(limit for limit in (requested, own) if limit is not None))
 
 
 def flat_observation(observation: Any) -> jax.Array:

@@ -25,7 +25,16 @@ import numpy as np
 
 from envs.bodies import kinematics, mjcf
 from envs.bodies.kinematics import Entry
-from envs.bodies.physics import CPU_OPTIONS, Physics, Seen, actuators_of_bodies, driven_coordinates, quiet, tree_of
+from envs.bodies.physics import (
+    CPU_OPTIONS,
+    Physics,
+    Seen,
+    actuators_of_bodies,
+    driven_coordinates,
+    import_mujoco,
+    quiet,
+    tree_of,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +82,11 @@ def load(body: str, segments: int | None = None) -> Physics:
         MissingModel: the extra `mujoco` is not installed and the body needs its model files.
     """
     with quiet():
-        import mujoco
         from mujoco import mjx
 
         model_of, rules = BODIES[body]
         model = model_of() if segments is None else model_of(segments)
-        model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
+        model.opt.solver = import_mujoco().mjtSolver.mjSOL_NEWTON
         model.opt.iterations, model.opt.ls_iterations = 4, 8
         device_model = mjx.put_model(model)
         empty = jax.eval_shape(functools.partial(mjx.make_data, model))
@@ -122,22 +130,20 @@ def _carried(state: _State) -> dict[str, jax.Array]:
 
 def _gymnasium_model(file: str) -> Any:
     """A model file of Gymnasium's."""
-    import mujoco
-
-    return mujoco.MjModel.from_xml_path(str(_installed("gymnasium", "envs/mujoco/assets", file)))
+    path = _installed("gymnasium", "envs/mujoco/assets", file)
+    return import_mujoco().MjModel.from_xml_path(str(path))
 
 
 def _robotics_model(file: str) -> Any:
     """A model file of Multi-Agent MuJoCo's."""
-    import mujoco
-
-    return mujoco.MjModel.from_xml_path(str(_installed("gymnasium_robotics", "envs/multiagent_mujoco/assets", file)))
+    path = _installed("gymnasium_robotics", "envs/multiagent_mujoco/assets", file)
+    return import_mujoco().MjModel.from_xml_path(str(path))
 
 
 def _installed(package: str, folder: str, file: str) -> Path:
     """A file of a package, without importing it."""
     spec = importlib.util.find_spec(package)
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise MissingModel(
             f"engine 'mjx' reads {file} from {package}, which is not installed; pip install 'marl_kl[mujoco]'"
         )
@@ -145,9 +151,7 @@ def _installed(package: str, folder: str, file: str) -> Path:
 
 
 def _from_xml(text: str) -> Any:
-    import mujoco
-
-    return mujoco.MjModel.from_xml_string(text)
+    return import_mujoco().MjModel.from_xml_string(text)
 
 
 def _many_segment_swimmer(segments: int) -> Any:

@@ -131,6 +131,13 @@ def _actuated_bodies(model: Any) -> np.ndarray:
     return np.asarray(model.jnt_bodyid)[model.actuator_trnid[:, 0]]
 
 
+def import_mujoco() -> Any:
+    """MuJoCo, imported on first use; `Any`, because its extension module has no type stubs."""
+    import mujoco
+
+    return mujoco
+
+
 @contextlib.contextmanager
 def quiet():
     """Silences what loading a body says about things that no user of this package can change.
@@ -140,8 +147,7 @@ def quiet():
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
-        import mujoco
-
+        mujoco = import_mujoco()
         previous = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try:

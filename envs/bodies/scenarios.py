@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import operator
+import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import chex
 import jax.numpy as jnp
@@ -164,12 +164,15 @@ def body_env(
     nothing = f"nothing is corrected in {engine}'s {body}; accepted: True"
     accepted = "accepted: True, False" if can_be_undone else nothing
     _check(name, "corrected", corrected, corrected is True or (corrected is False and can_be_undone), accepted)
-    if split is None and partition is None:
+    choice = split if partition is None else partition
+    if choice is None:
         raise ValueError(f"env '{body}' needs partition=..., or one of {', '.join(_scenarios(body))}")
 
     segments = _segments(name, split) if entry.segmented else None
-    physics, backend = _load(name, body, segments, engine, backend, corrected)
-    agents = _agents(name, physics.tree, entry, split, partition)
+    physics, backend_name = _load(name, body, segments and math.prod(segments), engine, backend, corrected)
+    if partition is None and segments is not None:
+        choice = f"{segments[0]}x{len(physics.tree.actuators) // segments[0]}"
+    agents = _partition(name, physics.tree, entry, choice)
     seen = _checked_categories(name, physics.tree, categories)
     view = _view(physics.tree, agents, hops, seen, agent_id)
     spec = EnvSpec(
@@ -183,7 +186,7 @@ def body_env(
         metadata=(
             ("body", body),
             ("engine", engine),
-            ("backend", backend),
+            ("backend", backend_name),
             ("obs", "full" if hops is None else str(hops)),
             ("categories", "all" if hops is None else " > ".join("+".join(names) for names in seen)),
             ("agent_id", str(agent_id)),
@@ -216,7 +219,7 @@ def find(name: str) -> Callable[..., Env] | None:
     body, split = _read(name)
     if body not in BODIES:
         return None
-    if split is None or split in BODIES[body].splits or (BODIES[body].segmented and _GRID.fullmatch(split)):
+    if split is None or split in BODIES[body].splits or (BODIES[body].segmented and _grid(split)):
         return functools.partial(body_env, body, split)
     return None
 
@@ -233,21 +236,26 @@ def explain_unknown(name: str) -> str | None:
     Needs no engine: "ant_3x3" -> "env 'ant_3x3': 3 x 3 = 9, but the ant has 8 joints; known splits: 2x4, ...".
     """
     body, split = _read(name)
-    if body not in BODIES:
+    if body not in BODIES or split is None:
         return None
     entry = BODIES[body]
     known = ", ".join(entry.splits)
-    grid = _GRID.fullmatch(split)
-    if not grid:
+    grid = _grid(split)
+    if grid is None:
         return f"env {name!r}: the {body} has no split {split!r}; known splits: {known}; or give partition=..."
-    num_agents, per_agent = map(int, grid.groups())
+    num_agents, per_agent = grid
     if num_agents * per_agent != entry.joints:
         return f"env {name!r}: {kinematics.wrong_product(body, num_agents, per_agent, entry.joints, entry.splits)}"
     alone = f"make {body} with partition='{num_agents}x{per_agent}' for this one"
     return f"env {name!r}: known splits: {known}; {alone}"
 
 
-_GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+def _grid(split: str) -> tuple[int, int] | None:
+    """(4, 2) for "4x2"; None for other splits."""
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", split)
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
+
+
 _VERSION = re.compile(r"_v\d+(?=_|$)")
 _A_SPLIT = r"(?:\d+x\d+[a-z]?)|(?:\d+_\d+)|(?:\d+p\d*)"
 _SPLIT = re.compile(rf"_?({_A_SPLIT})$")
@@ -267,16 +275,17 @@ def _read(name: str) -> tuple[str, str | None]:
     body = plain[: words.start()] if words else plain
     split = words[1].replace("_", "|") if words else None
     body = _SYNONYMS.get(body, body)
-    grid = _GRID.fullmatch(split or "")
-    is_long = body == "swimmer" and grid is not None and int(grid[1]) * int(grid[2]) > BODIES["swimmer"].joints
+    grid = _grid(split or "")
+    is_long = body == "swimmer" and grid is not None and math.prod(grid) > BODIES["swimmer"].joints
     return "manyagent_swimmer" if is_long else body, split
 
 
-def _segments(name: str, split: str | None) -> int:
-    grid = _GRID.fullmatch(split or "")
-    if grid is None or int(grid[1]) * int(grid[2]) < 2:
+def _segments(name: str, split: str | None) -> tuple[int, int]:
+    """(agents, segments each) of a body of segments."""
+    grid = _grid(split or "")
+    if grid is None or math.prod(grid) < 2:
         raise ValueError(f"env {name!r}: a split such as 10x2 (agents x segments each, 2 segments at least) is needed")
-    return int(grid[1]) * int(grid[2])
+    return grid
 
 
 def _load(
@@ -285,8 +294,8 @@ def _load(
     """The physics, and the name of its backend."""
     module = importlib.import_module(f"envs.bodies.{engine}_engine")
     if engine == "brax":
-        backend = module.BODIES[body].default_backend if backend is None else backend
-        return module.load(body, backend, corrected), backend
+        backend_name = backend or module.BODIES[body].default_backend
+        return module.load(body, backend_name, corrected), backend_name
     try:
         return module.load(body, segments), "mjx"
     except module.MissingModel as error:
@@ -294,15 +303,11 @@ def _load(
         raise ModuleNotFoundError(f"env {name!r}: {error}{other}") from None
 
 
-def _agents(name: str, tree: KinematicTree, entry: Body, split: str | None, partition: Any) -> Partition:
-    """The partition that was asked for."""
-    if partition is None and entry.segmented:
-        num_agents = int(_GRID.fullmatch(split)[1])
-        partition = f"{num_agents}x{len(tree.actuators) // num_agents}"
-    wanted = split if partition is None else partition
-    wanted = dict(entry.named_splits).get(wanted, wanted) if isinstance(wanted, str) else wanted
+def _partition(name: str, tree: KinematicTree, entry: Body, partition: str | Sequence[Sequence[str]]) -> Partition:
+    if isinstance(partition, str):
+        partition = dict(entry.named_splits).get(partition, partition)
     try:
-        return kinematics.parse_partition(tree, wanted)
+        return kinematics.parse_partition(tree, partition)
     except ValueError as error:
         raise ValueError(f"env {name!r}: {error}") from None
 
@@ -387,9 +392,10 @@ def _bare_env(physics: Physics, spec: EnvSpec, wiring: Wiring) -> Env:
 
 def _checked_hops(name: str, obs: Any) -> int | None:
     """The number of hops; None for "full"."""
-    is_full = isinstance(obs, str) and obs == "full"
-    _check(name, "obs", obs, is_full or (_is_int(obs) and obs >= 0), "accepted: 'full' or a number of hops >= 0")
-    return None if is_full else operator.index(obs)
+    if _is_int(obs) and obs >= 0:
+        return int(obs)
+    _check(name, "obs", obs, isinstance(obs, str) and obs == "full", "accepted: 'full' or a number of hops >= 0")
+    return None
 
 
 def _checked_categories(name: str, tree: KinematicTree, categories: Any) -> Categories:
@@ -403,7 +409,7 @@ def _checked_categories(name: str, tree: KinematicTree, categories: Any) -> Cate
     return tuple(map(tuple, categories))
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

@@ -31,8 +31,7 @@ def index(spec: EnvSpec, agent: int | str) -> int:
     """Of an agent by its name or its place in the order of every agent axis; ValueError if there is none such."""
     if isinstance(agent, str) and agent in spec.agents:
         return spec.agents.index(agent)
-    is_place = isinstance(agent, (int, np.integer)) and not isinstance(agent, bool)
-    if is_place and 0 <= agent < spec.num_agents:
+    if isinstance(agent, (int, np.integer)) and not isinstance(agent, bool) and 0 <= agent < spec.num_agents:
         return int(agent)
     raise ValueError(
         f"agent={agent!r} is not in env '{spec.name}'; it has {', '.join(spec.agents)}, or 0 to {spec.num_agents - 1}"

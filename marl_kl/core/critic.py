@@ -69,8 +69,7 @@ class Critic(NamedTuple):
 
     def normalized(self, params: Params, states: jax.Array | Sequences) -> jax.Array:
         """V(s) in normalised units: [..., S] standardised states, or `Sequences` of them -> [..., V]."""
-        values = self.network.apply(params, states)
-        return values[0] if self.recurrent else values
+        return networks.apply(self.network, params, states)[0]
 
     def value(self, critic: CriticState, states: jax.Array | Sequences) -> jax.Array:
         """V(s) in reward units, like `normalized`."""
@@ -93,7 +92,7 @@ class Critic(NamedTuple):
             value, next_value = (self.value(critic, x) for x in (states, next_states))
             return Estimate(states.reshape(-1, *states.shape[2:]), value, next_value, hidden)
         seen = sequences.from_rollout(states, done, hidden)
-        values, reached = self.network.apply(critic.params, seen)  # [E, T, V], [E, T, H]
+        values, reached = networks.apply(self.network, critic.params, seen)  # [E, T, V], [E, T, H]
         successors = networks.one_step(sequences.by_environment(next_states), reached)
         value, next_value = _in_reward_units(critic, values), self.value(critic, successors)[..., 0, :]
         value, next_value = (jnp.swapaxes(x, 0, 1) for x in (value, next_value))
@@ -107,7 +106,9 @@ class Critic(NamedTuple):
         """What is remembered where episodes begin: [*axes, H], or `()`; axes: (E,), of independent critics (N, E)."""
         return networks.initial_carry(self.network, axes)
 
-    def fit(self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array, targets: jax.Array):
+    def fit(
+        self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array | Sequences, targets: jax.Array
+    ) -> tuple[CriticState, jax.Array]:
         """See the function `fit`."""
         return fit(key, config, self, critic, states, targets)
 
@@ -148,11 +149,11 @@ class IndependentCritics(NamedTuple):
 
     def fit(
         self, key: jax.Array, config: Config, critics: CriticState, inputs: jax.Array | Sequences, targets: jax.Array
-    ):
+    ) -> tuple[CriticState, jax.Array]:
         """Like the function `fit`, with inputs [B, N, I], or `Sequences` [N, E], and targets [B, N], or [E, T, N]."""
         one = lambda k, state, x, y: fit(k, config, self.critic, state, x, y)  # noqa: E731
         keys = jax.random.split(key, self.num_critics)
-        pooled = jax.tree.map(self._per_critic, inputs) if self.critic.recurrent else self._pooled(inputs)
+        pooled = jax.tree.map(self._per_critic, inputs) if isinstance(inputs, Sequences) else self._pooled(inputs)
         states, losses = jax.vmap(one)(keys, critics, pooled, self._pooled(targets[..., None]))
         return states, jnp.mean(losses)
 
@@ -216,7 +217,12 @@ def huber(error: jax.Array, delta: jax.Array | float) -> jax.Array:
 
 
 def fit(
-    key: jax.Array, config: Config, critic: Critic, state: CriticState, states: jax.Array, targets: jax.Array
+    key: jax.Array,
+    config: Config,
+    critic: Critic,
+    state: CriticState,
+    states: jax.Array | Sequences,
+    targets: jax.Array,
 ) -> tuple[CriticState, jax.Array]:
     """Moves the critic towards `targets`.
 

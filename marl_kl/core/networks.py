@@ -181,6 +181,12 @@ def initial_carry(network: nn.Module, axes: tuple[int, ...]) -> Carry:
     return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
 
 
+def apply(network: nn.Module, params: Params, inputs: jax.Array | Sequences) -> tuple[Any, Carry]:
+    """The network's outputs and, if it is recurrent, its hidden states [..., T, H] after each step (else `()`)."""
+    result: Any = network.apply(params, inputs)
+    return result if is_recurrent(network) else (result, ())
+
+
 def one_step(inputs: jax.Array, hidden: Carry) -> Sequences:
     """Sequences of length 1: inputs [..., I], hidden [..., H]."""
     return Sequences(inputs[..., None, :], jnp.zeros((*inputs.shape[:-1], 1), bool), hidden)
@@ -189,9 +195,9 @@ def one_step(inputs: jax.Array, hidden: Carry) -> Sequences:
 def step(network: nn.Module, params: Params, inputs: jax.Array, hidden: Carry) -> tuple[Any, Carry]:
     """One moment of any network: inputs [..., I], hidden [..., H] -> outputs, leaves [..., A], and the new hidden."""
     if not is_recurrent(network):
-        return network.apply(params, inputs), hidden
+        return apply(network, params, inputs)
     time = inputs.ndim - 1
-    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, hidden)))
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), apply(network, params, one_step(inputs, hidden)))
 
 
 def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:

@@ -35,15 +35,19 @@ class Distribution(Protocol):
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """log pi(action): [...]."""
+        ...
 
     def entropy(self) -> jax.Array:
         """In nats: [...]."""
+        ...
 
     def kl(self, other: Distribution) -> jax.Array:
         """KL(self || other): [...]."""
+        ...
 
     def fisher_product(self, tangent: Any) -> Any:
         """Fisher matrix of the network's outputs times `tangent`, a pytree like those outputs."""
+        ...
 
 
 class Gaussian(NamedTuple):
@@ -218,8 +222,7 @@ class Actor(NamedTuple):
 
     def outputs(self, params: Params, inputs: jax.Array | Sequences) -> Any:
         """Distribution parameters from one network: inputs [..., I], or `Sequences` -> pytree of [..., A] or [..., D, K]."""
-        outputs = self.network.apply(params, inputs)
-        return outputs[0] if self.recurrent else outputs
+        return networks.apply(self.network, params, inputs)[0]
 
     def team_outputs(self, actors: Params, inputs: jax.Array | Sequences) -> Any:
         """Distribution parameters of all agents: inputs [N, ..., I], or `Sequences` [N] -> pytree of [N, ..., A] or

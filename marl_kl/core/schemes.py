@@ -83,11 +83,11 @@ def _of_agent(batch: Batch, agent: jax.Array, log_factor: jax.Array, subset: jax
     return AgentBatch(obs, action, mask, _factor(log_factor) * advantage, subset)
 
 
-def _take(stacked: Any, agent: jax.Array) -> Any:
+def _take(stacked: Any, agent: jax.Array | int) -> Any:
     return jax.tree.map(lambda leaf: leaf[agent], stacked)
 
 
-def _put(stacked: Any, agent: jax.Array, one: Any) -> Any:
+def _put(stacked: Any, agent: jax.Array | int, one: Any) -> Any:
     return jax.tree.map(lambda leaf, new: leaf.at[agent].set(new), stacked, one)
 
 
@@ -262,16 +262,17 @@ def _score_all(actor, config, allocator, actors, share, of_agent) -> _Scores:
         params = _take(actors, agent)
         agent_batch = of_agent(agent)
         proposal = trust_region.propose(actor, config, params, agent_batch)
-        tried = trust_region.trial(actor, params, agent_batch, proposal, share) if measured else None
-        utility = tried.gain if config.utility == "measured" else proposal.gain(share)
-        return _Scores(utility, tried)
+        if not measured:
+            return _Scores(proposal.gain(share), None)
+        trial = trust_region.trial(actor, params, agent_batch, proposal, share)
+        return _Scores(trial.gain if config.utility == "measured" else proposal.gain(share), trial)
 
     return jax.lax.map(score, jnp.arange(num_agents))
 
 
 def _current_scores(config, scores: _Scores, weight: jax.Array, allocator: Allocator) -> jax.Array:
     """[N] gain / (KL + epsilon) of the trial steps under the weights [N, *samples] of the moment (HATRPO-G)."""
-    if allocator.uses != "scores":
+    if allocator.uses != "scores" or scores.trial is None:
         return jnp.zeros_like(scores.utility)
     gain = jnp.mean(jnp.expm1(scores.trial.log_ratio) * weight, axis=tuple(range(1, weight.ndim)))
     return gain / (scores.trial.kl + config.allocation_epsilon)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Surrogate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Surrogate = Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
 """`(ratio, advantage, eps) -> objective`, elementwise."""
 
 LARGEST_LOG_RATIO = 10.0

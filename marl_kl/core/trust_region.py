@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
@@ -197,7 +198,7 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
     else:
         tangent = jvp(direction)
         along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
-        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.size
+        curvature = jnp.asarray(optax.tree.sum(along)) / batch.weight.size
     return Proposal(direction, jnp.vdot(gradient, direction), curvature, outputs)
 
 

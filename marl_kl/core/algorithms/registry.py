@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.core.algorithms import hatrpo, ppo_family
@@ -24,21 +25,21 @@ class Entry(NamedTuple):
     """
 
     name: str
-    build: Callable[[Actor, Config], Algorithm]
+    build: Callable[[Actor, Any], Algorithm]
     config_class: type[Config]
     agent_metrics: tuple[str, ...]
 
     @property
     def summary(self) -> str:
         """One line about it."""
-        return self.build.__doc__.strip().splitlines()[0]
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
 
-def _trust_region(build: Callable[[Actor, Config], Algorithm]) -> Entry:
+def _trust_region(build: Callable[[Actor, TrustRegionConfig], Algorithm]) -> Entry:
     return Entry(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS)
 
 
-def _first_order(build: Callable[[Actor, Config], Algorithm]) -> Entry:
+def _first_order(build: Callable[[Actor, FirstOrderConfig], Algorithm]) -> Entry:
     return Entry(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
 
 
