@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import jax
 
-from marl_kl.core import networks
-
 _Check = tuple[Callable[[Any], bool], str]
 
 _POSITIVE: _Check = (lambda x: x > 0 and math.isfinite(x), "a finite number > 0")
@@ -68,7 +66,7 @@ class Config:
         "hidden layer widths of actors and critic",
         (lambda x: len(x) > 0 and all(w > 0 for w in x), "at least one width > 0"),
     )
-    activation: str = _static("tanh", "activation of the hidden layers", _one_of(*networks.ACTIVATIONS))
+    activation: str = _static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
     init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
     squash: bool = _static(
         False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY

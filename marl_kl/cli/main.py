@@ -79,7 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _algorithm_in(argv: list[str]) -> algorithms.Entry:
+def _algorithm_in(argv: list[str]) -> algorithms.AlgorithmSpec:
     """The algorithm asked for: which options exist depends on it, so it is looked up before they are parsed."""
     if argv[:1] != ["train"]:
         return algorithms.get(train.DEFAULT_ALGORITHM)

@@ -38,7 +38,7 @@ EXAMPLE = f"""examples:
 {run_file.EXAMPLE}"""
 
 
-def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
+def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> argparse.ArgumentParser:
     """Describes `marl-kl train`."""
     parser = commands.add_parser(
         "train",

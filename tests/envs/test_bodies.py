@@ -187,7 +187,7 @@ def test_restarts_in_training_are_new_states():
 
     @jax.jit
     def trajectory(key):
-        env_batch = rollout.start(key, env, NUM_ENVS)
+        env_batch = rollout.init_env_batch(key, env, NUM_ENVS)
         return rollout.rollout(key, env, actor, actors, moments, env_batch, length=6)[1]
 
     seen = trajectory(jax.random.key(1))

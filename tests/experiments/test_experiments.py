@@ -26,7 +26,7 @@ from experiments import (
 from experiments.exact_gaussians import Team
 from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, VERDICTS, Piece, Report, Row, Study
 from marl_kl.core import algorithms, allocators
-from marl_kl.core.allocators import Round
+from marl_kl.core.allocators import AllocationState
 
 
 def quiet(line):
@@ -244,7 +244,7 @@ def thresholds_of(allocator, utility, spent, budget=1.0):
     plan = allocator.start(jax.random.key(3), jnp.asarray(utility), jnp.asarray(budget))
     given, waiting, remaining, unassigned = np.zeros(n), np.ones(n, bool), budget, budget
     for position in range(n):
-        now = Round(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
+        now = AllocationState(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
         agent, threshold = (part.item() for part in allocator.next(plan, now))
         assert waiting[agent]
         given[agent], waiting[agent] = threshold, False
