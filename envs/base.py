@@ -9,13 +9,13 @@ Axis legend used in every shape of this package (see also `marl_kl.core.types`):
     K  choices of the sub-action that has most of them (multi-discrete)
     S  size of the global state
 
-The kinds of actions, and how one agent's entry of `TimeStep.action_mask` [A] is read:
+The kinds of actions, and the meaning of one agent's entry of `TimeStep.action_mask` [A]:
 
     continuous      action [N, A] float32; the mask marks the real dimensions.
     discrete        action [N] int32, one of A choices; the mask marks the available ones, at least one.
     multi_discrete  action [N, D] int32, one of K choices in each of D sub-actions, drawn independently; choice k of
-                    sub-action d is entry d * K + k of the mask. A sub-action without an available choice (one that the
-                    agent does not have, say) is always 0. `envs.games.digits` is an example.
+                    sub-action d is entry d * K + k of the mask. A sub-action without an available choice (for example a
+                    padded one) is always 0. `envs.games.digits` is an example.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ActionKind = Literal["continuous", "discrete", "multi_discrete"]
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What never changes about an environment; frozen and hashable, so it may be a static argument of `jit`.
+    """The static description of an environment; frozen and hashable, so it may be a static argument of `jit`.
 
     Attributes:
         name: the name it was made under.
@@ -48,17 +48,17 @@ class EnvSpec:
         state_size: size S of the global state that a centralised critic sees.
         episode_length: the longest possible episode, in env steps (the time limit).
         team_reward: whether all agents always receive the same reward.
-        metadata: what else a run should record about this environment, as (key, value) pairs.
-        cpu_compiler_options: what XLA needs on a CPU to compile this environment in reasonable time, as (name, value)
-            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself. No part of equality.
-        options: the options that `envs.make` was called with, as (name, value) pairs of plain values, so that the same
-            environment can be made again; None if it was not made that way. Two specs are equal whatever it says.
+        metadata: further facts that a run records about this environment, as (key, value) pairs.
+        cpu_compiler_options: XLA options to compile this environment on a CPU in reasonable time, as (name, value) pairs
+            for `compiler_options` of `jax.jit`; `marl_kl` applies them. Ignored by equality.
+        options: the options of the call of `envs.make`, as (name, value) pairs of plain values, to make the same
+            environment again; None if it was made otherwise. Ignored by equality.
         sub_actions: for multi-discrete actions, per agent the number of choices of each of its sub-actions; else None.
-        action_low, action_high: for continuous actions, per agent and real dimension the ends of the control range, to
-            which `step` clips; None where actions have no bounds.
+        action_low, action_high: for continuous actions, per agent and real dimension the bounds of the control range, to
+            which `step` clips; None if actions are unbounded.
 
     Raises:
-        ValueError: fields that contradict each other; one sentence.
+        ValueError: fields that contradict each other.
     """
 
     name: str
@@ -202,8 +202,8 @@ class TimeStep(NamedTuple):
         obs: [N, O] float32, zero where padded.
         state: [S] float32, the global state.
         reward: [N] float32, per agent; a team game repeats the team reward. Zero after a reset.
-        terminated: [] bool, the task ended: nothing follows, so the value of what follows is 0.
-        truncated: [] bool, the time limit cut the episode: `obs` and `state` are its real last ones.
+        terminated: [] bool, the task ended: the value of the next state is 0.
+        truncated: [] bool, the time limit ended the episode: `obs` and `state` are its true last ones.
             Never true together with `terminated`.
         action_mask: [N, A] bool: available choices (discrete, multi-discrete), real dimensions (continuous).
     """
@@ -240,16 +240,16 @@ def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
 
 
 EnvState = Any
-"""A pytree that only its own environment reads."""
+"""A pytree, opaque outside of its environment."""
 
 
 class Drawing(NamedTuple):
-    """What it takes to draw an environment's states, for those that are bodies.
+    """Everything needed to render the states of a body environment.
 
     Attributes:
         model: the `mujoco.MjModel`.
         pose: `pose(env_state) -> [nq]`, generalised positions.
-        tree: which actuator drives which joint.
+        tree: the kinematic tree with its actuators.
         seconds: simulated seconds per env step.
     """
 
@@ -260,10 +260,10 @@ class Drawing(NamedTuple):
 
 
 class Wiring(NamedTuple):
-    """How agents are connected to a body: the one copy of these two maps, whatever steps the body.
+    """The maps between agents and a body, independent of the physics engine.
 
     Attributes:
-        observe: `observe(full[S]) -> [N, O]`, what the agents see of the body's full observation.
+        observe: `observe(full[S]) -> [N, O]`, the agents' observations from the body's full observation.
         controls: `controls(action[N, A]) -> [actuators]` inside the body's control range, in the order of
             `KinematicTree.actuators`.
     """
@@ -273,7 +273,7 @@ class Wiring(NamedTuple):
 
 
 EnvParams = Any
-"""A pytree of numbers that an environment's dynamics depend on (a payoff tensor, say); `()` if none."""
+"""A pytree of parameters of an environment's dynamics (for example a payoff tensor); `()` if none."""
 
 
 class Env(NamedTuple):
@@ -282,11 +282,11 @@ class Env(NamedTuple):
     Attributes:
         spec: the static description.
         reset: `reset(key, params) -> (env_state, TimeStep)`.
-        step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` as `spec.action_kind` says.
+        step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` of kind `spec.action_kind`.
             Continuous actions outside the control range are clipped here, not by the policy.
         params: the default `params`.
-        drawing: how to draw a state; None if it is no body.
-        wiring: how the agents are connected to the body; None if it is no body.
+        drawing: for body environments, else None.
+        wiring: for body environments, else None.
     """
 
     spec: EnvSpec

@@ -41,13 +41,13 @@ def pose(env: Env) -> np.ndarray:
             q[place] = model.jnt_axis[joint, 2] * np.radians(55) * np.sin(2 * np.pi * int(name[3:]) / 7)
         elif model.jnt_limited[joint]:
             q[place] = np.clip(q[place], *model.jnt_range[joint])
-    height = _height(model)
+    height = height_index(model)
     if height is not None:
         q[height] -= _lowest_point(model, q)
     return q
 
 
-def _height(model: mujoco.MjModel) -> int | None:
+def height_index(model: mujoco.MjModel) -> int | None:
     """Where q holds the root's height; None if it cannot move up."""
     if model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
         return 2
