@@ -75,7 +75,7 @@ def test_the_command_s_choices(game_run, monkeypatch, capsys):
         (game_run / run_tables.ABSOLUTE).unlink(missing_ok=True)
 
 
-def test_bad_choices_are_one_sentence(game_run, tmp_path, capsys):
+def test_wrong_options_of_evaluate_are_one_line_errors(game_run, tmp_path, capsys):
     old = random_run.store(tmp_path / "old", envs.make("bilinear"))
     bad = {
         f"{game_run} --stochastic --in mujoco": "--stochastic: in the C engine the policies are always deterministic",
