@@ -1,4 +1,4 @@
-"""One sequential HATRPO update, written as plainly as it can be: what ours is measured against and checked with.
+"""One sequential HATRPO update in its simplest form: the reference for benchmarks and tests.
 
 A Python loop over agents, the KL's Hessian-vector product by differentiating twice, every step size of the line
 search tried. No batching tricks; jit it or not.

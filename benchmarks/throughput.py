@@ -44,7 +44,7 @@ def random_actions(spec: EnvSpec, key: jax.Array, num_envs: int) -> jax.Array:
     choices = np.asarray(spec.action_sizes)
     if spec.action_kind == "multi_discrete":
         choices = spec.action_mask.reshape(*spec.action_shape, -1).sum(-1)
-    # a sub-action that an agent does not have is 0
+    # padded sub-actions are 0
     return jax.random.randint(key, shape, 0, np.maximum(choices, 1))
 
 
@@ -71,7 +71,7 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
 
 
 def training(env, algorithm: str, config, mesh, num_seeds: int):
-    """A function that makes one update of all seeds, and the seconds its compilation took."""
+    """A function for one update of all seeds, and its compile time in seconds."""
     options = env.spec.cpu_compiler_options
     train = make_train(env, algorithm, config)
     keys = devices.shard(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
@@ -111,7 +111,7 @@ def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_s
 
 
 def default_backends(env) -> tuple[str, ...]:
-    """What `--backends` is for an environment: it has others only as a body of Brax's."""
+    """The backends to measure of an environment: only Brax's bodies have several."""
     return ("mjx", "spring") if dict(env.spec.metadata).get("engine") == "brax" else ("none",)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: compile times, medians of calls that are made in turn, and what they were measured on."""
+"""Shared by the benchmarks: compile times, medians of interleaved calls, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def compiled(jitted, *arguments):
-    """The program of a jitted function for such arguments, and the seconds that tracing and compiling took."""
+    """The compiled program of a jitted function for these arguments, and the seconds of tracing and compiling."""
     begin = time.perf_counter()
     return jitted.lower(*arguments).compile(), time.perf_counter() - begin
 
@@ -24,7 +24,7 @@ def seconds(call) -> float:
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call: all once, unmeasured, then all in turn, `repeats` times."""
+    """Median seconds of each call: one warm-up of each, then `repeats` interleaved rounds."""
     for call in calls.values():
         jax.block_until_ready(call())
     times = {name: [] for name in calls}
@@ -35,7 +35,7 @@ def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 
 def machine() -> str:
-    """The devices, as many as jax sees."""
+    """The devices visible to jax."""
     return f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
 
 

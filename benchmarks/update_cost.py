@@ -53,7 +53,7 @@ def problem(num_agents: int, config):
     mask = jnp.ones((num_agents, BATCH, ACT), bool)
     policy = actor.distribution(jax.vmap(actor.outputs)(actors, obs), mask)
     action = policy.sample(jax.random.key(1))
-    # an advantage that depends on the actions, as a real one does
+    # like real advantages, it depends on the actions
     advantage = jnp.tanh(jnp.sum(action * jnp.sin(obs[..., :ACT]), axis=(0, 2))) + 0.5 * rng.normal(size=BATCH)
     advantage = (advantage - advantage.mean()) / advantage.std()
     batch = Batch(obs, action, mask, jnp.broadcast_to(advantage.astype(jnp.float32), (num_agents, BATCH)))
@@ -61,7 +61,7 @@ def problem(num_agents: int, config):
 
 
 def compiled_update(name: str, actor, config, actors, batch):
-    """The algorithm's update, compiled; and the seconds that took."""
+    """The algorithm's compiled update, and its compile time in seconds."""
     algorithm = marl_kl.core.algorithms.get(name).build(actor, config)
     begin = time.perf_counter()
     program = jax.jit(algorithm.update).lower(jax.random.key(0), actors, (), batch).compile()
@@ -69,7 +69,7 @@ def compiled_update(name: str, actor, config, actors, batch):
 
 
 def compiled_plain(actor, config, actors, batch):
-    """The plain update with as many line-search evaluations as were needed at most."""
+    """The plain update with the largest number of line-search evaluations that was needed."""
     num_agents = batch.advantage.shape[0]
     thresholds = jnp.full(num_agents, config.kl_budget / num_agents)
     update = functools.partial(plain_update, actor, config, order=list(range(num_agents)), thresholds=thresholds)
@@ -79,7 +79,7 @@ def compiled_plain(actor, config, actors, batch):
 
 
 def flops(num_agents: int, hidden: tuple[int, ...], cg_iters: int, evaluations: float) -> float:
-    """Of the matrix products that one update cannot avoid, full batch.
+    """FLOPs of the matrix products that one full-batch update needs at least.
 
     A forward pass multiplies with every weight (W in all, W1 in the first layer); a derivative along parameters
     does so twice, and once in the first layer, whose input is constant; its transpose likewise.

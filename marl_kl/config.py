@@ -75,10 +75,10 @@ class Config:
         False, "one actor network for all agents (not for happo, hatrpo_w, hatrpo_g, hatrpo_n)", _ANY
     )
     agent_ids: bool = _static(
-        True, "append a one-hot agent id to what a shared network sees; without share_parameters no effect", _ANY
+        True, "append a one-hot agent id to the inputs of a shared network; no effect without share_parameters", _ANY
     )
-    recurrent: bool = _static(False, "actors remember: a GRU behind their hidden layers, reset with each episode", _ANY)
-    recurrent_critic: bool = _static(False, "the critic remembers likewise, whether the actors do or not", _ANY)
+    recurrent: bool = _static(False, "recurrent actors: a GRU after their hidden layers, reset with each episode", _ANY)
+    recurrent_critic: bool = _static(False, "recurrent critic, whether the actors are or not", _ANY)
     recurrent_size: int = _static(64, "width of the GRUs")
 
     critic_lr: float = _number(1e-3, "Adam step size of the critic")
@@ -96,7 +96,7 @@ class Config:
     )
     save_interval: int = _static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
     checkpoints_kept: int = _static(2, "checkpoints kept in the run folder: the newest ones")
-    chunk_updates: int = _static(10, "updates per compiled chunk, between two looks of the host")
+    chunk_updates: int = _static(10, "updates per compiled chunk, between two host syncs")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -205,7 +205,7 @@ class TrustRegionConfig(Config):
     )
     greedy_share: Literal["proportional", "all"] = _static(
         "proportional",
-        "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
+        "share of the remaining budget that HATRPO-G allocates to the next agent: score / sum of scores, or all of it",
         _one_of("proportional", "all"),
     )
 
@@ -221,11 +221,11 @@ class FirstOrderConfig(Config):
         1, "minibatches per pass; must divide num_envs * rollout_length (num_envs if recurrent)"
     )
     actor_max_grad_norm: float = _number(10.0, "global gradient norm at which an actor's gradient is clipped")
-    clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio is meant to leave 1")
+    clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio should differ from 1")
     ent_coef: float = _number(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
     target_kl: float = _number(
         math.inf,
-        "an actor makes no further step on a batch once a minibatch's mean KL(old || new) is above this",
+        "no further step of an actor on a batch once a minibatch's mean KL(old || new) exceeds this",
         _POSITIVE_OR_INF,
     )
 

@@ -114,16 +114,16 @@ def explicit_partition(tree: KinematicTree, agents: Sequence[Sequence[str]]) -> 
     Raises:
         ValueError: an unknown actuator, one given twice, one left out, or an agent without any.
     """
-    wanted = [name for agent in agents for name in agent]
-    unknown = [name for name in wanted if name not in tree.actuators]
+    given = [name for agent in agents for name in agent]
+    unknown = [name for name in given if name not in tree.actuators]
     if unknown:
         raise ValueError(
             f"partition: unknown joint {unknown[0]!r}; the {tree.body}'s joints: {', '.join(tree.actuators)}"
         )
-    twice = [name for name in tree.actuators if wanted.count(name) > 1]
+    twice = [name for name in tree.actuators if given.count(name) > 1]
     if twice:
-        raise ValueError(f"partition: joint {twice[0]!r} is given {wanted.count(twice[0])} times; once is needed")
-    missing = [name for name in tree.actuators if name not in wanted]
+        raise ValueError(f"partition: joint {twice[0]!r} is given {given.count(twice[0])} times; once is needed")
+    missing = [name for name in tree.actuators if name not in given]
     if missing:
         raise ValueError(f"partition: no agent has {', '.join(missing)}; every joint needs one")
     if not all(len(agent) for agent in agents):

@@ -13,8 +13,7 @@ TEAM_METRICS = {
     "episodes_finished": "episodes that ended in this update",
     "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget, where there is one (at the "
     "observation moments that the batch was collected with)",
-    "factor_mean": "mean of the compound factor, the product of all agents' ratios after the update; 1 when nobody has "
-    "moved",
+    "factor_mean": "mean of the compound factor, the product of all agents' ratios after the update; 1 without an update",
     "factor_max": "largest compound factor in the batch",
     "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
     "explained_variance": "share of the variance of the returns that the critic explained before this update",
@@ -22,16 +21,16 @@ TEAM_METRICS = {
 """[seed, update]: reported by every algorithm."""
 
 AGENT_METRICS = {
-    "utility": "expected gain of the agent's trial step at an equal share of the budget, before anyone has moved "
-    "(hatrpo, which does not need it: when its turn comes; sharing parameters: of the one step of all)",
+    "utility": "expected gain of the agent's trial step at an equal share of the budget, before any update "
+    "(hatrpo, which does not need it: before its own update; sharing parameters: of the one step of all)",
     "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
-    "kl": "mean KL(old || new) that the agent really spent",
+    "kl": "mean KL(old || new) that the agent spent",
     "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "
-    "that moved before",
+    "updated before",
     "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted",
-    "position": "place of the agent in this update's order, from 0; 0 for all that move at once",
+    "position": "position of the agent in this update's order, from 0; 0 for simultaneous updates",
     "entropy": "mean policy entropy after the update, nats",
-    "clip_fraction": "share of the samples whose ratio ended further than clip_eps from 1",
+    "clip_fraction": "share of the samples whose final ratio differs from 1 by more than clip_eps",
     "grad_norm": "mean global gradient norm of the steps made, before clipping (of the network, if it is shared)",
     "epochs": "passes over the batch made before target_kl stopped them",
 }

@@ -71,7 +71,7 @@ def test_an_agent_alone_acts_as_in_the_team(run):
 
 
 @pytest.mark.parametrize("spec", [UNEVEN, SEVERAL], ids=lambda spec: spec.name)
-def test_an_agent_alone_remembers_as_in_the_team(spec):
+def test_a_single_recurrent_agent_acts_as_in_the_team(spec):
     run, obs = _run(spec, config=_RECURRENT), _observations(spec)
     team, alone = run.policy(seed=4), run.agent_policy("b", seed=4)
     team_state, state = team.initial_state(), alone.initial_state()
@@ -94,7 +94,7 @@ def test_a_choice_that_is_not_available_is_not_made():
     assert not np.any(np.asarray(alone(obs, action_mask=without)) == first)
 
 
-def test_an_exported_agent_remembers():
+def test_an_exported_recurrent_agent_carries_its_hidden_state():
     pytest.importorskip("flatbuffers")
     run = _run(CHOICES, config=_RECURRENT)
     obs, mask = _observations(CHOICES)[:, 1], np.ones((5, 4), bool)
@@ -141,7 +141,7 @@ def test_an_exported_agent_acts_alike_without_this_package(spec, tmp_path):
         (lambda run: run.agent_policy("b")(np.zeros(3)), r"obs has shape \(3,\); agent 'b' observes \[..., 4\]"),
     ],
 )
-def test_what_does_not_exist_is_one_sentence(call, message):
+def test_unknown_agents_are_one_line_errors(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(_run(UNEVEN))
     assert "\n" not in str(error.value)

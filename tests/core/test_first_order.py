@@ -301,7 +301,7 @@ def test_a_shared_network_learns_from_all_agents_samples(float64):
     assert state.updates.tolist() == [1] and metrics["kl"].shape == metrics["grad_norm"].shape == (3,)
 
 
-def test_agents_in_turns_cannot_share():
+def test_sequentially_updated_agents_cannot_share_a_network():
     config = small_config(share_parameters=True)
     with pytest.raises(ValueError, match="share_parameters=True; agents that update one after another need a network"):
         algorithms.get("happo").build(make_actor(make_spec("continuous"), config), config)

@@ -24,7 +24,7 @@ def test_orthogonal_matrices_are_uniformly_distributed():
     np.testing.assert_allclose(np.mean(np.linalg.det(draws) > 0), 0.5, atol=0.02)
 
 
-def test_many_matrices_at_once():
+def test_batched_matrices():
     """One per agent and seed, all layers side by side: this hung with batched LAPACK on two cores."""
 
     def layers(key):

@@ -224,7 +224,7 @@ def test_a_squashed_density_integrates_to_one_and_has_the_kl_of_the_unsquashed_o
     np.testing.assert_allclose(jnp.log(ratio), p.log_prob(u) - q.log_prob(u), rtol=1e-10)
 
 
-def test_squashed_actions_stay_in_the_range_whatever_the_policy_says():
+def test_squashed_actions_stay_in_the_control_range():
     env = kinds_env("squashed")
     actor = make_actor(env.spec, TrustRegionConfig(squash=True))
     low, high = env.spec.action_range
@@ -243,7 +243,7 @@ def test_squashed_actions_stay_in_the_range_whatever_the_policy_says():
         ("bilinear", "squash=True; env 'bilinear' has unbounded actions"),
     ],
 )
-def test_what_cannot_be_squashed_is_a_sentence(name, sentence):
+def test_actions_that_cannot_be_squashed_are_one_line_errors(name, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         make_train(envs.make(name), "mappo", FirstOrderConfig(squash=True))
     assert "\n" not in str(error.value)

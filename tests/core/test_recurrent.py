@@ -150,7 +150,7 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
 
 
 @pytest.mark.slow
-def test_one_agent_that_remembers_is_trpo_and_ppo(float64):
+def test_one_recurrent_agent_is_trpo_and_ppo(float64):
     """HATRPO's step is the plain update through time, HAPPO's is MAPPO's; the allocators: tests/core/test_schemes.py."""
     config = config_of(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
     actor, params, batch = problem(config)
@@ -285,7 +285,7 @@ def test_stored_actions_have_the_log_probabilities_they_were_sampled_with():
 
 
 @pytest.mark.parametrize("critic_input", ["state", "observation"])
-def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(critic_input, float64):
+def test_a_recurrent_critic_evaluates_successors_with_the_hidden_state_of_their_episode(critic_input, float64):
     """Where the episode goes on: the next step's value, across rollouts too; where it is cut: its own last state's."""
     rng = np.random.default_rng(3)
     config = config_of(recurrent_critic=True)
@@ -369,18 +369,18 @@ OF_ALL = {"share_parameters": True, "actor_minibatches": 2, "recurrent_critic": 
 
 
 @pytest.mark.slow
-def test_what_must_be_remembered_is_learned():
+def test_recurrent_policies_learn_to_recall():
     assert np.all(learned_return() > 0.95)
 
 
 @pytest.mark.slow
-def test_without_memory_it_is_not_learned():
+def test_feed_forward_policies_cannot_recall():
     """The best that can be done is to guess."""
     assert np.all(learned_return(recurrent=False) < 0.65)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_stopped():
+def test_a_resumed_recurrent_run_equals_an_uninterrupted_one():
     """Bit for bit, within episodes: the memories of actors and critic are stored with the rest."""
     init, update = compiled("mappo", **OF_ALL)
     state, metrics = update(init(jax.vmap(jax.random.key)(jnp.arange(3))))
@@ -392,7 +392,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped():
     assert checkpoints.digest(update(without)) != checkpoints.digest(resumed)
 
 
-def test_feed_forward_checkpoints_have_no_memory():
+def test_feed_forward_checkpoints_have_no_hidden_state():
     state = jax.eval_shape(make_train(counting_env(), "hatrpo", marl_kl.TrustRegionConfig()).init, jax.random.key(0))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert not any("memory" in path for path in paths)
@@ -411,7 +411,7 @@ def remembering_run(env):
     return loading.Run(None, env.spec, "hatrpo_w", config, (0,), stored, 0), learner
 
 
-def test_evaluation_recording_and_loaded_policies_remember():
+def test_evaluation_recording_and_loaded_policies_carry_the_hidden_state():
     """Episodes of four steps by hand: the policy is given what it returned, and begins each with nothing."""
     env = recall_env(steps=4)
     body = env._replace(drawing=Drawing(None, lambda state: state.inner.cues, None, 0.1))
@@ -437,7 +437,7 @@ def test_evaluation_recording_and_loaded_policies_remember():
 
 
 @pytest.mark.slow
-def test_a_team_in_the_c_engine_remembers():
+def test_a_recurrent_team_in_the_c_engine_carries_its_hidden_state():
     """Two episodes of six steps by hand, with a loaded policy; the controls are what the agents chose, clipped."""
     env = envs.make("hopper_3x1", episode_length=6)
     run, learner = remembering_run(env)
@@ -456,7 +456,7 @@ def test_a_team_in_the_c_engine_remembers():
     assert np.any(state)
 
 
-def test_a_loaded_policy_says_what_it_needs():
+def test_a_loaded_recurrent_policy_checks_the_shape_of_its_state():
     run, _ = remembering_run(recall_env())
     policy = run.policy()
     state = policy.initial_state()

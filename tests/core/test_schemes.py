@@ -179,7 +179,7 @@ def test_one_agent_is_trpo(kind, float64):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_without_an_advantage_nobody_moves(name):
+def test_without_an_advantage_parameters_do_not_change(name):
     config = small_config()
     actor, actors, batch = make_problem(make_spec("continuous"), config)
     new, metrics = update(name, actor, config, actors, batch._replace(advantage=jnp.zeros_like(batch.advantage)))
@@ -245,7 +245,7 @@ def test_a_shared_network_takes_the_step_of_a_direct_solve(float64):
     np.testing.assert_array_equal(metrics["position"], 0)
 
 
-def test_sharing_with_nobody_is_no_sharing(float64):
+def test_a_shared_network_of_one_agent_equals_a_separate_one(float64):
     """One agent: the same step of the same subsample, the same report."""
     spec, alone, shared = make_spec("continuous", (3,), (2,)), small_config(), small_config(**SHARED)
     actor, actors, batch = make_problem(spec, alone, influence=(1.0,))

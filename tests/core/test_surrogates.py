@@ -72,7 +72,7 @@ def test_the_penalty_of_mars_is_the_same_for_a_ratio_and_its_inverse_and_has_no_
     assert slopes[0] == 0 and slopes[1] < -1 and slopes[2] < -1
 
 
-def test_the_penalty_of_mars_keeps_its_digits_near_one():
+def test_the_penalty_of_mars_is_accurate_near_one():
     """In float32, where r + 1/r - 2 would be 0 or rounding noise."""
     small = 1e-3
     value = surrogates.ratio_symmetric(jnp.float32(1 + small), jnp.float32(1.0), jnp.float32(EPS))

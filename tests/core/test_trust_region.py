@@ -126,7 +126,7 @@ def test_kl_of_the_full_step_tends_to_the_radius(spec, masked, float64):
 
 
 @CASES
-def test_an_accepted_step_keeps_its_promises(spec, masked, float64):
+def test_an_accepted_step_satisfies_its_conditions(spec, masked, float64):
     config = TrustRegionConfig(hidden_sizes=(5, 4))
     for seed in range(5):
         actor, params, batch = problem(spec, config, masked, seed)

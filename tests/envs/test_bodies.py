@@ -413,7 +413,7 @@ def test_categories():
     assert set(near) == {11 + 1 + 1 + 10 + 6 + 1} and min(f - n for f, n in zip(far, near)) >= 1
 
 
-def test_segments_are_shared_out():
+def test_segments_are_split_among_agents():
     assert envs.make("manyagent_swimmer_3x2").spec.action_sizes == (2, 2, 2)
     ant = envs.make("manyagent_ant_2x3").spec
     assert ant.action_sizes == (12, 12) and ant.state_size == 311, "MA-MuJoCo's size"

@@ -76,7 +76,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_broken_promise_is_one_sentence(case):
+def test_every_contract_violation_is_a_one_line_error(case):
     make, sentence = BROKEN[case]
     with pytest.raises(ValueError, match=sentence) as raised:
         envs.check(make(), num_envs=2)

@@ -210,13 +210,13 @@ def test_the_names_are_those_of_the_installed_package():
         ("jaxmarl/hopper_3x1", {"auto_reset": True}, "auto_reset=True; it must be False"),
     ],
 )
-def test_bad_input_is_one_sentence(name, options, sentence):
+def test_bad_input_is_a_one_line_error(name, options, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:
         envs.make(name, **options)
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch):
+def test_a_missing_package_is_a_one_line_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxmarl", None)
     with pytest.raises(ValueError, match="env 'jaxmarl/3m' needs JaxMARL, .* pip install 'marl_kl\\[jaxmarl\\]'"):
         envs.make("jaxmarl/3m")
@@ -237,7 +237,7 @@ def test_continuous_actions_are_stretched_where_there_are_bounds():
         spaces.read("mixed", [boxes[0], SimpleNamespace(n=3)])
 
 
-def test_several_choices_at_once_are_multi_discrete():
+def test_several_choices_are_multi_discrete():
     """As Gymnasium calls them, and as JaxMARL does."""
     found = spaces.read("several", [SimpleNamespace(nvec=[2, 3]), SimpleNamespace(num_categories=jnp.array([2]))])
     fields = {"action_kind": "multi_discrete", "action_sizes": (6, 3), "sub_actions": ((2, 3), (2,))}
@@ -272,7 +272,7 @@ class Whistle:
         return {"a": jnp.stack([t, t]), "b": (t,)}
 
 
-def test_an_environment_of_ones_own_with_this_interface():
+def test_a_user_environment_with_this_interface():
     with pytest.raises(ValueError, match="env 'Whistle' has no time limit max_steps; episode_length="):
         envs.from_jaxmarl(Whistle())
     env = envs.from_jaxmarl(Whistle(), episode_length=4)
@@ -333,7 +333,7 @@ class Panel:
 
 
 @pytest.mark.parametrize("masks", ["flat", "parts"])
-def test_masks_of_several_choices_at_once_are_placed(masks):
+def test_multi_discrete_masks_are_padded(masks):
     env = envs.from_jaxmarl(Panel(masks), team_reward=True)
     spec = env.spec
     assert (spec.action_kind, spec.sub_actions, spec.action_shape) == ("multi_discrete", ((3, 2), (2,)), (2, 2))
@@ -346,7 +346,7 @@ def test_masks_of_several_choices_at_once_are_placed(masks):
     np.testing.assert_array_equal(timestep.state, [2, 1, -1, 2, 1, -1])
 
 
-def test_masks_of_several_choices_at_once_reach_the_policies():
+def test_multi_discrete_masks_reach_the_policies():
     """Two updates: nothing forbidden is done, or its NaN would stop the learner."""
     env = envs.from_jaxmarl(Panel("parts"), team_reward=True)
     config = marl_kl.TrustRegionConfig(num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_minibatches=1)

@@ -134,7 +134,7 @@ def test_our_splits_are_ma_mujocos(scenario):
 
 
 @pytest.mark.parametrize(("family", "split"), [("Reacher", "2x1"), ("Pusher", "3p")])
-def test_arms_are_shared_out_as_in_ma_mujoco(family, split):
+def test_arms_are_split_as_in_ma_mujoco(family, split):
     """Not in the tables: their observations are made of other things than q and qd."""
     parts, _, _ = obsk.get_parts_and_edges(family, split)
     tree = tree_of(family.lower())

@@ -62,7 +62,7 @@ CONTINUOUS = {"action_sizes": (2, 1), "action_kind": "continuous"}
         ({**CONTINUOUS, "action_kind": "hybrid"}, "accepted: 'continuous', 'discrete', 'multi_discrete'"),
     ],
 )
-def test_contradictions_are_one_sentence(fields, sentence):
+def test_contradictory_specs_are_one_line_errors(fields, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         EnvSpec(**TWO, **fields)
     assert str(error.value).startswith("env 'two': ") and "\n" not in str(error.value)
@@ -76,7 +76,7 @@ def test_contradictions_are_one_sentence(fields, sentence):
         ("obs", np.zeros((9,)), r"obs has shape \(9,\); its spec says \(3, 3\)"),
     ],
 )
-def test_an_environment_that_does_not_show_what_it_says_is_refused(field, wrong, sentence):
+def test_an_environment_that_contradicts_its_spec_is_refused(field, wrong, sentence):
     env = kinds_env("multi_discrete")
     shown = env.reset(jax.random.key(0), ())[1]
     check_timestep(env.spec, shown)

@@ -1,4 +1,4 @@
-"""Gymnasium's environments as the oracle of a body's first steps: the C engine put into its states."""
+"""Gymnasium's environments as the reference for a body's first steps: the C engine, started in the body's states."""
 
 import jax
 import mujoco
@@ -19,8 +19,8 @@ LIFTS = {
     "manyagent_ant": 2.0,
     "walker2d": 0.6,
 }
-"""How far above their first height nothing touches the floor for some steps; and where the two engines have rules of
-their own for what is paid at an end, no episode ends."""
+"""How far bodies are raised, so that for some steps nothing touches the floor and no episode ends in which the engines
+have different rewards."""
 
 
 def coordinates(env_state):

@@ -1,4 +1,4 @@
-"""A small environment whose every number is known: used by the tests of rollout, trainer and host loop."""
+"""A small environment with known values, for the tests of rollout, trainer and host loop."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A tiny environment of every kind of action, whose agents differ in size and whose choices come and go."""
+"""A tiny environment for every kind of action, with agents of different sizes and varying action masks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ KINDS = (*_ACTIONS, "squashed")
 
 
 def kinds_env(kind, episode_length=3):
-    """Agents observe a coin of their own, and state and observations are drawn anew at every step.
+    """Each agent observes its own coin; state and observations are drawn independently in every step.
 
     The reward is the mean of all action entries times the first agent's coin. It is NaN for an action that is not
     available: a choice that the mask forbids, which it does at random with all but one of them, a padded entry other

@@ -1,4 +1,4 @@
-"""A task that only a team that remembers can solve."""
+"""A task that only recurrent policies can solve."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ class RecallState(NamedTuple):
 
 
 def recall_env(steps=3):
-    """Each of two agents sees a cue of its own, -1 or 1, in the first step only and must choose by it in the last one.
+    """Each of two agents observes its cue, -1 or 1, in the first step only, and must choose by it in the last one.
 
-    The reward of the last step is the share of agents that are right, of all others 0: whoever has forgotten earns a
-    half. Agent b sees the time as well. The state holds the cues all the time.
+    The reward of the last step is the share of correct agents, of all others 0: policies without a hidden state earn
+    0.5 on average. Agent b also observes the time. The state always has the cues.
     """
     spec = EnvSpec("recall", ("a", "b"), (1, 2), (2, 2), "discrete", 3, steps)
 
