@@ -31,7 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import marl_kl
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
 
 SIZES = ("smoke", "quick", "full")

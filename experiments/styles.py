@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.intervals import Estimate
-from marl_kl.analysis.plots import PALETTE
+from marl_kl.analysis.figure_style import PALETTE
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 
 TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")

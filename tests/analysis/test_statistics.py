@@ -17,8 +17,8 @@ _FINITE = st.floats(-1e6, 1e6)
 @pytest.mark.parametrize("count", range(1, 14))
 def test_interquartile_mean_cuts_whole_scores_as_rliable_does(count):
     scores = np.random.default_rng(count).normal(size=(2, count, 3))
-    found = interquartile_mean(scores, axis=1)
-    np.testing.assert_allclose(found, np.sort(scores, axis=1)[:, count // 4 : count - count // 4].mean(axis=1))
+    result = interquartile_mean(scores, axis=1)
+    np.testing.assert_allclose(result, np.sort(scores, axis=1)[:, count // 4 : count - count // 4].mean(axis=1))
     scores[0, 0, 1] = np.nan
     assert np.isnan(interquartile_mean(scores, axis=1)).sum() == 1
 
@@ -113,8 +113,8 @@ _RUNS = st.lists(_FINITE, min_size=1, max_size=6).map(np.array)
 
 def test_performance_profile_is_the_share_of_runs_above_with_every_task_counting_the_same():
     scores, tasks = np.array([0.1, 0.9, 0.5, 0.7, 0.3]), ["a", "a", "b", "b", "b"]
-    found = statistics.performance_profile(scores, [0.0, 0.5, 0.8, 2.0], tasks)
-    np.testing.assert_allclose(found, [1, (1 / 2 + 1 / 3) / 2, 1 / 4, 0])
+    result = statistics.performance_profile(scores, [0.0, 0.5, 0.8, 2.0], tasks)
+    np.testing.assert_allclose(result, [1, (1 / 2 + 1 / 3) / 2, 1 / 4, 0])
 
 
 def test_the_profile_s_interval_is_the_binomial_one():
@@ -135,13 +135,13 @@ def test_a_profile_falls_from_1_to_0(scores, thresholds):
 @settings(deadline=None)
 @given(_RUNS, _RUNS)
 def test_probability_of_improvement_is_the_mann_whitney_statistic(x, y):
-    found = statistics.probability_of_improvement(x, y)
+    result = statistics.probability_of_improvement(x, y)
     expected = stats.mannwhitneyu(x, y, alternative="greater", method="asymptotic").statistic / (len(x) * len(y))
-    assert found == pytest.approx(expected) and 0 <= found <= 1
-    assert found + statistics.probability_of_improvement(y, x) == pytest.approx(1)
+    assert result == pytest.approx(expected) and 0 <= result <= 1
+    assert result + statistics.probability_of_improvement(y, x) == pytest.approx(1)
     # only the order counts
     ranks = stats.rankdata(np.concatenate([x, y])) ** 3
-    assert statistics.probability_of_improvement(ranks[: len(x)], ranks[len(x) :]) == pytest.approx(found)
+    assert statistics.probability_of_improvement(ranks[: len(x)], ranks[len(x) :]) == pytest.approx(result)
 
 
 def test_probability_of_improvement_is_averaged_over_tasks():

@@ -7,12 +7,13 @@ import pytest
 
 from envs.bodies import scenarios
 from experiments import scenario_table, study
-from marl_kl.analysis.summary import markdown_row
+from marl_kl.analysis.text_tables import markdown_row
+from tests.support.grids import slow_unless
 
 PAGE = Path(__file__).parents[2] / "docs" / "scenarios.md"
 
 
-@pytest.mark.parametrize("body", scenarios.BODIES)
+@pytest.mark.parametrize("body", slow_unless({"hopper"}, scenarios.BODIES))
 def test_differences_are_those_of_the_models(body):
     """Contacts, friction and integrators as installed."""
     assert markdown_row(scenario_table.difference_row(body)) in PAGE.read_text()

@@ -36,6 +36,7 @@ def test_the_training_call_is_one_that_train_takes(monkeypatch, page):
     marl_kl.TrustRegionConfig(total_env_steps=taken["total_env_steps"])
 
 
+@pytest.mark.slow
 def test_two_updates(page):
     config = marl_kl.TrustRegionConfig(
         num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=1

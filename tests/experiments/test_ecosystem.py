@@ -37,6 +37,7 @@ def test_files_of_another_form_are_an_error(tmp_path):
         ecosystem.read(path, EVALUATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 def test_one_case_at_a_time_keeps_the_others(tmp_path, monkeypatch):
     """Smoke: the case is run, its lines replace older ones, and stored cases are not run again."""

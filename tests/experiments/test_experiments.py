@@ -295,6 +295,7 @@ def first_update(name, batch, budget=0.04, seeds=4):
     return {name: values[:, 0] for name, values in kept.items()}, variant
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 def test_leftover_budget_in_the_trainer():
     """Carried over or lost, the joint budget is kept; lost, it is allocated once, and carried over, more of it is spent."""
@@ -308,6 +309,7 @@ def test_leftover_budget_in_the_trainer():
     assert algorithms.get(own) is own
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 def test_first_update_of_the_weighted_game_against_a_direct_computation():
     """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""

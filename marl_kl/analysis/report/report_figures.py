@@ -1,7 +1,4 @@
-"""The pictures that only a report has: the body, what each agent's updates did, the curves of a sweep.
-
-Made without pyplot, as in `marl_kl.analysis.plots`.
-"""
+"""The figures that only a report has: the body, shares per agent and update, the learning curves of a sweep."""
 
 from __future__ import annotations
 
@@ -14,23 +11,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from envs.base import Env
-from marl_kl.analysis import sweep_tables as sweep_tables
+from marl_kl.analysis import sweep_tables
 from marl_kl.analysis.bodies import drawing, poses
-from marl_kl.analysis.plots import (
+from marl_kl.analysis.figure_style import (
     PALETTE,
     bin_edges,
     binned_means,
     healthy_seeds,
+    hide_spines,
     mark_agents,
     step_unit,
-    strip,
     title_figure,
 )
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 from marl_kl.results import SweepResult, TrainResult
 
-NAMED_SETTINGS = 6
-"""Settings of a sweep that have a colour of their own, best first; the others are grey."""
+COLOURED_SETTINGS = 6
+"""Settings of a sweep that have their own colour, best first; the others are grey."""
 
 
 def body(env: Env) -> Figure:
@@ -50,7 +47,7 @@ def agent_map(result: TrainResult, shares: np.ndarray, what: str, colours: Seque
         result: the run.
         shares: [S, U, N] in [0, 1], NaN where unknown.
         what: the share's name, for the titles.
-        colours: one per agent, beside its name; None: no marks.
+        colours: one per agent, next to its name; None: no marks.
     """
     agents = result.spec.agents
     height = max(1.2, 0.27 * len(agents))
@@ -95,17 +92,17 @@ def _draw_team(axes: Axes, percent: np.ndarray, edges: np.ndarray) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.tick_params(labelsize=8)
     axes.set_xlabel("update", fontsize=9)
-    strip(axes)
+    hide_spines(axes)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Over what is finite; NaN where nothing is."""
+    """Over finite values; NaN if there are none."""
     last = np.moveaxis(values, axis, -1)
     return binned_means(last, np.array([0, last.shape[-1]]))[..., 0]
 
 
 def sweep_curves(result: SweepResult) -> Figure:
-    """Training return against env steps, a line per setting: interquartile mean over the seeds that stayed finite, with
+    """Training returns against env steps, a line per setting: interquartile mean over the seeds that did not fail, with
     its bootstrap interval from three of them on. The best settings have colours, the others are grey."""
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
@@ -116,28 +113,28 @@ def sweep_curves(result: SweepResult) -> Figure:
     for rank, setting in reversed(list(enumerate(ranking))):
         healthy = [(setting, seed) not in failed for seed in result.seeds]
         returns = result.metrics["episode_return"][setting][healthy]
-        returns = returns[np.isfinite(returns).any(axis=1)]  # those that have begun
+        returns = returns[np.isfinite(returns).any(axis=1)]  # seeds with a finished episode
         known = np.isfinite(returns).all(axis=0) & bool(len(returns))
         if not known.any():
             continue
         edges = bin_edges(int(known.sum()))
         curves = binned_means(returns[:, known], edges)
         steps = binned_means(result.env_steps[setting][known][None].astype(np.float64), edges)[0] / divisor
-        is_named = rank < NAMED_SETTINGS
-        colour = PALETTE[rank % len(PALETTE)] if is_named else "0.75"
-        axes.plot(steps, interquartile_mean(curves), color=colour, linewidth=1.8 if is_named else 0.9)
-        if is_named and len(curves) >= 3:
+        is_coloured = rank < COLOURED_SETTINGS
+        colour = PALETTE[rank % len(PALETTE)] if is_coloured else "0.75"
+        axes.plot(steps, interquartile_mean(curves), color=colour, linewidth=1.8 if is_coloured else 0.9)
+        if is_coloured and len(curves) >= 3:
             axes.fill_between(steps, *bootstrap_interval(curves), color=colour, alpha=0.15, linewidth=0)
-        if is_named:
-            label = f"{setting}: {sweep_tables.named(result, setting)}"
+        if is_coloured:
+            label = f"{setting}: {sweep_tables.setting_text(result, setting)}"
             handles.append(Line2D([], [], color=colour, linewidth=1.8, label=label))
     handles.reverse()
-    if len(ranking) > NAMED_SETTINGS:
-        handles.append(Line2D([], [], color="0.75", linewidth=0.9, label=f"{len(ranking) - NAMED_SETTINGS} others"))
+    if len(ranking) > COLOURED_SETTINGS:
+        handles.append(Line2D([], [], color="0.75", linewidth=0.9, label=f"{len(ranking) - COLOURED_SETTINGS} others"))
     axes.set_xlabel(f"env steps per seed{unit}")
-    axes.set_ylabel("team return of a training episode")
+    axes.set_ylabel("training return (stochastic policies)")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    strip(axes)
+    hide_spines(axes)
     figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside upper left", ncols=2)
     return figure

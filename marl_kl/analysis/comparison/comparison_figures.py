@@ -1,7 +1,6 @@
 """The figures of a comparison: learning curves, final returns, performance profiles, probabilities of improvement.
 
-Made without pyplot, as in `marl_kl.analysis.plots`. Methods are told apart by colour and by dashes, so that grey prints and
-colour-blind readers can tell them apart as well.
+Methods differ in colour and in dashes, for grey prints and colour-blind readers.
 """
 
 from __future__ import annotations
@@ -14,26 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from marl_kl.analysis.comparison.estimates import FINAL_SHARE, Comparison
-from marl_kl.analysis.plots import PALETTE, step_unit, strip
+from marl_kl.analysis.comparison.estimates import FINAL_SHARE, MIN_RUNS, Comparison, TaskScale
+from marl_kl.analysis.figure_style import PALETTE, hide_spines, step_unit
 
 _COLOURS = (*PALETTE, "#000000", "#7F7F7F")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = "osD^vPX"
 _MANY = 4
-"""Methods from which on the bands are paler."""
+"""With more methods the bands are paler."""
 _COLUMNS = 3
 _MAX_MARKERS = 30
-_CHANCE_MAP = "PuOr_r"
-"""Diverging, and told apart under the common colour-vision deficiencies."""
+_PROBABILITY_MAP = "PuOr_r"
+"""Diverging, and distinct under the common colour-vision deficiencies."""
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
-    """Name -> figure; those over methods only where there are two that share a task."""
-    made = {"learning_curves": learning_curves(comparison)}
+    """Name -> figure; those between methods only if two of them share a task."""
+    curves = {"learning_curves": learning_curves(comparison)}
     if comparison.overall is None:
-        return made
-    return made | {
+        return curves
+    return curves | {
         "final_returns": final_returns(comparison),
         "performance_profiles": performance_profiles(comparison),
         "probability_of_improvement": probability_of_improvement(comparison),
@@ -52,12 +51,13 @@ def learning_curves(comparison: Comparison) -> Figure:
     for index, (axes, scale) in enumerate(zip(grid.flat, comparison.tasks)):
         _draw_curves(axes, comparison, scale)
         axes.set_title(scale.name, fontsize=10, loc="left")
-        axes.set_ylabel("team return of an episode" if index % columns == 0 else "")
-    kind = "evaluation episodes, deterministic policies" if comparison.metric == "evaluation" else "training episodes"
+        axes.set_ylabel(f"{comparison.metric} return" if index % columns == 0 else "")
+    policies = "deterministic policies" if comparison.metric == "evaluation" else "stochastic policies"
     dotted = "; dotted: the threshold" if any(scale.threshold is not None for scale in comparison.tasks) else ""
     _finish(
         figure, comparison,
-        f"Return of {kind}: interquartile mean over seeds; bands: 95 % bootstrap intervals, from 3 seeds on{dotted}.",
+        f"{comparison.metric.capitalize()} return of the team ({policies}): interquartile mean over seeds; bands: 95 % "
+        f"bootstrap intervals, from {MIN_RUNS} seeds on{dotted}.",
         markers=any(len(scale.env_steps) <= _MAX_MARKERS for scale in comparison.tasks),
     )  # fmt: skip
     return figure
@@ -78,12 +78,12 @@ def final_returns(comparison: Comparison) -> Figure:
     ends = np.concatenate([ends[np.isfinite(ends)] for ends in overall.iqm])
     room = 0.05 * max(float(np.ptp(ends)), 0.1)
     axes.set_xlim(ends.min() - room, ends.max() + room)
-    axes.set_xlabel("final return, normalised per task (IQM)")
+    axes.set_xlabel("normalised final return (IQM)")
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
-    strip(axes)
-    _finish(figure, comparison, f"{_over(comparison)}; bars: 95 % stratified bootstrap intervals.", legend=False)
+    hide_spines(axes)
+    _finish(figure, comparison, f"{_scope(comparison)}; bars: 95 % stratified bootstrap intervals.", legend=False)
     return figure
 
 
@@ -99,27 +99,27 @@ def performance_profiles(comparison: Comparison) -> Figure:
             overall.levels, lower, upper, step="post", color=colour, alpha=_alpha(comparison), linewidth=0
         )
         axes.step(overall.levels, value, where="post", color=colour, linestyle=dashes, linewidth=1.8)
-    axes.set_xlabel("level τ of the final return, normalised per task")
+    axes.set_xlabel("normalised final return τ")
     axes.set_ylabel("runs above τ (%)")
     axes.set_ylim(-2, 102)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
-    strip(axes)
+    hide_spines(axes)
     _finish(
-        figure, comparison, f"Performance profiles. {_over(comparison)}; bands: 95 % stratified bootstrap intervals."
+        figure, comparison, f"Performance profiles. {_scope(comparison)}; bands: 95 % stratified bootstrap intervals."
     )
     return figure
 
 
 def probability_of_improvement(comparison: Comparison) -> Figure:
-    """Matrix: the probability that a run of the row's method ends above one of the column's."""
+    """Matrix: the probability that a run of the row's method has a higher final return than one of the column's."""
     value, lower, upper = comparison.overall.improvement
     count = len(comparison.methods)
     side = max(0.95 * count, 2.4)
     figure = Figure(figsize=(side + 2.6, side + 1.9), layout="constrained")
     axes = figure.add_subplot()
     shown = np.where(np.eye(count, dtype=bool), np.nan, value)
-    image = axes.imshow(shown, cmap=_CHANCE_MAP, vmin=0.0, vmax=1.0)
+    image = axes.imshow(shown, cmap=_PROBABILITY_MAP, vmin=0.0, vmax=1.0)
     for row, column in zip(*np.nonzero(~np.eye(count, dtype=bool))):
         ends = f"\n[{lower[row, column]:.2f}, {upper[row, column]:.2f}]" if np.isfinite(lower[row, column]) else ""
         is_dark = abs(value[row, column] - 0.5) > 0.33
@@ -135,13 +135,13 @@ def probability_of_improvement(comparison: Comparison) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=18)
-    bar.set_label("P(a run of X ends above one of Y)")
+    bar.set_label("P(final return of X > that of Y)")
     bar.outline.set_visible(False)
-    _finish(figure, comparison, f"{_over(comparison)}; [ ]: 95 % stratified bootstrap intervals.", legend=False)
+    _finish(figure, comparison, f"{_scope(comparison)}; [ ]: 95 % stratified bootstrap intervals.", legend=False)
     return figure
 
 
-def _draw_curves(axes: Axes, comparison: Comparison, scale) -> None:
+def _draw_curves(axes: Axes, comparison: Comparison, scale: TaskScale) -> None:
     unit, divisor = step_unit(float(scale.env_steps[-1]))
     steps = scale.env_steps / divisor
     is_marked = len(steps) <= _MAX_MARKERS
@@ -158,11 +158,11 @@ def _draw_curves(axes: Axes, comparison: Comparison, scale) -> None:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    strip(axes)
+    hide_spines(axes)
 
 
 def _style(comparison: Comparison, method: str) -> tuple[str, object]:
-    """Colour and dashes: no two of the first 32 methods have both in common, and neighbours have neither."""
+    """Colour and dashes: the first 32 methods differ in at least one of them, neighbours in both."""
     index = comparison.methods.index(method)
     return _COLOURS[index % len(_COLOURS)], _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)]
 
@@ -175,7 +175,7 @@ def _alpha(comparison: Comparison) -> float:
     return 0.18 if len(comparison.methods) <= _MANY else 0.09
 
 
-def _over(comparison: Comparison) -> str:
+def _scope(comparison: Comparison) -> str:
     tasks = comparison.overall.tasks
     share = FINAL_SHARE[comparison.metric]
     end = f"in the last {100 * share:.0f} % of" if share else "at the end of"
@@ -184,7 +184,7 @@ def _over(comparison: Comparison) -> str:
 
 
 def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool = True, markers: bool = False) -> None:
-    """The legend under the panels, and under it what the figure means and what is to be warned of."""
+    """Adds the legend, and below the panels the caption and the warnings."""
     width = int(16.5 * figure.get_figwidth())
     lines = [textwrap.fill(text, width) for text in (caption, *(f"Warning: {w}." for w in comparison.warnings))]
     # As an x label of the whole figure, so that the layout leaves room for it.

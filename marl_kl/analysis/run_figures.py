@@ -1,7 +1,6 @@
-"""The two pictures of a run: the learning curve, and which agent was given which share of the KL budget.
+"""The two figures of a run: the learning curve, and the share of the KL budget of each agent.
 
-Figures are made without pyplot, so nothing global is touched and no display is needed. Seeds that met a
-non-finite number are left out, and a line under the picture says so.
+Failed seeds are left out, and a line below the figure names them.
 """
 
 from __future__ import annotations
@@ -13,13 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from matplotlib.transforms import ScaledTranslation
 
+from marl_kl.analysis.figure_style import (
+    PALETTE,
+    bin_edges,
+    bin_width,
+    binned_means,
+    healthy_seeds,
+    hide_spines,
+    mark_agents,
+    step_unit,
+    title_figure,
+)
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 from marl_kl.results import TrainResult
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
-"""Of Okabe and Ito: distinct under the common colour-vision deficiencies and in grey."""
 
 _EVALUATION = PALETTE[0]
 _SPENT = PALETTE[1]
@@ -27,19 +33,17 @@ _TRAINING = "#8C8C8C"
 _EQUAL = "#333333"
 _CMAP = "viridis"
 
-_MAX_BINS = 200
-"""Columns of the heat map, at most: more would be thinner than a pixel."""
-
 _MIN_SEEDS_FOR_BAND = 3
 _MIN_EVALUATIONS_FOR_CURVE = 4
 _MAX_MARKERS = 30
 
 
 def learning_curve(result: TrainResult) -> Figure:
-    """Return against env steps: evaluation episodes in colour, training episodes in grey behind them.
+    """Evaluation returns (colour) and training returns (grey) against env steps.
 
-    Evaluation: per seed the mean over episodes (thin), over seeds the interquartile mean (thick) and, from three
-    seeds on, its 95 % bootstrap interval. Training: mean and range over seeds, of policies that sample.
+    Evaluation (deterministic policies): per seed the mean over episodes (thin), over seeds the interquartile mean
+    (thick) and, from three seeds on, its 95 % bootstrap interval. Training (stochastic policies): mean and range over
+    seeds.
     """
     healthy = healthy_seeds(result)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -50,13 +54,13 @@ def learning_curve(result: TrainResult) -> Figure:
         handles += _draw_evaluation(axes, result, healthy, scale)
         handles += _draw_training(axes, result, healthy, scale)
     else:
-        axes.text(0.5, 0.5, "no seed stayed finite", transform=axes.transAxes, ha="center", color="0.4")
+        axes.text(0.5, 0.5, "all seeds failed", transform=axes.transAxes, ha="center", color="0.4")
     axes.set_xlabel(f"env steps per seed{steps_name}")
-    axes.set_ylabel("team return of an episode")
+    axes.set_ylabel("episode return of the team")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
-    strip(axes)
+    hide_spines(axes)
     if handles:
         axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
     title_figure(figure, result, "Learning curve")
@@ -64,21 +68,21 @@ def learning_curve(result: TrainResult) -> Figure:
 
 
 def has_kl_share(result: TrainResult) -> bool:
-    """Whether the algorithm reports what `kl_share` draws."""
+    """Whether the algorithm reports KL per agent and has a budget, as `kl_share` needs."""
     reported = "kl_threshold" in result.metrics or "kl" in result.metrics
     return reported and getattr(result.config, "kl_budget", None) is not None
 
 
 def kl_share(result: TrainResult, colours: Sequence | None = None) -> Figure:
-    """Heat map agents x updates of the share of the joint KL budget given to each agent, and what was spent.
+    """Heat map agents x updates of the share of the joint KL budget allocated to each agent, and the KL spent.
 
     The map shows `kl_threshold / kl_budget`, averaged over seeds (and over neighbouring updates if there are more
-    than 200). An average can hide that single updates favour one agent: the panel on the right shows the spread of
-    single updates of single seeds. The panel below shows the team's `kl_total / kl_budget`.
+    than 200). The panel on the right shows the spread over single updates of single seeds, which an average hides; the
+    panel below the team's `kl_total / kl_budget`.
 
     Args:
         result: the run.
-        colours: one per agent, for a mark beside its name (those of the body's limbs); None: no marks.
+        colours: one per agent, for a mark next to its name (those of the body's limbs); None: no marks.
 
     Raises:
         ValueError: the algorithm reports neither `kl_threshold` nor `kl`, or has no budget.
@@ -99,14 +103,16 @@ def kl_share(result: TrainResult, colours: Sequence | None = None) -> Figure:
     if not healthy.any():
         for axes in (spread_axes, total_axes):
             axes.set_axis_off()
-        map_axes.text(0.5, 0.5, "no seed stayed finite", transform=map_axes.transAxes, ha="center", color="0.4")
+        map_axes.text(0.5, 0.5, "all seeds failed", transform=map_axes.transAxes, ha="center", color="0.4")
         return figure
     budget = float(result.config.kl_budget)
     shown = "kl_threshold" if "kl_threshold" in result.metrics else "kl"
     share = 100 * result.metrics[shown][healthy] / budget
     spent = 100 * result.metrics["kl"][healthy] / budget if "kl" in result.metrics else None
     edges = bin_edges(share.shape[1])
-    _draw_map(figure, map_axes, key_axes, share, edges, agents, "given to" if shown == "kl_threshold" else "spent by")
+    _draw_map(
+        figure, map_axes, key_axes, share, edges, agents, "allocated to" if shown == "kl_threshold" else "spent by"
+    )
     mark_agents(map_axes, colours)
     key = _draw_spread(spread_axes, share, spent if shown == "kl_threshold" else None)
     _draw_total(total_axes, result, healthy, budget, edges)
@@ -128,12 +134,12 @@ def _draw_training(axes: Axes, result: TrainResult, healthy: np.ndarray, scale: 
     binned = binned_means(returns[:, started], edges)
     steps = binned_means(result.env_steps[started][None].astype(np.float64), edges)[0] / scale
     (line,) = axes.plot(steps, np.nanmean(binned, axis=0), color=_TRAINING, linewidth=1.2, zorder=1)
-    label = "training (sampled actions)"
+    label = "training return (stochastic policies)"
     if len(binned) > 1:
         axes.fill_between(
             steps, np.nanmin(binned, axis=0), np.nanmax(binned, axis=0), color=_TRAINING, alpha=0.18, linewidth=0
         )
-        label = "training (sampled actions): mean and range over seeds"
+        label = "training return (stochastic policies): mean, range over seeds"
     line.set_label(label)
     return [line]
 
@@ -143,26 +149,26 @@ def _draw_evaluation(axes: Axes, result: TrainResult, healthy: np.ndarray, scale
     if not scores.shape[1]:
         return []
     steps = np.asarray(result.evaluation.env_steps) / scale
-    # A line between two evaluations would claim a path that nobody measured: few evaluations are points.
+    # Few evaluations are points: a line between them would suggest values that were not measured.
     is_curve = len(steps) >= _MIN_EVALUATIONS_FOR_CURVE
     single = dict(linewidth=0.8) if is_curve else dict(linewidth=0, marker="o", markersize=4, markeredgewidth=0)
     thick = dict(linewidth=2.2) if is_curve else dict(linewidth=0)
     if len(steps) <= _MAX_MARKERS:
         thick.update(marker="o", markersize=5 if is_curve else 7)
-    label = "evaluation (deterministic)"
+    label = "evaluation return (deterministic policies)"
     handles = []
     if len(scores) > 1:
         for curve in scores:
             axes.plot(steps, curve, color=_EVALUATION, alpha=0.45, zorder=2, **single)
-        handles.append(Line2D([], [], color=_EVALUATION, alpha=0.45, label="evaluation of each seed", **single))
-        label = "evaluation (deterministic): IQM over seeds"
+        handles.append(Line2D([], [], color=_EVALUATION, alpha=0.45, label="evaluation return of each seed", **single))
+        label = "evaluation return (deterministic policies): IQM"
     if len(scores) >= _MIN_SEEDS_FOR_BAND:
         lower, upper = bootstrap_interval(scores)
         if is_curve:
             axes.fill_between(steps, lower, upper, color=_EVALUATION, alpha=0.2, linewidth=0, zorder=2)
         else:
             axes.vlines(steps, lower, upper, color=_EVALUATION, linewidth=2, zorder=3)
-        label += ", 95 % bootstrap interval"
+        label += " and 95 % bootstrap interval"
     (line,) = axes.plot(steps, interquartile_mean(scores), color=_EVALUATION, zorder=3, label=label, **thick)
     return [line, *handles]
 
@@ -174,7 +180,7 @@ def _draw_map(figure: Figure, axes: Axes, key_axes: Axes, share, edges, agents, 
     num_agents = len(agents)
     equal = 100 / num_agents
     binned = binned_means(np.nanmean(share, axis=0).T, edges)
-    # Twice an equal share is always on the scale, so that an even split looks like one and not like an extreme.
+    # Twice an equal share is always on the scale, so that an equal allocation is not drawn as an extreme.
     top = min(100.0, max(2 * equal, float(np.nanmax(binned, initial=0.0))))
     rows = np.arange(num_agents + 1) - 0.5
     image = axes.pcolormesh(edges + 0.5, rows, binned, cmap=_CMAP, vmin=0.0, vmax=top, rasterized=True)
@@ -220,7 +226,7 @@ def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> lis
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
     axes.set_title("share in single updates", fontsize=9, loc="left")
-    strip(axes)
+    hide_spines(axes)
     axes.spines["left"].set_visible(False)
     return key
 
@@ -251,68 +257,4 @@ def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: fl
     axes.set_xlabel("update", fontsize=9)
     seeds = ", mean and range over seeds" if len(binned) > 1 else ""
     axes.set_title(f"KL spent by the team, % of the budget of {budget:g}{seeds}", fontsize=9, loc="left")
-    strip(axes)
-
-
-# Shared
-
-
-def mark_agents(axes: Axes, colours: Sequence | None) -> None:
-    """Puts a square of each agent's colour between its name and its row."""
-    if colours is None:
-        return
-    axes.tick_params(axis="y", pad=15)
-    beside = axes.get_yaxis_transform() + ScaledTranslation(-8 / 72, 0, axes.figure.dpi_scale_trans)
-    for row, colour in enumerate(colours):
-        axes.plot(
-            0, row, "s", color=colour, markersize=7, markeredgewidth=0, clip_on=False, transform=beside, scalex=False,
-            scaley=False,
-        )  # fmt: skip
-
-
-def healthy_seeds(result: TrainResult) -> np.ndarray:
-    """[S] bool: the seeds that stayed finite."""
-    failed = {failure.seed for failure in result.failures}
-    return np.array([seed not in failed for seed in result.seeds])
-
-
-def bin_edges(count: int, max_bins: int = _MAX_BINS) -> np.ndarray:
-    """[bins + 1] edges from 0 to `count`, bins of equal width, the last one perhaps narrower."""
-    return np.append(np.arange(0, count, bin_width(count, max_bins)), count)
-
-
-def bin_width(count: int, max_bins: int = _MAX_BINS) -> int:
-    """Of the widest bin, in units."""
-    return -(-count // max_bins)
-
-
-def binned_means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """[..., U] -> [..., bins] means; NaN counts as missing."""
-    present = np.isfinite(values)
-    sums = np.add.reduceat(np.where(present, values, 0.0), edges[:-1], axis=-1)
-    counts = np.add.reduceat(present, edges[:-1], axis=-1, dtype=np.int64)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-
-
-def step_unit(most: float) -> tuple[str, float]:
-    """For axes that go up to `most` env steps: what to add to their label, and what to divide by."""
-    if most >= 2e6:
-        return " (millions)", 1e6
-    return (" (thousands)", 1e3) if most >= 2e4 else ("", 1.0)
-
-
-def strip(axes: Axes) -> None:
-    """Takes the upper and the right line away."""
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def title_figure(figure: Figure, result: TrainResult, what: str) -> None:
-    """Says what is shown of which run, and which seeds are left out."""
-    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"{len(result.seeds)} seeds"
-    backend = dict(result.spec.metadata).get("backend")
-    env = f"{result.spec.name} ({backend})" if backend else result.spec.name
-    figure.suptitle(f"{what}: {result.algorithm} on {env}, {seeds}", fontsize=11, x=0.01, ha="left")
-    if result.failures:
-        # As an x label of the whole figure, so that the layout leaves room for it.
-        named = "; ".join(f"seed {f.seed} ({f.quantity} not finite in update {f.update + 1})" for f in result.failures)
-        figure.supxlabel(f"left out: {named}", fontsize=8, color=_SPENT, x=0.01, ha="left")
+    hide_spines(axes)
