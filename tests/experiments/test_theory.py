@@ -190,8 +190,7 @@ def test_penalised_argmax_beats_its_neighbours(seed):
 
 
 @pytest.mark.parametrize(
-    "action_sizes, gamma",
-    slow_unless({((2, 2), 0.3)}, slow_unless({((2, 2), 0.3)}, [((2, 2), 0.3), ((2, 2, 2), 0.2), ((2, 3, 2), 0.1)])),
+    "action_sizes, gamma", slow_unless({((2, 2), 0.3)}, [((2, 2), 0.3), ((2, 2, 2), 0.2), ((2, 3, 2), 0.1)])
 )
 def test_algorithm_1_improves_to_a_nash_equilibrium(action_sizes, gamma):
     """Three states; small discounts, because C grows like 1 / (1 - gamma)^2 and shrinks every step accordingly."""
