@@ -93,8 +93,8 @@ def _table(result: EvaluationResult, notes: Sequence[str]) -> Table:
     scores = {_physics(result.spec): EpisodeStatistics(result.episode_return, result.episode_length)}
     if result.mujoco is not None:
         scores["C MuJoCo"] = result.mujoco
-    heads = [f"{what} in {physics}" for physics in scores for what in ("evaluation return", "episode length")]
-    table = terminal_table(["seed", *heads], f"{result.algorithm} on {result.spec.name}", notes)
+    heads = [f"{what} in {physics}" for physics in scores for what in ("return", "length")]
+    table = terminal_table(["seed", *heads], f"evaluation returns of {result.algorithm} on {result.spec.name}", notes)
     columns = [np.asarray(values, np.float64) for score in scores.values() for values in score]
     for index, seed in enumerate(result.seeds):
         table.add_row(str(seed), *(mean_and_std(values[index]) for values in columns))

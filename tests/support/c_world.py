@@ -75,7 +75,7 @@ def _world(env):
     name = f"{body}_{env.spec.name.removeprefix(body + '_')}"
     engine = dict(env.spec.metadata)["engine"]
     there = mujoco_check.counterpart(envs.make(name, obs=0, engine=engine, episode_length=env.spec.episode_length))
-    return lambda: there.make().unwrapped, there.stretched, there.matched
+    return lambda: there.make().unwrapped, there.rescale, there.matched
 
 
 class CoupledWorld:
