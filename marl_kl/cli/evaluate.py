@@ -11,8 +11,8 @@ import numpy as np
 from envs.base import EnvSpec
 from marl_kl.cli.options import add_command
 from marl_kl.cli.stored import add_setting, run_and_env
+from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import one_line_error
-from marl_kl.training import stored_sweeps as sweep_folders
 
 
 def add_evaluate(commands) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from marl_kl.cli.options import add_command, default_text
 from marl_kl.cli.stored import add_setting
 from marl_kl.storage import run_folder
-from marl_kl.training import stored_sweeps as sweep_folders
+from marl_kl.storage import stored_sweeps as sweep_folders
 
 
 def add_report(commands) -> None:

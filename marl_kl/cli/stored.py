@@ -14,7 +14,7 @@ from envs.base import Env
 from marl_kl import results
 from marl_kl.cli.options import use_all_cpu_cores
 from marl_kl.storage import checkpoints, loading, run_folder
-from marl_kl.training import stored_sweeps as sweep_folders
+from marl_kl.storage import stored_sweeps as sweep_folders
 
 
 def use_cores_as_before(record: run_folder.RunRecord) -> None:

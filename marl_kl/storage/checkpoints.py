@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage.best import Best
 from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
@@ -62,14 +62,16 @@ _SPARE = "~"
 
 
 class Snapshot(NamedTuple):
-    """A run between two updates, on the host: all that it takes to go on.
+    """Runs between two updates, on the host: all that is needed to resume them.
+
+    The leading axis is the seed's in a run; in a shard of a sweep it is the trial's.
 
     Attributes:
         update: updates made.
-        state: the `TrainState` of all seeds, flat (see `flatten_tree`): leaves [seed, ...].
+        state: the `TrainState`, flat (see `flatten_tree`): leaves [seed, ...].
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
-        failures: the seeds that met a non-finite number so far.
+        failures: the trials (of a run: setting 0) that met a non-finite number so far.
         timing: seconds spent so far.
         best: each seed's best team so far; None before the first evaluation (and where an older version, which did not
             keep it, wrote the checkpoint).
@@ -79,7 +81,7 @@ class Snapshot(NamedTuple):
     state: dict[str, np.ndarray]
     metrics: dict[str, np.ndarray]
     evaluation: Evaluation | None
-    failures: tuple[Failure, ...]
+    failures: tuple[SweepFailure, ...]
     timing: Timing
     best: Best | None = None
 
@@ -87,6 +89,10 @@ class Snapshot(NamedTuple):
     def extent(self) -> tuple[int, int]:
         """How many updates and evaluations it holds; two snapshots of one run that agree in them are the same."""
         return self.update, 0 if self.evaluation is None else len(self.evaluation.update)
+
+
+START = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
+"""Before the first evaluation and the first update."""
 
 
 class _Damaged(RunFolderError):
@@ -387,7 +393,7 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
         subtree(leaves, "state"),
         subtree(leaves, "metrics"),
         Evaluation(**texts, **subtree(leaves, "evaluation")) if texts else None,
-        tuple(Failure(**failure) for failure in about["failures"]),
+        tuple(SweepFailure(**{"setting": 0, **failure}) for failure in about["failures"]),
         Timing(**about["timing"]),
         best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), subtree(leaves, "best")),
     )

@@ -53,6 +53,25 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
         sync_folder(path.parent)
 
 
+def append_to_file(path: Path, content: str) -> None:
+    """Adds `content` to the end of a file that exists. A kill meanwhile can leave a part of it.
+
+    Raises:
+        RunFolderError: the file is missing, the disk is full, ...; the file is then as long as before, if possible.
+    """
+    with one_line_error("write", path), open(path, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(content.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
     with open(path, "wb") as file:

@@ -19,7 +19,7 @@ from marl_kl.config import Config
 from marl_kl.core import agents
 from marl_kl.core.policies import Team, make_actor, team_shapes
 from marl_kl.core.types import Carry
-from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import checkpoints, run_folder, stored_sweeps
 
 if TYPE_CHECKING:
     from marl_kl.core.trainer import Learner
@@ -237,12 +237,10 @@ def _of_run(path: str | PathLike, which: str) -> Run:
 
 
 def _of_setting(path: str | PathLike, which: str, setting: int | None) -> Run:
-    from marl_kl.training import stored_sweeps as sweep_folders
-
-    record = sweep_folders.record_of(path, setting)
-    teams = sweep_folders.teams(path, setting, which)
-    best_updates = None if which == "last" else teams.updates
-    return _made_again(path, record, teams.learner, record.config.num_updates, best_updates, teams.source)
+    record = stored_sweeps.record_of(path, setting)
+    stored = stored_sweeps.learners(path, setting, which)
+    best_updates = None if which == "last" else stored.updates
+    return _made_again(path, record, stored.learner, record.config.num_updates, best_updates, stored.source)
 
 
 def _made_again(

@@ -217,20 +217,72 @@ def is_sweep(out: str | os.PathLike) -> bool:
     return not holds_run(out) and holds_run(out, SWEEP)
 
 
-def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
-    """Notes in `run.json` that the run goes on.
+def same_record(out: Path, document: Mapping[str, Any], name: str = RUN) -> dict[str, Any]:
+    """The record in `out`, which must be that of the same run or sweep.
 
     Args:
-        out: the run folder.
-        document: a `record` of the run as it goes on: this process's versions and device, and a schedule (see
+        out: the folder.
+        document: the `record` of this call.
+        name: `RUN`, or `SWEEP`.
+
+    Raises:
+        RunFolderError: it cannot be read, or is another one's; the message names the first difference.
+    """
+    stored = read_record(out, name).document
+    other = first_mismatch(*map(fingerprint, (stored, document)))
+    if other:
+        what = "another sweep" if name == SWEEP else "another run"
+        advice = "" if name == SWEEP else _ADVICE.get(other.split()[0], "")
+        raise RunFolderError(f"out={str(out)!r} holds {what}: {other}{advice}")
+    return stored
+
+
+_ADVICE = {
+    "seeds": "; train other seeds into another folder: marl-kl compare pools the seeds of both",
+    "config.total_env_steps": "; with anneal_lr the learning rate is 0 at the end of the run: train a new, longer one",
+}
+"""What to do instead of resuming a run with another value of these."""
+
+
+def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
+    """Records that the run or sweep resumes; a `RunWarning` if other hardware or versions may round differently.
+
+    Args:
+        out: the folder.
+        document: the `record` of this call: this process's versions and device, and a schedule (see
             `marl_kl.config.free_schedule`) that may be a new one.
         update: updates already made; None in a sweep, whose runs have made different ones.
         name: `RUN`, or `SWEEP`.
     """
     stored = _read_document(Path(out), name)
+    _warn_of_other_hardware(stored, document)
     here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
     changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
     update_record(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
+
+
+@contextlib.contextmanager
+def status_recorded(out: Path | None, name: str = RUN) -> Iterator[dict[str, Any]]:
+    """Records how the context ended: finished, interrupted (Ctrl-C) or failed.
+
+    Args:
+        out: the folder; None: nothing is recorded.
+        name: `RUN`, or `SWEEP`.
+
+    Yields:
+        A dict for further arguments of `set_status`, known at the end only.
+    """
+    entries: dict[str, Any] = {}
+    status = "failed"
+    try:
+        yield entries
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if out is not None:
+            set_status(out, status, name=name, **entries)
 
 
 def update_record(out: str | os.PathLike, name: str, **entries) -> None:
@@ -238,13 +290,12 @@ def update_record(out: str | os.PathLike, name: str, **entries) -> None:
     write_file(Path(out) / name, _as_json(_jsonable({**_read_document(Path(out), name), **entries})))
 
 
-def warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """A `RunWarning` if other versions or devices (see `record`) than those that wrote last may round otherwise."""
+def _warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     before = last_session(stored)
     other = first_mismatch(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
     if other:
-        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
-        warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=3)
+        message = f"resuming, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
+        warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=4)
 
 
 def sessions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -31,7 +31,7 @@ def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = No
     record = run_folder.read_record(out) if record is None else record
     if not (out / "evaluation.csv").exists():
         raise RunFolderError(f"{str(out)!r} holds a run of which nothing was saved yet")
-    evaluated = run_tables.read_evaluation(out)
+    evaluated = run_tables.read_evaluation(out, record.status == "finished")
     metrics = _metrics(out, record)
     for name, seeds in (("evaluation.csv", evaluated.seeds), ("metrics.csv", metrics.seeds)):
         if seeds != record.seeds:
@@ -54,7 +54,7 @@ def _metrics(out: Path, record: run_folder.RunRecord) -> run_tables.StoredMetric
     """Empty ones for a run that was evaluated and stopped before its first update was saved."""
     if not (out / "metrics.csv").exists():
         return run_tables.StoredMetrics(record.seeds, np.empty(0, np.int64), {})
-    return run_tables.read_metrics(out, record.spec.agents)
+    return run_tables.read_metrics(out, record.spec.agents, record.status == "finished")
 
 
 def training_curve(result: TrainResult) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()
         if self._start and self.mode != "none":
-            self._console.print(f"continuing at update {self._start} of {self._total}", markup=False)
+            self._console.print(f"resuming at update {self._start} of {self._total}", markup=False)
         is_live = self._console.is_terminal or self._console.is_jupyter
         if self.mode == "auto" and is_live:
             self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=5)

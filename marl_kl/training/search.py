@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marl_kl.config import SCHEDULE, Config
+from marl_kl.storage.shards import Setting
 
 MAX_SETTINGS = 2**16
 """The most settings that one sweep takes: more are a slip of the keyboard."""
@@ -28,13 +29,6 @@ class Distribution(NamedTuple):
 
     text: str
     draw: Callable[[np.random.Generator, int], list]
-
-
-class Setting(NamedTuple):
-    """One point of a sweep: the swept fields with their values, and the whole config."""
-
-    fields: dict[str, Any]
-    config: Config
 
 
 def uniform(low: float, high: float) -> Distribution:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from marl_kl.cli.ctrl_c import second_one_ends_at_once
-from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage import checkpoints
 from marl_kl.storage.best import Best
 from marl_kl.storage.checkpoints import Snapshot
@@ -55,7 +55,7 @@ def _snapshot(update, **state):
         checkpoints.flatten_tree(_state(**state)),
         {"kl": generator.normal(size=(3, update, 2)).astype(np.float32), "return": generator.normal(size=(3, update))},
         evaluation,
-        (Failure(5, 1, "value"),),
+        (SweepFailure(0, 5, 1, "value"),),
         Timing(0.1 + 0.2, 3.0, 4.0),
         Best(
             np.array([0, update, 3]),

@@ -10,7 +10,7 @@ from marl_kl.cli.ctrl_c import STOPPING, second_one_ends_at_once
 
 _BUSY = """
 import os, signal, time
-from marl_kl.commands.interrupts import second_one_ends_at_once
+from marl_kl.cli.ctrl_c import second_one_ends_at_once
 signal.signal(signal.SIGINT, lambda *_: os.write(1, b"heard\\n"))  # and as deaf as a compilation
 with second_one_ends_at_once():
     os.write(1, b"busy\\n")

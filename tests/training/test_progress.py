@@ -149,7 +149,7 @@ def test_a_resumed_run_counts_only_what_it_does_itself():
     progress.start_at(30)
     with progress:
         progress.phase("training")
-        assert "continuing at update 30 of 40" in output.getvalue() and np.isnan(progress.steps_per_second)
+        assert "resuming at update 30 of 40" in output.getvalue() and np.isnan(progress.steps_per_second)
         clock.now += 20
         progress.advance(5, _metrics())
         assert progress.steps_per_second == 5 * 1000 * 4 / 20 and progress.seconds_left == 20

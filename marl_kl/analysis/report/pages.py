@@ -23,8 +23,8 @@ from marl_kl.analysis.report.html_page import Markup, Section
 from marl_kl.config import Config
 from marl_kl.results import SweepResult, TrainResult, what_failed
 from marl_kl.storage import run_folder, stored_runs
+from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import write_file
-from marl_kl.training import stored_sweeps as sweep_folders
 
 NAME = "report.html"
 _DRAWN_SETTINGS = 3
