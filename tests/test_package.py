@@ -30,9 +30,9 @@ run = marl_kl.load(sys.argv[1], which="best")
 obs = np.zeros((run.spec.num_agents, run.spec.observation_size))
 run.policy(seed=1)(obs)
 run.agent_policy(0)(obs[0])
-parts = ("trainer", "host_loop", "sweeps", "critic", "schemes", "first_order", "trust_region", "algorithms", "progress")
-trains = {"optax", "matplotlib", "brax", *(f"marl_kl.{part}" for part in parts)}
-print(sorted(trains & set(sys.modules)))
+parts = ("trainer", "critic", "schemes", "gradient_steps", "trust_region", "algorithms")
+trains = {"optax", "matplotlib", "brax", *(f"marl_kl.core.{part}" for part in parts)}
+print(sorted(name for name in sys.modules if name in trains or name.startswith("marl_kl.training")))
 """
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from marl_kl.config import nearest
+from envs.validation import suggest
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_tables
 from marl_kl.storage.files import first_line
@@ -351,7 +351,7 @@ def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str,
 def _by_name(name: str, has_folder: bool) -> Logger:
     known = _KNOWN.get(name)
     if known is None:
-        raise ValueError(f"unknown logger '{name}'; {nearest(name, NAMES)}")
+        raise ValueError(f"unknown logger '{name}'; {suggest(name, NAMES)}")
     if known.needs_folder and not has_folder:
         raise ValueError(f"logging to {name} needs out, the run folder that its files go to")
     if importlib.util.find_spec(known.package) is None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from envs.validation import check_integer
 from marl_kl.config import SCHEDULE, Config
 from marl_kl.storage.shards import Setting
 
@@ -32,13 +33,13 @@ class Distribution(NamedTuple):
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """TracedFields drawn evenly from [low, high)."""
+    """Numbers drawn evenly from [low, high)."""
     text = _between("uniform", low, high)
     return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist())
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """TracedFields whose logarithm is drawn evenly from [log low, log high)."""
+    """Numbers whose logarithm is drawn evenly from [log low, log high)."""
     text = _between("log_uniform", low, high, at_least=0.0)
     return Distribution(text, lambda generator, n: np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist())
 
@@ -103,10 +104,8 @@ def _check_samples(random: Mapping[str, Distribution], samples: Any, search_seed
         raise ValueError(f"samples={samples!r}, but there is nothing to draw; give random={{field: distribution}}")
     if not random:
         return
-    if not _is_whole(samples, at_least=1):
-        raise ValueError(f"samples={samples!r}; with random it must be an integer >= 1")
-    if not _is_whole(search_seed, at_least=0):
-        raise ValueError(f"search_seed={search_seed!r}; it must be an integer >= 0")
+    check_integer("samples", samples, 1)
+    check_integer("search_seed", search_seed, 0)
 
 
 def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed: int) -> list[dict[str, Any]]:
@@ -162,7 +161,3 @@ def _between(name: str, low: Any, high: Any, at_least: float = -math.inf) -> str
         zero = "0 < " if at_least == 0 else ""
         raise ValueError(f"{text}; it must have two finite numbers, {zero}low < high")
     return text
-
-
-def _is_whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_kl.config import nearest
+from envs.validation import suggest
 from marl_kl.core import algorithms
 from marl_kl.training import toml_file
 from marl_kl.training.search import DISTRIBUTIONS, Distribution
@@ -80,7 +80,7 @@ def _distribution(field: str, written: Any) -> Distribution:
         )
     ((name, arguments),) = written.items()
     if name not in DISTRIBUTIONS:
-        raise ValueError(f"random.{field}: unknown distribution {name!r}; {nearest(name, DISTRIBUTIONS)}")
+        raise ValueError(f"random.{field}: unknown distribution {name!r}; {suggest(name, DISTRIBUTIONS)}")
     if name != "choice" and len(arguments) != 2:
         raise ValueError(f"random.{field}: {name} is {arguments!r}; it must be [low, high]")
     return DISTRIBUTIONS[name](*arguments)

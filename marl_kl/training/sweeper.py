@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from envs.base import Env
+from envs.validation import check_integer
 from marl_kl import devices
 from marl_kl.analysis import sweep_tables
 from marl_kl.config import Config
@@ -100,7 +100,8 @@ def sweep(
     settings = make_settings(config, fields, grid, random, samples, search_seed)
     make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
-    _check_runs_at_once(runs_at_once)
+    if runs_at_once is not None:
+        check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
     swept = (env, algorithm, settings, seeds, runs_at_once, show)
     if out is None:
@@ -149,12 +150,6 @@ def _resume(out: Path, document: Mapping[str, Any]) -> None:
         raise run_folder.RunFolderError(f"there is no folder {shards.FOLDER!r} in {str(out)!r}, only table.csv")
     if stored["status"] != "finished":
         run_folder.record_resume(out, document, None, run_folder.SWEEP)
-
-
-def _check_runs_at_once(runs_at_once: int | None) -> None:
-    is_count = isinstance(runs_at_once, (int, np.integer)) and not isinstance(runs_at_once, bool) and runs_at_once >= 1
-    if runs_at_once is not None and not is_count:
-        raise ValueError(f"runs_at_once={runs_at_once!r}; it must be an integer >= 1, or None for what memory holds")
 
 
 class _Show:

@@ -109,15 +109,15 @@ def be_killed(kind, out, kill, seed, updates=UPDATES, environment=None):
 
 def last_update(out):
     """Of the newest checkpoint, by its name, shards of a sweep added up; 0 if there is none."""
-    newest = {}
-    for entry in Path(out).glob("**/checkpoints/[0-9]*"):
-        newest[entry.parent] = max(int(entry.name.removesuffix("~")), newest.get(entry.parent, 0))
-    return sum(newest.values())
+    # nothing below these folders is looked at: the victim may be removing it
+    folders = [Path(out) / "checkpoints", *Path(out).glob("pieces/*/checkpoints")]
+    names = [[entry.name.removesuffix("~") for entry in folder.iterdir()] for folder in folders if folder.is_dir()]
+    return sum(max((int(name) for name in of_folder if name.isdigit()), default=0) for of_folder in names)
 
 
 def _be_victim(kind, out, kill, seed, updates):
     if kill == "inside":
-        _die_at_rename(random.Random(seed).randrange(5, 40))
+        _die_at_rename(random.Random(seed).randrange(3, 20))
     KINDS[kind][0](out, resume=True, total_env_steps=32 * updates)
 
 

@@ -288,7 +288,7 @@ def test_mlflow_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted)
 @pytest.mark.parametrize(
     "given, message",
     [
-        (["tensorbord"], "unknown logger 'tensorbord'; did you mean 'tensorboard'?"),
+        (["tensorbord"], "unknown logger 'tensorbord'; did you mean tensorboard"),
         ("wandb", r"loggers='wandb'; it must be a list, such as \['wandb'\]"),
         ([3], "loggers: 3 must be one of tensorboard, wandb, mlflow, or a function"),
         (["tensorboard"], "logging to tensorboard needs out, the run folder"),

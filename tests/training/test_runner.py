@@ -189,7 +189,7 @@ def never_compile(*_):
         ({"activation": "sine"}, "activation='sine'; it must be a string and one of tanh"),
         ({"hidden_sizes": (8, 0)}, r"hidden_sizes=\(8, 0\)"),
         ({"critic_minibatches": 3}, "critic_minibatches=3 does not divide the batch"),
-        ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl_budget'?"),
+        ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean kl_budget"),
         ({"config": marl_kl.Config(**SMALL)}, "needs a TrustRegionConfig"),
         ({"progress": "loud"}, "progress='loud'"),
     ],

@@ -313,7 +313,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
     [
         ({"grid": {}}, "there is nothing to sweep; give grid="),
         ({"grid": [0.1]}, r"grid=\[0.1\]; it must be a dict"),
-        ({"grid": {"kl_bugdet": [0.1]}}, "unknown config field 'kl_bugdet' .* did you mean 'kl_budget'?"),
+        ({"grid": {"kl_bugdet": [0.1]}}, "unknown config field 'kl_bugdet' .* did you mean kl_budget"),
         ({"grid": {"kl_budget": 0.1}}, r"grid\['kl_budget'\] is 0.1; it must be a list"),
         ({"grid": {"kl_budget": []}}, r"grid\['kl_budget'\] is \[\]; it must be a list"),
         ({"grid": {"kl_budget": [0.1, 0.1]}}, r"grid\['kl_budget'\] is \[0.1, 0.1\]; .* none of them twice"),
@@ -324,7 +324,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"grid": {"gamma": [0.9]}, "gamma": 0.8}, "gamma=0.8 is given, and swept as well"),
         ({"grid": {"gamma": [0.9]}, "random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2}, "'gamma' is in grid"),
         ({"grid": {"gamma": [0.9]}, "samples": 2}, "samples=2, but there is nothing to draw"),
-        ({"random": {"gamma": marl_kl.uniform(0, 1)}}, "samples=None; with random it must be an integer >= 1"),
+        ({"random": {"gamma": marl_kl.uniform(0, 1)}}, "samples=None; it must be an integer >= 1"),
         ({"random": {"gamma": (0, 1)}, "samples": 2}, r"random\['gamma'\]=\(0, 1\); it must be marl_kl.log_uniform"),
         ({"random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2, "search_seed": -1}, "search_seed=-1; it must be"),
         ({"runs_at_once": 0}, "runs_at_once=0; it must be an integer >= 1"),

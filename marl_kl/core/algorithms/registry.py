@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from envs.validation import suggest
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.core.algorithms import hatrpo, ppo_family
 from marl_kl.core.policies import Actor
@@ -69,7 +69,5 @@ def get(name: str | Entry) -> Entry:
         return name
     entry = _ALGORITHMS.get(name)
     if entry is None:
-        near = difflib.get_close_matches(name, _ALGORITHMS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_ALGORITHMS)}"
-        raise ValueError(f"unknown algorithm {name!r}; {hint}")
+        raise ValueError(f"unknown algorithm {name!r}; {suggest(name, _ALGORITHMS)}")
     return entry
