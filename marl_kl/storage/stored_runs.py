@@ -1,4 +1,4 @@
-"""Runs, back from their folders as numbers; no policies are loaded (see `marl_kl.storage.loading`)."""
+"""Results of stored runs; for their policies see `marl_kl.storage.loading`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from marl_kl.storage import checkpoints, run_folder, run_tables
 from marl_kl.storage.files import RunFolderError
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
-"""Where no checkpoint tells how long a run took."""
+"""Of runs without a checkpoint that records it."""
 
 
 def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = None) -> TrainResult:
-    """What `train` returned, or would have returned when the run in the folder `out` was last saved.
+    """The result of the run in `out`, as of its last save.
 
-    TracedFields are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
+    Metrics are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
 
     Args:
         out: the run folder.

@@ -1,4 +1,4 @@
-"""What a sweep tries: grids, random draws, and the settings that they make."""
+"""The settings of a sweep: grids and random draws."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from marl_kl.config import SCHEDULE, Config
 from marl_kl.storage.shards import Setting
 
 MAX_SETTINGS = 2**16
-"""The most settings that one sweep takes: more are a slip of the keyboard."""
+"""The most settings that one sweep takes; more are taken for a typing error."""
 
 NOT_SWEPT = (*SCHEDULE, "eval_episodes")
-"""Fields that are the same for all settings, or results could not be laid side by side."""
+"""Fields that must be the same for all settings, so that their results form one array."""
 
 
 class Distribution(NamedTuple):
-    """What a field's values are drawn from.
+    """The distribution of a field's values.
 
     Attributes:
         text: how it was written.
@@ -79,7 +79,7 @@ def make_settings(
         search_seed: seed of the draws, an integer >= 0.
 
     Raises:
-        ValueError: an unknown field, a value out of its range, ...: one sentence.
+        ValueError: an unknown field, a value out of its range, ...: one line.
     """
     grid = {name: _listed(f"grid[{name!r}]", values) for name, values in _fields("grid", grid).items()}
     random = _fields("random", random)

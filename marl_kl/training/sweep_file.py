@@ -36,7 +36,7 @@ _TABLES = ("env_options", "grid", "random", "config")
 
 
 class SweepFile(NamedTuple):
-    """What a file says.
+    """The content of such a file.
 
     Attributes:
         env: the environment's name. env_options: its options.
@@ -56,7 +56,7 @@ def read(path: Path) -> SweepFile:
     """Reads a sweep file.
 
     Raises:
-        ValueError: it is no TOML, lacks `env` or `algorithm`, or has a key that nobody reads; one sentence.
+        ValueError: it is no TOML, lacks `env` or `algorithm`, or has an unknown key; one line.
         OSError: it cannot be opened.
     """
     content = toml_file.read(path, _OPTIONS, _TABLES)

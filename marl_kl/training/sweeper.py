@@ -1,7 +1,7 @@
-"""`sweep`: many settings, many seeds, one compiled program per combination of static settings.
+"""`sweep`: many settings, many seeds, one compiled program per combination of static fields.
 
-The numbers of a config (`Config.traced_fields`) and the seeds are one batched axis, settings x seeds, spread over the devices
-as the seeds of a single run are. Settings that change shapes or branches make programs of their own.
+The traced fields of a config (`Config.traced_fields`) and the seeds are one batched axis, settings x seeds, sharded over
+the devices as the seeds of a single run are. Settings that change shapes or branches need their own programs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from marl_kl.training.shard_loop import ShardLoop
 from marl_kl.training.sweep_logs import SweepLogs
 
 _SHARE_OF_MEMORY = 0.8
-"""What part of the free memory the runs may take; the rest is for what XLA's account leaves out."""
+"""The fraction of the free memory that the runs may take; the rest is for what XLA's account leaves out."""
 
 
 def sweep(
@@ -57,9 +57,9 @@ def sweep(
     loggers: Sequence[str | Logger] = (),
     **fields,
 ) -> SweepResult:
-    """Trains every seed at every setting, side by side, as far as memory holds them.
+    """Trains every seed at every setting, as many in parallel as the memory holds.
 
-    A run of a sweep is the run that `train` makes of its setting and seed, up to rounding, with the same evaluations.
+    Up to rounding, a trial is the run that `train` makes of its setting and seed, with the same evaluations.
 
     Args:
         env: from `envs.make`, or your own.
@@ -71,28 +71,28 @@ def sweep(
         search_seed: seed of the draws.
         seeds: how many per setting (0, 1, ...), or which.
         out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
-            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (what is done, stored
-            every `save_interval` updates, and in the end the last and the best teams of all runs, for
-            `marl_kl.load(out, setting=k)`); None keeps nothing on disk.
-        resume: go on with the sweep in `out`: what is done is not trained again, and the results are bit for bit those
-            of a sweep that never stopped (same versions, same devices); if there is no sweep yet, begin it. Only how
-            often it looks and saves (`chunk_updates`, `save_interval`, `checkpoints_kept`) may be another than before.
+            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (checkpoints of the
+            shards, every `save_interval` updates; at the end the last and the best learners of all trials, for
+            `marl_kl.load(out, setting=k)`); None stores nothing.
+        resume: resume the sweep in `out`: nothing is trained twice, and the results are bit for bit those of a sweep
+            that never stopped (same versions, same devices); if there is no sweep yet, start it. Only
+            `chunk_updates`, `save_interval` and `checkpoints_kept` may differ from before.
         config: what is not swept; the defaults of the algorithm's config class if None.
-        runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
+        runs_at_once: at most so many trials (settings x seeds) run in parallel; None: as many as the free memory holds.
         progress: "auto", "plain" or "none".
-        loggers: where the numbers go while it runs, as for `train`: every setting and seed is a stream of its own, in
-            the group of the sweep. What they write to a folder goes to `setting<k>/seed<s>` in `out`. With `out`, its
-            `log.jsonl`, one for all runs, is always written.
+        loggers: further destinations of the metrics during the sweep, as for `train`: every setting and seed has its
+            own stream, in the group of the sweep; files go to `setting<k>/seed<s>` in `out`. With `out`, its
+            `log.jsonl`, one for all trials, is always written.
         **fields: config fields by name; they override `config`.
 
     Returns:
         Metrics and evaluation episodes of all settings and seeds. A run that meets a non-finite number keeps its last
-        finite parameters and is named in `failures`; the others go on.
+        finite parameters and is listed in `failures`; the others continue.
 
     Raises:
-        ValueError: bad input, named in one sentence, before anything is compiled.
+        ValueError: bad input, reported in one line before anything is compiled.
         RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
-        MemoryError: not even the pieces that the runs are cut into fit into the devices' memory.
+        MemoryError: not even the smallest shard fits into the devices' memory.
     """
     check_env(env)
     entry = algorithms.get(algorithm)
@@ -106,7 +106,7 @@ def sweep(
     swept = (env, algorithm, settings, seeds, runs_at_once, show)
     if out is None:
         if resume:
-            raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
+            raise ValueError("resume=True needs out, the folder of the sweep to resume")
         name = f"{env.spec.name}-{algorithm}"
         with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
             result = _Sweep(*swept, logs, _Store()).result()
@@ -298,10 +298,10 @@ class _Sweep:
 
 
 def shard_size(num_runs: int, at_most: int, num_devices: int) -> int:
-    """Runs per piece when `num_runs` are cut into as few equal pieces of `at_most` as will do.
+    """Trials per shard, when `num_runs` are cut into as few equal shards of `at_most` as possible.
 
-    From one run per device on, a whole number per device, so that no device idles (a piece may then be filled up with
-    runs that do not count, `at_most` permitting).
+    If there is at least one per device, a multiple of the number of devices, so that no device idles (then a shard may
+    be padded, `at_most` permitting).
     """
     at_most = min(at_most, num_runs)
     size = math.ceil(num_runs / math.ceil(num_runs / at_most))

@@ -116,7 +116,7 @@ def test_a_logger_that_fails_is_said_once_and_left_out(logged):
     _, recorder, failing, said = logged
     ours = [text for text in said if "logging" in text]
     assert sorted(ours) == [
-        f"logging to failing_at_{moment} has stopped: no network at {moment}; training goes on"
+        f"logging to failing_at_{moment} has stopped: no network at {moment}; training continues"
         for moment in ("close", "open", "write")
     ]
     at_open, at_write, at_close = (logger.calls for logger in failing)

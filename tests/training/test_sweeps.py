@@ -137,7 +137,7 @@ def test_a_logger_that_fails_is_said_once(moment, tmp_path):
             total_env_steps=64,
         )  # fmt: skip
     said = [str(warning.message) for warning in said if issubclass(warning.category, run_folder.RunWarning)]
-    assert said == ["logging to failing has stopped: no network; training goes on"]
+    assert said == ["logging to failing has stopped: no network; training continues"]
     assert len(good) == 6 and all(len(stream["rows"]) == 4 for stream in good) and not result.failures
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6 * 4
 

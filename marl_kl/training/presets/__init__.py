@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Preset(NamedTuple):
-    """What a preset's file says.
+    """The content of a preset's file.
 
     Attributes:
         name: what users type. about: one line. source: where its numbers are from.
