@@ -156,19 +156,12 @@ def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: E
     Raises:
         RunFolderError: the file cannot be written.
     """
-    returns, lengths = (
-        np.swapaxes(np.asarray(values), 0, 1)[written:]
-        for values in (evaluation.episode_return, evaluation.episode_length)
-    )
-    evaluated, seed, episode = (index.reshape(-1) for index in np.indices(returns.shape))
-    columns = {
-        "seed": np.asarray(seeds)[seed],
-        "update": np.asarray(evaluation.update)[written:][evaluated],
-        "env_steps": np.asarray(evaluation.env_steps)[written:][evaluated],
-        "episode": episode,
-        "episode_return": returns.reshape(-1),
-        "episode_length": lengths.reshape(-1),
-    }
+    episodes = [
+        np.swapaxes(values, 0, 1)[written:] for values in (evaluation.episode_return, evaluation.episode_length)
+    ]
+    index, seed, _ = np.indices(episodes[0].shape)
+    when = (np.asarray(times)[written:][index] for times in (evaluation.update, evaluation.env_steps))
+    columns = _episode_columns(np.asarray(seeds)[seed], *when, *episodes)
     _write(Path(out) / "evaluation.csv", columns, bool(written))
 
 
@@ -183,17 +176,25 @@ def write_absolute(
         batch_size: env steps per update.
         episodes: [S, episode].
     """
-    returns = np.asarray(episodes.episode_return)
-    seed, episode = (index.reshape(-1) for index in np.indices(returns.shape))
-    columns = {
-        "seed": np.asarray(seeds)[seed],
-        "update": np.asarray(updates, np.int64)[seed],
-        "env_steps": np.asarray(updates, np.int64)[seed] * batch_size,
-        "episode": episode,
-        "episode_return": returns.reshape(-1),
-        "episode_length": np.asarray(episodes.episode_length).reshape(-1),
-    }
+    seed, _ = np.indices(np.shape(episodes.episode_return))
+    update = np.asarray(updates, np.int64)[seed]
+    columns = _episode_columns(np.asarray(seeds)[seed], update, update * batch_size, *episodes)
     _write(Path(out) / ABSOLUTE, columns)
+
+
+def _episode_columns(
+    seed: np.ndarray, update: np.ndarray, env_steps: np.ndarray, episode_return: np.ndarray, episode_length: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns of `evaluation.csv`, of arrays [..., episode]."""
+    columns = {
+        "seed": seed,
+        "update": update,
+        "env_steps": env_steps,
+        "episode": np.indices(np.shape(seed))[-1],
+        "episode_return": episode_return,
+        "episode_length": episode_length,
+    }
+    return {name: np.reshape(values, -1) for name, values in columns.items()}
 
 
 def read_absolute(out: str | os.PathLike) -> dict[int, np.ndarray]:

@@ -197,7 +197,7 @@ class _Bar(rich.progress.Progress):
             self.update(task, completed=shown._done, **texts)
         yield from super().get_renderables()
         facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items())
-        yield from _lines(facts, self.console.width)
+        yield from _lines(facts, shown._console.width)
 
 
 def _lines(facts: Iterable[Text], width: int) -> list[Text]:

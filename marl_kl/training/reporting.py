@@ -1,4 +1,4 @@
-"""What happens when a run ends: pictures and a summary go to its folder, the table to the terminal."""
+"""The end of a run: figures and a summary in its folder, the table on the terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ PNG_DPI = 150
 
 
 def finish(result: TrainResult, *, quiet: bool = False, console: Console | None = None) -> None:
-    """Writes summary and pictures to `result.out` (if there is one) and prints the table.
+    """Writes summary and figures to `result.out` (if there is one) and prints the table.
 
-    The run's numbers are not written here: the host loop stores them while it runs, so that whatever goes wrong with
-    a picture, the run is on disk.
+    The results are on disk before, written by the training loop, whatever goes wrong with a figure.
 
     Args:
         result: the run.
@@ -50,7 +49,7 @@ def wide_console(console: Console | None = None) -> Console:
 
 def write_pictures(result: TrainResult) -> list[Path]:
     """Writes `learning_curve.png` and, if the algorithm has a KL budget, `kl_share.png`; returns the paths."""
-    # Imported here: matplotlib takes most of a second that a run without pictures need not spend.
+    # Imported here: matplotlib takes most of a second that a run without figures need not spend.
     from marl_kl.analysis import plots
 
     figures = {"learning_curve.png": plots.learning_curve(result)}

@@ -143,6 +143,7 @@ class _Run:
     def result(self, shard: Shard, snapshot: Snapshot) -> TrainResult:
         """Of the run, trained from `snapshot` to its end."""
         with run_folder.status_recorded(shard.folder) as status:
+            status["failures"] = _failures(snapshot)
             snapshot = self._trained(shard, snapshot, status)
         result = TrainResult(
             spec=self.env.spec,

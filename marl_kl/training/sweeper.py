@@ -109,7 +109,7 @@ def sweep(
             raise ValueError("resume=True needs out, the folder of the sweep to resume")
         name = f"{env.spec.name}-{algorithm}"
         with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
-            result = _Sweep(*swept, logs, _Store()).result()
+            result = _Sweep(*swept, logs).result()
         show.table(result)
         return result
     document = run_folder.record(
@@ -131,7 +131,7 @@ def sweep(
             SweepLogs(loggers, env.spec, algorithm, out.absolute().name, run_id, out) as logs,
             run_folder.status_recorded(out, run_folder.SWEEP) as status,
         ):
-            result = _Sweep(*swept, logs, _Store(out, fingerprint)).result()
+            result = _Sweep(*swept, logs, out, fingerprint).result()
             status |= {"failures": result.failures, "timing": result.timing}
             sweep_tables.write(result)
     show.table(result)
@@ -181,37 +181,22 @@ class _Show:
             sweep_tables.show(result)
 
 
-class _Store:
-    """Where a sweep is stored: nowhere, or in its folder.
+class _Sweep:
+    """A sweep while it runs: program by program, shard by shard.
 
     The number of trials per shard is recorded before the first of them is trained: the free memory may allow another
     one next time, and in another program a trial is the same only up to rounding.
     """
 
-    def __init__(self, out: Path | None = None, fingerprint: Mapping[str, Any] | None = None):
-        self.out, self._fingerprint = out, fingerprint or {}
-        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
-
-    def size(self, program: int) -> int | None:
-        """Trials per shard of the program (programs count from 1); None if that is open."""
-        return self._sizes.get(str(program))
-
-    def record_size(self, program: int, size: int) -> None:
-        self._sizes[str(program)] = size
-        if self.out is not None:
-            run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
-
-    def shards(self, program: int, trials: list[Trial], size: int) -> list[Shard]:
-        """See `shards.cut`."""
-        return shards.cut(self.out, program, trials, size, self._fingerprint)
-
-
-class _Sweep:
-    """A sweep while it runs: program by program, shard by shard."""
-
-    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs, store: _Store):
+    def __init__(
+        self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs,
+        out: Path | None = None, fingerprint: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
-        self.runs_at_once, self.show, self.logs, self.store = runs_at_once, show, logs, store
+        self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
+        self.out, self.fingerprint = out, fingerprint or {}
+        # program -> trials per shard
+        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
         self._compiling = 0.0
         self._timing = Timing(0.0, 0.0, 0.0)
 
@@ -223,16 +208,18 @@ class _Sweep:
                 self.show.line(f"program {number} of {len(groups)}: {len(trials)} runs")
             results += self._trained(number, trials)
         return sweep_results.combine(
-            self.env.spec, self.algorithm, self.settings, self.seeds, results, self._timing, self.store.out
+            self.env.spec, self.algorithm, self.settings, self.seeds, results, self._timing, self.out
         )
 
     def _trained(self, number: int, trials: list[Trial]) -> list[tuple[Shard, Snapshot]]:
         """The shards of program `number`, at their end."""
-        size = self.store.size(number)
+        size = self._sizes.get(str(number))
         programs = self._fitting(trials) if size is None else self._programs(trials, size)
         if size is None:
-            self.store.record_size(number, programs.num_runs)
-        of_program = self.store.shards(number, trials, programs.num_runs)
+            self._sizes[str(number)] = programs.num_runs
+            if self.out is not None:
+                run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
+        of_program = shards.cut(self.out, number, trials, programs.num_runs, self.fingerprint)
         snapshots = [shard.load() for shard in of_program]
         complete = [shard.is_complete(snapshot) for shard, snapshot in zip(of_program, snapshots)]
         if size is not None and not all(complete):
