@@ -17,7 +17,6 @@ The games are deterministic: keys are accepted and ignored.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import numpy as np
 
 from envs.base import ActionKind, Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 from envs.time_limit import with_time_limit
+from envs.validation import check_integer
 
 MAX_PAYOFF_ENTRIES = 2**24
 """The largest payoff tensor that `matrix_game` builds or accepts: 64 MiB of float32."""
@@ -242,14 +242,7 @@ def _looked_up(payoff: jax.Array, choices: jax.Array) -> jax.Array:
 
 
 def _at_least_one(name: str, field: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if not 1 <= number < 2**31 or isinstance(value, bool):
-        limit = " and below 2^31" if number >= 1 else ""
-        raise ValueError(f"env '{name}': {field}={value!r}; it must be an integer of at least 1{limit}")
-    return number
+    return check_integer(f"env '{name}': {field}", value, 1, below=2**31)
 
 
 def _sparse_payoff(

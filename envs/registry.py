@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from envs import games, paxmen
 from envs.adapters import jaxmarl
 from envs.base import Env
 from envs.bodies import scenarios
+from envs.validation import suggest
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
@@ -69,7 +69,5 @@ def _plain(value: Any) -> Any:
 
 
 def _near_misses(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), _FACTORIES, n=3, cutoff=0.5)
-    known = f"known: {', '.join(sorted(_FACTORIES))}, {jaxmarl.PREFIX}..."
-    hint = f"did you mean {' or '.join(near)}?" if near else known
-    return f"unknown env {name!r}; {hint}"
+    hint = suggest(name, sorted(_FACTORIES))
+    return f"unknown env {name!r}; {hint}" + f", {jaxmarl.PREFIX}..." * hint.startswith("known")

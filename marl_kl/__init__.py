@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from marl_kl.storage import files
     from marl_kl.storage.loading import load
     from marl_kl.training import loggers, presets, run_file
-    from marl_kl.training.host_loop import train
+    from marl_kl.training.runner import train
     from marl_kl.training.search import choice, log_uniform, uniform
     from marl_kl.training.sweeper import sweep
 
@@ -54,7 +54,7 @@ _HOMES = {
     "core.trainer": ("Train", "TrainState", "make_train"),
     "results": ("SweepResult", "TrainResult"),
     "storage.loading": ("load",),
-    "training.host_loop": ("train",),
+    "training.runner": ("train",),
     "training.search": ("choice", "log_uniform", "uniform"),
     "training.sweeper": ("sweep",),
 }

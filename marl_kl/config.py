@@ -8,12 +8,13 @@ accepts tracers for them, whose values are not checked.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+
+from envs.validation import suggest
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -152,13 +153,9 @@ class Config:
         known = {f.name for f in dataclasses.fields(self)}
         for name in names:
             if name not in known:
-                raise ValueError(f"unknown config field {name!r} for {type(self).__name__}; {nearest(name, known)}")
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The hint about an unknown name: the most similar known one, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+                raise ValueError(
+                    f"unknown config field {name!r} for {type(self).__name__}; {suggest(name, sorted(known))}"
+                )
 
 
 SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")

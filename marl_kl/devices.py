@@ -1,4 +1,4 @@
-"""Where the seeds of a run are: the seed axis is spread over all devices, GPUs or the CPU's cores alike.
+"""Devices: the seed axis is sharded over all of them, GPUs or CPU cores; and their memory.
 
 In a sweep the same axis holds settings x seeds.
 """
@@ -36,7 +36,7 @@ os.environ.setdefault("NPROC", str(max(16, 8 * _CORES)))
 
 
 def use_all_cpu_cores() -> None:
-    """Makes every CPU core a device of its own, so that seeds run side by side; call it before jax is used.
+    """Makes every CPU core a device, so that seeds run in parallel; call it before jax is used.
 
     One program hardly uses a second core for stepping physics; two programs do (measured on 2 cores, Ant 4x2, 4
     seeds: 1.9 times the env steps per second). The command line calls this itself. No effect on accelerators.
@@ -55,7 +55,7 @@ def seed_mesh(num_seeds: int) -> Mesh:
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-    """Memory that the devices of `mesh` still have, all together; None where nobody says."""
+    """Memory that the devices of `mesh` still have, all together; None if the backend does not report it."""
     if mesh.devices.flat[0].platform == "cpu":
         return _free_host_bytes()
     counts = [device.memory_stats() or {} for device in mesh.devices.flat]
@@ -116,7 +116,7 @@ class MemoryInUse(NamedTuple):
 
 
 def memory_in_use() -> MemoryInUse | None:
-    """How much memory the devices of this process use; None where nobody says."""
+    """How much memory the devices of this process use; None if the backend does not report it."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         lines = (line.split() for line in _text(_STATUS).splitlines())
@@ -139,7 +139,7 @@ def _text(path: Path) -> str:
 
 
 def refuse_too_large(num_bytes: float, mesh: Mesh, what: str, advice: str) -> None:
-    """Raises MemoryError, one sentence, if the devices of `mesh` do not have `num_bytes` left.
+    """Raises MemoryError, with a one-line message, if the devices of `mesh` do not have `num_bytes` left.
 
     On a CPU the process would not even see an error: the operating system kills it.
 
@@ -156,7 +156,7 @@ def refuse_too_large(num_bytes: float, mesh: Mesh, what: str, advice: str) -> No
 
 @contextlib.contextmanager
 def out_of_memory_as_one_line(what: str, advice: str) -> Iterator[None]:
-    """Turns a device's own report that its memory is full into a MemoryError of one sentence."""
+    """Turns a device's error that its memory is full into a MemoryError with a one-line message."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -180,9 +180,9 @@ class SweepResult:
         return self.config.replace(**self.settings[setting])
 
     def setting(self, index: int) -> TrainResult:
-        """Setting `index` as a run of its own, up to the last update that one of its seeds has made.
+        """The result of setting `index`, up to the last update that one of its seeds has made.
 
-        How long it took alone is not known, since it ran beside others.
+        Its timing is unknown, since it ran in parallel with others.
         """
         made = int(np.count_nonzero(np.diff(self.env_steps[index], prepend=0)))
         failures = tuple(Failure(*failure[1:]) for failure in self.failures if failure.setting == index)

@@ -15,7 +15,7 @@ def test_every_name_is_there():
         assert getattr(marl_kl, name) is not None, name
     assert set(marl_kl.__all__) <= set(dir(marl_kl))
     assert (
-        marl_kl.train.__module__ == "marl_kl.training.host_loop"
+        marl_kl.train.__module__ == "marl_kl.training.runner"
         and marl_kl.evaluate.__module__ == "marl_kl.analysis.reevaluation"
     )
     with pytest.raises(AttributeError, match="module 'marl_kl' has no attribute 'trian'"):

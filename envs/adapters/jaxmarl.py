@@ -14,7 +14,6 @@ The package is imported only when one of them is made: `pip install 'marl_kl[jax
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib.metadata
 import inspect
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 from envs.adapters import spaces
 from envs.base import Env, EnvSpec, TimeStep
 from envs.time_limit import with_time_limit
+from envs.validation import suggest
 
 PREFIX = "jaxmarl/"
 
@@ -66,10 +66,7 @@ def explain_unknown(name: str) -> str | None:
     """The message for an unknown name with the prefix "jaxmarl/"; None for other names."""
     if not name.lower().startswith(PREFIX):
         return None
-    by_lower = {known.lower(): known for known in NAMES}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
-    return f"unknown env {name!r}; {hint}"
+    return f"unknown env {name!r}; {suggest(name, NAMES)}"
 
 
 def _own_name(name: str) -> str | None:

@@ -10,8 +10,7 @@ from typing import Literal
 import envs
 from envs.base import Env
 from marl_kl.results import what_failed
-from marl_kl.storage import checkpoints, loading, run_folder
-from marl_kl.training import stored_sweeps
+from marl_kl.storage import checkpoints, loading, run_folder, stored_sweeps
 
 
 def rebuild_env(record: run_folder.RunRecord, path: str | os.PathLike, advice: str) -> Env:

@@ -15,10 +15,9 @@ from envs.base import Env, EnvSpec
 from marl_kl.analysis.rebuild import load_with_env, rebuild_env
 from marl_kl.core import evaluation
 from marl_kl.results import EpisodeStatistics
-from marl_kl.storage import run_folder, run_tables
+from marl_kl.storage import run_folder, run_tables, stored_sweeps
 from marl_kl.storage.files import one_line_error
 from marl_kl.storage.loading import Run
-from marl_kl.training import stored_sweeps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import marl_kl
 from envs.base import EnvSpec
 from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of
 from marl_kl.results import EpisodeStatistics
-from marl_kl.training import stored_sweeps
+from marl_kl.storage import stored_sweeps
 
 if TYPE_CHECKING:
     from marl_kl.analysis.reevaluation import EvaluationResult

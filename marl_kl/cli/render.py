@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of
-from marl_kl.storage import files
-from marl_kl.training import stored_sweeps
+from marl_kl.storage import files, stored_sweeps
 
 
 def add_render(commands) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from marl_kl.cli.options import add_command, add_setting, default_text
-from marl_kl.storage import run_folder
-from marl_kl.training import stored_sweeps
+from marl_kl.storage import run_folder, stored_sweeps
 
 
 def add_show(commands) -> None:

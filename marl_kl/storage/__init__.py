@@ -1,2 +1,2 @@
-"""Runs on disk: the folder of one (`run_folder`), its tables (`run_tables`), its `checkpoints`, and the way back to
-numbers (`stored_runs`)."""
+"""Runs and sweeps on disk: their folder and record (`run_folder`), `checkpoints` of `shards`, tables (`run_tables`), and
+reading them back (`stored_runs`, `stored_sweeps`, `loading`)."""

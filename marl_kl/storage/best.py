@@ -1,4 +1,4 @@
-"""Each seed's best team so far, by the returns of its evaluations."""
+"""Each seed's best learner so far, by the returns of its evaluations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 
 
 class Best(NamedTuple):
-    """Each seed's team as it was when it earned most: the parameters that were evaluated.
-
-    Seeds are runs of their own, so each has its own best update.
+    """Each seed's learner at its best evaluation; every seed has its own best update.
 
     Attributes:
         update: [seed] int64, updates made before that evaluation.
@@ -27,13 +25,13 @@ class Best(NamedTuple):
 def update_best(
     before: Best | None, update: int, episode_return: np.ndarray, learner: Mapping[str, np.ndarray]
 ) -> Best:
-    """`before`, but the team now for seeds that have just earned more.
+    """`before`, with the present learner of the seeds whose return is higher now.
 
     Args:
         before: None before the first evaluation.
         update: updates made.
-        episode_return: [seed, episode] team return of the teams now; a NaN is worse than any number.
-        learner: the teams now, flat: leaves [seed, ...].
+        episode_return: [seed, episode] team return of the present learners; NaN is worse than any number.
+        learner: the present learners, flat: leaves [seed, ...].
     """
     now = np.mean(np.asarray(episode_return, np.float64), axis=-1)
     new = Best(np.full(now.shape, update, np.int64), now, dict(learner))

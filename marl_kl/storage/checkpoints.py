@@ -1,17 +1,26 @@
-"""Checkpoints: a run between two updates, on disk, complete or not there at all.
+"""Checkpoints of a shard (of a run, or a part of a sweep) between two updates: each is on disk whole or not at all.
 
-    checkpoints/<update>/arrays/        train state of all seeds, their best teams, metrics and evaluations (orbax)
-    checkpoints/<update>/snapshot.json  whose they are, and what is no array
+    checkpoints/<update>/arrays/        train state, best learners, metrics and evaluations (Orbax)
+    checkpoints/<update>/snapshot.json  the run's fingerprint, and what is no array
     checkpoints/<update>/manifest.json  format, and checksums of all other files
-    checkpoints/<update>~/              while a newer one of the same update takes its place: the older one
+    checkpoints/<update>~/              the older one, while a newer one of the same update replaces it
 
-A checkpoint is made under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
-the path of each leaf, so that it does not matter which containers (NamedTuples, dataclasses, dicts) they come in; typed
-PRNG keys are stored as their data. The learner is part of the train state: `marl_kl.load` reads it from here. The best
-teams so far are in every checkpoint, so that whichever a run goes on from has those that belong to it.
+A checkpoint is written under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
+the path of each leaf, whatever the containers (NamedTuples, dataclasses, dicts); typed PRNG keys are stored as their
+data. The learner is part of the train state: `marl_kl.load` reads it from here. The best learners so far are in every
+checkpoint, so that each is consistent in itself.
 
-A run waits for its saves: of four seeds of Ant 4x2 one takes about 0.2 s (1.3 MiB; two busy CPU cores), an update about
-1.6 s, and by default there is one in 50 updates, so that writing behind the run's back would win about 0.3 % of its time.
+Orbax writes and reads the arrays. The commit, the pruning and the reading around it are ours, since Orbax's
+`CheckpointManager` (0.12) does not do what `tests/storage/test_checkpoints.py` requires:
+
+- it has no checksums of its files: a damaged one is not told from an intact one, to use an older one instead;
+- it refuses to save a step that exists, so that replacing the only checkpoint means to delete it first: a kill in
+  between would lose the run;
+- it skips steps before its newest one, so that a run which went back behind a damaged checkpoint would not be saved;
+- it deletes old steps also while another process reads them.
+
+Saves are synchronous: with four seeds of Ant 4x2 one takes about 0.2 s (1.3 MiB; two busy CPU cores), an update about
+1.6 s, and by default there is one in 50 updates, so that asynchronous saves would win about 0.3 % of the time.
 """
 
 from __future__ import annotations
@@ -34,7 +43,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage.best import Best
 from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
@@ -52,34 +61,36 @@ FORMAT = 2
 """The version of the layout above; a checkpoint with a larger one is refused."""
 
 _NO_ARRAYS = ("update", "env_steps")
-"""What of an `Evaluation` is stored as text: int64, which jax would cut to 32 bits."""
+"""The fields of an `Evaluation` that are stored as text: int64, which jax would cut to 32 bits."""
 
-_LOOKS = 20
-"""How often `load` looks again if there are other checkpoints each time, which is unlikely for two."""
+_ATTEMPTS = 20
+"""How often `load` tries if the checkpoints change each time; already two changes are unlikely."""
 
 _SPARE = "~"
-"""How the name of a checkpoint ends that a newer one of the same update is about to replace."""
+"""The suffix of a checkpoint that a newer one of the same update is about to replace."""
 
 
 class Snapshot(NamedTuple):
-    """A run between two updates, on the host: all that it takes to go on.
+    """Runs between two updates, on the host: all that is needed to resume them.
+
+    The leading axis is the seed's in a run; in a shard of a sweep it is the trial's.
 
     Attributes:
         update: updates made.
-        state: the `TrainState` of all seeds, flat (see `flatten_tree`): leaves [seed, ...].
+        state: the `TrainState`, flat (see `flatten_tree`): leaves [seed, ...].
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
-        failures: the seeds that met a non-finite number so far.
+        failures: the trials (of a run: setting 0) that met a non-finite number so far.
         timing: seconds spent so far.
-        best: each seed's best team so far; None before the first evaluation (and where an older version, which did not
-            keep it, wrote the checkpoint).
+        best: each seed's best learner so far; None before the first evaluation (and in checkpoints of an older version,
+            which did not keep it).
     """
 
     update: int
     state: dict[str, np.ndarray]
     metrics: dict[str, np.ndarray]
     evaluation: Evaluation | None
-    failures: tuple[Failure, ...]
+    failures: tuple[SweepFailure, ...]
     timing: Timing
     best: Best | None = None
 
@@ -89,12 +100,16 @@ class Snapshot(NamedTuple):
         return self.update, 0 if self.evaluation is None else len(self.evaluation.update)
 
 
+START = Snapshot(0, {}, {}, None, (), Timing(0.0, 0.0, 0.0))
+"""Before the first evaluation and the first update."""
+
+
 class _Damaged(RunFolderError):
-    """Not what was written; an older checkpoint may do."""
+    """A damaged checkpoint; an older one may be intact."""
 
 
 class _Changed(Exception):
-    """There are other checkpoints now than there were; another look may do."""
+    """The checkpoints have changed while they were read; another attempt may succeed."""
 
 
 # Trees of arrays
@@ -112,7 +127,7 @@ def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
 
 
 def digest(tree: Any) -> str:
-    """A short text that tells the numbers in one tree from those in another."""
+    """A short hash of the arrays in a tree."""
     total = hashlib.sha256()
     for name, leaf in flatten_tree(tree).items():
         total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
@@ -120,7 +135,7 @@ def digest(tree: Any) -> str:
 
 
 def subtree(leaves: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Of a flat tree, the flat tree `name`."""
+    """The subtree `name` of a flat tree, flat."""
     return {path.removeprefix(f"{name}."): leaf for path, leaf in leaves.items() if path.startswith(f"{name}.")}
 
 
@@ -130,7 +145,7 @@ def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -
     Args:
         template: a pytree of arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`, say).
         leaves: leaf path -> array; arrays without elements may be missing.
-        source: what to call the origin of `leaves` in an error.
+        source: the origin of `leaves`, for messages.
 
     Returns:
         numpy arrays in the structure of `template`; typed PRNG keys are jax arrays.
@@ -190,7 +205,7 @@ def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, A
     Args:
         out: the run folder, held by this process.
         snapshot: what to store.
-        fingerprint: whose it is (`run_folder.fingerprint`).
+        fingerprint: of the run it belongs to (`run_folder.fingerprint`).
         keep: how many checkpoints stay, at least 1.
 
     Raises:
@@ -198,7 +213,7 @@ def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, A
     """
     target = _place(out, snapshot.update)
     folder = target.parent
-    # a name of its own: after a second Ctrl-C threads of Orbax may still write under the one before
+    # a unique name: after a second Ctrl-C threads of Orbax may still write under the one before
     temporary = folder / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
     with interrupts_wait(), one_line_error("write", target):
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +227,7 @@ def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, A
 
 
 def _put(temporary: Path, target: Path) -> None:
-    """Renames `temporary` to `target`; what was there is a spare one, which readers find, until that is done."""
+    """Renames `temporary` to `target`; meanwhile what was there is a spare one, which readers find."""
     spare = target.with_name(f"{target.name}{_SPARE}")
     if target.exists():
         if spare.exists():
@@ -225,7 +240,7 @@ def _put(temporary: Path, target: Path) -> None:
 def _prune(out: str | os.PathLike, target: Path, keep: int) -> None:
     """Removes all but the newest checkpoints of the `keep` updates up to that of `target`."""
     newest = {_update(checkpoint): checkpoint for checkpoint in _stored(out)}
-    # later ones are of a run that went back behind them, because they were damaged
+    # later ones are damaged, and the run went back behind them
     kept = sorted(update for update in newest if update <= _update(target))[-keep:]
     for checkpoint in {*_stored(out)} - {newest[update] for update in kept}:
         with _locked(checkpoint, fcntl.LOCK_EX) as is_free:
@@ -236,8 +251,8 @@ def _prune(out: str | os.PathLike, target: Path, keep: int) -> None:
 def load(out: str | os.PathLike, fingerprint: Mapping[str, Any] | None = None) -> Snapshot | None:
     """The newest checkpoint in the run folder `out`; None if there is none.
 
-    If it is damaged, the newest one that is not, with a `RunWarning` that says so. A run that trains meanwhile does not
-    disturb: it leaves alone what is being read.
+    If it is damaged, the newest one that is not, with a `RunWarning`. A process that trains meanwhile does not remove
+    what is being read.
 
     Args:
         out: the run folder.
@@ -246,13 +261,13 @@ def load(out: str | os.PathLike, fingerprint: Mapping[str, Any] | None = None) -
     Raises:
         RunFolderError: all are damaged, or the newest intact one is of another run or of a newer format.
     """
-    for _ in range(_LOOKS):
+    for _ in range(_ATTEMPTS):
         with one_line_error("read", Path(out) / "checkpoints"):
-            seen = _seen(out)
+            seen = _stored_now(out)
         with contextlib.suppress(_Changed):
             return _newest(out, seen, fingerprint)
         time.sleep(0.01)
-    raise RunFolderError(f"cannot read {Path(out) / 'checkpoints'}: it changed {_LOOKS} times meanwhile")
+    raise RunFolderError(f"cannot read {Path(out) / 'checkpoints'}: it changed {_ATTEMPTS} times meanwhile")
 
 
 def _newest(out: str | os.PathLike, seen: Mapping[Path, int], fingerprint: Mapping[str, Any] | None) -> Snapshot | None:
@@ -265,7 +280,7 @@ def _newest(out: str | os.PathLike, seen: Mapping[Path, int], fingerprint: Mappi
                     raise _Changed
                 snapshot = _read(checkpoint, fingerprint)
         except RunFolderError as error:
-            if _seen(out) != seen:
+            if _stored_now(out) != seen:
                 raise _Changed from error
             if not isinstance(error, _Damaged):
                 raise
@@ -279,20 +294,20 @@ def _newest(out: str | os.PathLike, seen: Mapping[Path, int], fingerprint: Mappi
     return None
 
 
-def _seen(out: str | os.PathLike) -> dict[Path, int]:
-    """`_stored`, and which folder each one is: another one may come to have its name."""
-    seen = {}
+def _stored_now(out: str | os.PathLike) -> dict[Path, int]:
+    """`_stored`, with the inode of each: another folder may get its name."""
+    stored = {}
     for checkpoint in _stored(out):
         with contextlib.suppress(FileNotFoundError):
-            seen[checkpoint] = checkpoint.stat().st_ino
-    return seen
+            stored[checkpoint] = checkpoint.stat().st_ino
+    return stored
 
 
 @contextlib.contextmanager
 def _locked(checkpoint: Path, kind: int) -> Iterator[bool]:
-    """Who reads a checkpoint holds it with `fcntl.LOCK_SH`, who removes it with `LOCK_EX`: whether that was possible.
+    """Locks a checkpoint, to read it with `fcntl.LOCK_SH`, to remove it with `LOCK_EX`; yields whether that was possible.
 
-    Yes on a file system without locks.
+    Always yes on a file system without locks.
     """
     with contextlib.ExitStack() as stack:
         is_free = True
@@ -306,14 +321,14 @@ def _locked(checkpoint: Path, kind: int) -> Iterator[bool]:
 
 
 def timing(out: str | os.PathLike) -> Timing | None:
-    """Seconds spent until the newest checkpoint in the run folder `out`; None where no checkpoint tells."""
+    """Seconds spent until the newest checkpoint in the run folder `out`; None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
         return Timing(**json.loads((_stored(out)[-1] / "snapshot.json").read_bytes())["timing"])
     return None
 
 
 def source(out: str | os.PathLike, update: int) -> str:
-    """What messages call the checkpoint of `update`."""
+    """The name of the checkpoint of `update` in messages."""
     return f"the checkpoint {_place(out, update)}"
 
 
@@ -387,7 +402,7 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
         subtree(leaves, "state"),
         subtree(leaves, "metrics"),
         Evaluation(**texts, **subtree(leaves, "evaluation")) if texts else None,
-        tuple(Failure(**failure) for failure in about["failures"]),
+        tuple(SweepFailure(**{"setting": 0, **failure}) for failure in about["failures"]),
         Timing(**about["timing"]),
         best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), subtree(leaves, "best")),
     )

@@ -1,6 +1,6 @@
-"""Files that are never half there: written under a temporary name in their own folder, synced and renamed.
+"""Atomic files: written under a temporary name in their folder, synced and renamed.
 
-Whatever goes wrong is a `RunFolderError` whose message is one sentence that names the path.
+Whatever goes wrong raises a `RunFolderError`, whose message is one line and names the path.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import shutil
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-"""How the names of unfinished files and folders begin; what a kill leaves of them is removed later."""
+"""The prefix of unfinished files and folders; those that a kill leaves are removed later."""
 
 
 class RunFolderError(OSError, ValueError):
-    """A run folder cannot be used as asked; the message is one sentence and names the path."""
+    """A run folder cannot be used as asked; the message is one line and names the path."""
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left unfinished in `folder`; only for the process that holds the run folder.
 
-    What resists, because a thread that was given up still writes in it, say, is in nobody's way and stays.
+    What cannot be removed, for example because an abandoned thread still writes in it, does no harm and stays.
     """
     with one_line_error("clear", folder):
         leftovers = list(folder.glob(f"{TEMPORARY}*"))
@@ -53,8 +53,27 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
         sync_folder(path.parent)
 
 
+def append_to_file(path: Path, content: str) -> None:
+    """Adds `content` to the end of a file that exists. A kill meanwhile can leave a part of it.
+
+    Raises:
+        RunFolderError: the file is missing, the disk is full, ...; the file is then as long as before, if possible.
+    """
+    with one_line_error("write", path), open(path, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(content.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, to the disk itself; for names that nobody reads yet."""
+    """Writes `data` to `path`, and syncs it to the disk; for temporary names."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

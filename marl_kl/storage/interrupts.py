@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a save: it waits for the end of the save, which is seconds away."""
+"""Ctrl-C within a save or a chunk of updates: it waits for the end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Inside this context the first SIGINT is kept back until its end; a second one takes effect at once.
+    """Inside this context the first SIGINT is delayed until its end; a second one takes effect at once.
 
-    Orbax cannot be stopped half-way: its threads would go on writing in a folder that is being removed, and print their
-    tracebacks. Without effect inside another such context, outside the main thread, and where SIGINT has no handler in
+    Orbax cannot be stopped half-way: its threads would continue to write in a folder that is being removed, and print
+    tracebacks; and a chunk owns the memory of the train state until it returns. Without effect inside another such context, outside the main thread, and where SIGINT has no handler in
     Python (then it is ignored, or ends the process).
     """
     is_main = threading.current_thread() is threading.main_thread()
@@ -33,7 +33,7 @@ def interrupts_wait() -> Iterator[None]:
 
 
 class _Waiting:
-    """A handler that remembers the first signal and hands further ones to `handler`."""
+    """A handler that remembers the first signal and passes further ones to `handler`."""
 
     def __init__(self, handler: Callable):
         self._handler = handler

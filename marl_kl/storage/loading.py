@@ -1,5 +1,4 @@
-"""Back from the folder of a run or a sweep to policies; of what trains them nothing is imported before `Run.learner`
-is asked for, or a setting of a sweep."""
+"""Policies from the folder of a run or a sweep; the training code is imported by `Run.learner` alone."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from marl_kl.config import Config
 from marl_kl.core import agents
 from marl_kl.core.policies import Team, make_actor, team_shapes
 from marl_kl.core.types import Carry
-from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import checkpoints, run_folder, stored_sweeps
 
 if TYPE_CHECKING:
     from marl_kl.core.trainer import Learner
@@ -29,14 +28,14 @@ Policy = Callable[..., jax.Array]
 
 
 class RecurrentPolicy(NamedTuple):
-    """A team that remembers: `state` is what it remembers, and each call returns the next one.
+    """The policy of recurrent actors: `state` is their hidden state, and each call returns the next one.
 
-        state = policy.initial_state()                  # where an episode begins
+        state = policy.initial_state()                  # at the start of an episode
         actions, state = policy(obs, state)             # at every step; key= and action_mask= as in `Run.policy`
 
     Attributes:
         initial_state: `initial_state() -> [N, H]`; [H] of one agent alone.
-        act: what a call calls.
+        act: the function that a call applies.
     """
 
     initial_state: Callable[[], jax.Array]
@@ -56,9 +55,9 @@ class Run:
         algorithm: the algorithm's name. config: the resolved config. seeds: in the order of the seed axis.
         team: numpy arrays, leaves [seed, ...].
         update: updates made when it was stored.
-        best_updates: per seed, the updates after which its team was evaluated best, if it is that team which is here;
-            None: the last one.
-        leaves: the learner, flat (`checkpoints.flatten_tree`). source: what messages call its origin.
+        best_updates: per seed, the updates made before its best evaluation, if these teams are loaded; None: the last
+            teams are.
+        leaves: the learner, flat (`checkpoints.flatten_tree`). source: its origin, for messages.
     """
 
     path: Path
@@ -74,11 +73,11 @@ class Run:
 
     @functools.cached_property
     def learner(self) -> Learner:
-        """All that was learned, critic and optimisers included: numpy arrays, leaves [seed, ...].
+        """The learner, critic and optimisers included: numpy arrays, leaves [seed, ...].
 
         Raises:
             ValueError: the algorithm is not known here.
-            RunFolderError: it is stored otherwise than this version has it.
+            RunFolderError: it is stored in a form that this version does not have.
         """
         from marl_kl.core.trainer import learner_shapes
 
@@ -86,12 +85,12 @@ class Run:
         return _of_seeds(template, len(self.seeds), self.leaves, self.source)
 
     def update_of(self, seed: int) -> int:
-        """Updates made when the team of `seed` that is here played; ValueError if the run has no such seed."""
+        """Updates made before the loaded team of `seed` was stored; ValueError if the run has no such seed."""
         index = self._index(seed)
         return self.update if self.best_updates is None else self.best_updates[index]
 
     def team_of(self, seed: int | None = None) -> Team:
-        """What `seed` (the run's first one by default) plays with, without the seed axis.
+        """The team of `seed` (the run's first one by default), without the seed axis.
 
         Raises:
             ValueError: the run has no such seed.
@@ -99,7 +98,7 @@ class Run:
         return self._of(self.team, self.seeds[0] if seed is None else seed)
 
     def learner_of(self, seed: int) -> Learner:
-        """What `seed` learned, without the seed axis.
+        """The learner of `seed`, without the seed axis.
 
         Raises:
             ValueError: the run has no such seed.
@@ -112,9 +111,9 @@ class Run:
         Returns:
             `policy(obs[N, O], key=None, action_mask=None) -> actions`, as the environment takes them: [N, A] float for
             continuous actions (squashed where the run says so), int32 [N] for discrete and [N, D] for multi-discrete
-            ones; deterministic without a typed key, sampled with one. `obs` is padded with zeros as the environment
-            pads it; `action_mask` [N, A] is all real entries by default. Of a team with `config.recurrent`, a
-            `RecurrentPolicy`, which is also given and returns what it remembers.
+            ones; deterministic without a typed key, stochastic with one. `obs` is padded with zeros as the environment
+            pads it; `action_mask` [N, A] is all real entries by default. With `config.recurrent`, a
+            `RecurrentPolicy`, which also takes and returns the hidden state.
 
         Raises:
             ValueError: the run has no such seed.
@@ -144,10 +143,10 @@ class Run:
                 )
             return act(jnp.asarray(obs, jnp.float32), hidden, key, mask)
 
-        return _with_or_without_memory(policy, nothing)
+        return _public_policy(policy, nothing)
 
     def agent_policy(self, agent: int | str, seed: int | None = None) -> Policy | RecurrentPolicy:
-        """One agent of the team that `seed` trained, to be run where only its own observation is known.
+        """One agent of the team of `seed`, which needs its own observation only.
 
         Args:
             agent: its name or its index.
@@ -155,7 +154,7 @@ class Run:
 
         Returns:
             `policy(obs[..., O_i], key=None, action_mask=None) -> action`, as `policy` acts for this agent, but at the
-            agent's true sizes: `[..., A_i]`, or `[...]` for one choice, `[..., D_i]` for several. Of a team with
+            agent's true sizes: `[..., A_i]`, or `[...]` for one choice, `[..., D_i]` for several. With
             `config.recurrent`, a `RecurrentPolicy` with states [..., H].
 
         Raises:
@@ -175,7 +174,7 @@ class Run:
             hidden = jax.tree.map(lambda state: jnp.broadcast_to(state, (*batch, *nothing.shape)), hidden)
             return act(jnp.asarray(obs, jnp.float32), hidden, jnp.asarray(mask), key)
 
-        return _with_or_without_memory(policy, nothing)
+        return _public_policy(policy, nothing)
 
     def export(self, agent: int | str, seed: int | None = None) -> bytes:
         """One agent's deterministic policy as a file that needs nothing of this package (`marl_kl.core.agents.export`).
@@ -198,19 +197,19 @@ class Run:
         return self.seeds.index(seed)
 
 
-def _with_or_without_memory(policy: Callable, nothing: Carry) -> Policy | RecurrentPolicy:
-    """What users call, of `policy(obs, hidden, key, action_mask) -> (action, hidden)`."""
+def _public_policy(policy: Callable, nothing: Carry) -> Policy | RecurrentPolicy:
+    """The policy for users, from `policy(obs, hidden, key, action_mask) -> (action, hidden)`."""
     if not isinstance(nothing, tuple):
         return RecurrentPolicy(lambda: nothing, policy)
     return lambda obs, key=None, action_mask=None: policy(obs, (), key, action_mask)[0]
 
 
 def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting: int | None = None) -> Run:
-    """What `train(..., out=path)` left: config, description of the environment, learned parameters.
+    """A stored run: config, description of the environment, learned parameters.
 
     Args:
         path: the run folder, or that of a sweep.
-        which: the teams of the newest checkpoint, or, up to it, each seed's team as it was evaluated best.
+        which: "last": the teams of the newest checkpoint; "best": each seed's team at its best evaluation up to there.
         setting: of a sweep, the index of the setting that is loaded, as a run.
 
     Raises:
@@ -233,19 +232,17 @@ def _of_run(path: str | PathLike, which: str) -> Run:
     leaves = checkpoints.subtree(snapshot.state, "learner") if which == "last" else snapshot.best.learner
     best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
     source = checkpoints.source(path, snapshot.update)
-    return _made_again(path, record, leaves, snapshot.update, best_updates, source)
+    return _restored(path, record, leaves, snapshot.update, best_updates, source)
 
 
 def _of_setting(path: str | PathLike, which: str, setting: int | None) -> Run:
-    from marl_kl.training import stored_sweeps as sweep_folders
-
-    record = sweep_folders.record_of(path, setting)
-    teams = sweep_folders.teams(path, setting, which)
-    best_updates = None if which == "last" else teams.updates
-    return _made_again(path, record, teams.learner, record.config.num_updates, best_updates, teams.source)
+    record = stored_sweeps.record_of(path, setting)
+    stored = stored_sweeps.learners(path, setting, which)
+    best_updates = None if which == "last" else stored.updates
+    return _restored(path, record, stored.learner, record.config.num_updates, best_updates, stored.source)
 
 
-def _made_again(
+def _restored(
     path: str | PathLike, record: run_folder.RunRecord, leaves: Mapping[str, np.ndarray], update: int,
     best_updates: tuple[int, ...] | None, source: str,
 ) -> Run:  # fmt: skip

@@ -6,13 +6,13 @@
     evaluation.csv    one row per evaluation episode
     absolute.csv      those of the absolute metric, once `marl-kl evaluate RUN --absolute` has measured it
     log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.training.loggers`
-    checkpoints/      where to go on after an interruption, learner included: `marl_kl.storage.checkpoints`
+    checkpoints/      what is needed to resume, learner included: `marl_kl.storage.checkpoints`
     *.png, summary.md what `marl_kl.analysis.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked
 
-The checkpoints are the truth and the two tables (`marl_kl.storage.run_tables`) copies of their numbers, written after
-them. Every file is written whole (`marl_kl.storage.files`). Whatever goes wrong with a folder is a `RunFolderError` whose message
-is one sentence that names the path.
+The two tables (`marl_kl.storage.run_tables`) are copies of what the checkpoints hold, written after them; new rows are
+appended. Every other file is written whole (`marl_kl.storage.files`). Whatever is wrong with a folder raises a
+`RunFolderError`, whose message is one line and names the path.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class RunExistsError(RunFolderError, FileExistsError):
 
 
 class RunWarning(UserWarning):
-    """Something about a run folder is not as it should be, and the run goes on all the same; one sentence."""
+    """Something about a run folder is not as it should be, but the run continues; the message is one line."""
 
 
 class RunRecord(NamedTuple):
-    """What `run.json` says.
+    """The content of `run.json`.
 
     Attributes:
         spec: the environment's static description.
@@ -117,13 +117,13 @@ def record(
 
 
 def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a `run.json` that makes it this run and no other: all that its numbers depend on.
+    """The part of a `run.json` that identifies the run: all that its results depend on.
 
-    Of a `sweep.json` also how long its runs are, its settings, and how many runs were to be trained at once.
+    Of a `sweep.json` also the length of its runs, its settings, and `runs_at_once`.
     """
     config = document["config"]
     free = free_schedule(config)
-    # what is special about one run comes last: it is no difference where a field before it is
+    # those of SCHEDULE last: they matter less if another field differs as well
     names = sorted((name for name in config if name not in free), key=SCHEDULE.__contains__)
     of_run = {
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
@@ -142,7 +142,7 @@ def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stable_id(out: Path, fingerprint: Mapping[str, Any], name: str = RUN) -> str:
-    """A text that stays the same whenever the run (or sweep) in `out` goes on, and that no other has."""
+    """A unique id of the run (or sweep) in `out`, the same when it is resumed."""
     started = _read_document(out, name)["started"]
     content = json.dumps([out.absolute().name, started, fingerprint], default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -169,10 +169,9 @@ def first_mismatch(stored: Any, wanted: Any, name: str = "") -> str | None:
 
 @contextlib.contextmanager
 def lock_folder(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str = RUN) -> Iterator[Path]:
-    """Holds the run folder `out` for this process: nobody else trains in it until the context ends.
+    """Locks the run folder `out`: no other process trains in it until the context ends.
 
-    The operating system gives the folder back when the process ends, however it ends. Nothing is compiled for it, so
-    it can be the first thing that a run does.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
         out: the folder; for a new run it may be missing (parents too) or empty.
@@ -207,7 +206,7 @@ def _begin(out: Path, new: Mapping[str, Any], is_made: bool, name: str) -> None:
 
 
 def holds_run(out: str | os.PathLike, name: str = RUN) -> bool:
-    """Whether there is a `run.json` (or what `name` says), readable or not."""
+    """Whether there is a `run.json` (or `name`), readable or not."""
     with one_line_error("read", Path(out)):
         return (Path(out) / name).exists()
 
@@ -217,38 +216,89 @@ def is_sweep(out: str | os.PathLike) -> bool:
     return not holds_run(out) and holds_run(out, SWEEP)
 
 
-def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
-    """Notes in `run.json` that the run goes on.
+def same_record(out: Path, document: Mapping[str, Any], name: str = RUN) -> dict[str, Any]:
+    """The record in `out`, which must be that of the same run or sweep.
 
     Args:
-        out: the run folder.
-        document: a `record` of the run as it goes on: this process's versions and device, and a schedule (see
+        out: the folder.
+        document: the `record` of this call.
+        name: `RUN`, or `SWEEP`.
+
+    Raises:
+        RunFolderError: it cannot be read, or is another one's; the message names the first difference.
+    """
+    stored = read_record(out, name).document
+    other = first_mismatch(*map(fingerprint, (stored, document)))
+    if other:
+        what = "another sweep" if name == SWEEP else "another run"
+        advice = "" if name == SWEEP else _ADVICE.get(other.split()[0], "")
+        raise RunFolderError(f"out={str(out)!r} holds {what}: {other}{advice}")
+    return stored
+
+
+_ADVICE = {
+    "seeds": "; train other seeds into another folder: marl-kl compare pools the seeds of both",
+    "config.total_env_steps": "; with anneal_lr the learning rate is 0 at the end of the run: train a new, longer one",
+}
+"""What to do instead of resuming a run with another value of these."""
+
+
+def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: int | None, name: str = RUN) -> None:
+    """Records that the run or sweep resumes; a `RunWarning` if other hardware or versions may round differently.
+
+    Args:
+        out: the folder.
+        document: the `record` of this call: this process's versions and device, and a schedule (see
             `marl_kl.config.free_schedule`) that may be a new one.
         update: updates already made; None in a sweep, whose runs have made different ones.
         name: `RUN`, or `SWEEP`.
     """
     stored = _read_document(Path(out), name)
+    _warn_of_other_hardware(stored, document)
     here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
     changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
     update_record(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
 
 
+@contextlib.contextmanager
+def status_recorded(out: Path | None, name: str = RUN) -> Iterator[dict[str, Any]]:
+    """Records how the context ended: finished, interrupted (Ctrl-C) or failed.
+
+    Args:
+        out: the folder; None: nothing is recorded.
+        name: `RUN`, or `SWEEP`.
+
+    Yields:
+        A dict for further arguments of `set_status`, known at the end only.
+    """
+    entries: dict[str, Any] = {}
+    status = "failed"
+    try:
+        yield entries
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if out is not None:
+            set_status(out, status, name=name, **entries)
+
+
 def update_record(out: str | os.PathLike, name: str, **entries) -> None:
-    """Notes `entries` in `run.json` (or `sweep.json`, as `name` says)."""
+    """Replaces `entries` in `run.json` (or in `sweep.json`, as `name`)."""
     write_file(Path(out) / name, _as_json(_jsonable({**_read_document(Path(out), name), **entries})))
 
 
-def warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """A `RunWarning` if other versions or devices (see `record`) than those that wrote last may round otherwise."""
+def _warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     before = last_session(stored)
     other = first_mismatch(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
     if other:
-        message = f"the run goes on, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
-        warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=3)
+        message = f"resuming, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
+        warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=4)
 
 
 def sessions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What `run.json` says of each process that wrote, the first one first: `versions` and `device`."""
+    """The entries in `run.json` of each process that trained, oldest first: `versions` and `device`."""
     return [document, *document.get("resumed", ())]
 
 
@@ -260,14 +310,14 @@ def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def set_status(
     out: str | os.PathLike, status: str, failures: Iterable[Failure] = (), name: str = RUN, timing: Timing | None = None
 ) -> None:
-    """Notes in `run.json` how the run stands, and the time when it came to stand so if it has ended.
+    """Records the status in `run.json`, and the time if the run has ended.
 
     Args:
         out: the run folder.
         status: one of `STATUSES`.
         failures: the seeds that met a non-finite number (in a sweep: `SweepFailure`s).
         name: `RUN`, or `SWEEP`.
-        timing: where the time went, for a sweep; the checkpoints of a run tell it.
+        timing: of a sweep; that of a run is in its checkpoints.
     """
     if status not in STATUSES:
         raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")

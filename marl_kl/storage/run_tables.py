@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS, EpisodeStatistics, Evaluation
-from marl_kl.storage.files import RunFolderError, one_line_error, write_file
+from marl_kl.storage.files import RunFolderError, append_to_file, one_line_error, write_file
 
 
 class StoredMetrics(NamedTuple):
@@ -42,17 +41,56 @@ class StoredEvaluation(NamedTuple):
     evaluation: Evaluation
 
 
+class TableWriter:
+    """Writes `metrics.csv` and `evaluation.csv` while a run trains: whole at first, then only what is new.
+
+    So a resumed run begins with tables that match its checkpoint, whatever a kill left in them.
+
+    Args:
+        out: the run folder.
+        agents: N names.
+        seeds: S seeds.
+        batch_size: env steps per seed and update.
+    """
+
+    def __init__(self, out: Path, agents: Sequence[str], seeds: Sequence[int], batch_size: int):
+        self._out, self._agents, self._seeds, self._batch_size = out, agents, seeds, batch_size
+        self._written = (0, 0)
+
+    def write(self, metrics: Mapping[str, np.ndarray], evaluation: Evaluation | None) -> None:
+        """Brings the tables up to date.
+
+        Args:
+            metrics: name -> [S, U] or [S, U, N], all updates so far.
+            evaluation: all evaluations so far.
+
+        Raises:
+            RunFolderError: a table cannot be written.
+        """
+        # until both tables are complete again, they count as not written at all
+        (updates, evaluations), self._written = self._written, (0, 0)
+        made = next(iter(metrics.values())).shape[1] if metrics else 0
+        if made:
+            env_steps = np.arange(1, made + 1, dtype=np.int64) * self._batch_size
+            write_metrics(self._out, self._agents, self._seeds, env_steps, metrics, updates)
+        if evaluation is not None:
+            write_evaluation(self._out, self._seeds, evaluation, evaluations)
+        self._written = made, 0 if evaluation is None else len(evaluation.update)
+
+
 def write_metrics(
     out: str | os.PathLike,
     agents: Sequence[str],
     seeds: Sequence[int],
     env_steps: np.ndarray,
     metrics: Mapping[str, np.ndarray],
+    written: int = 0,
 ) -> None:
     """Writes `metrics.csv`: columns seed, update, env_steps, then one per team metric and one per agent's metric.
 
-    An agent's column is called `kl[hip_1+ankle_1]`. TracedFields are written with the fewest digits that read back as
-    the same number of their own precision; NaN as `nan`. An existing file is replaced whole.
+    Rows are sorted by update, so that new updates can be appended (version 0.1 sorted them by seed). An agent's column
+    is called `kl[hip_1+ankle_1]`. Numbers are written with the fewest digits that read back as the same number of their
+    own precision; NaN as `nan`.
 
     Args:
         out: the run folder.
@@ -60,20 +98,21 @@ def write_metrics(
         seeds: S seeds.
         env_steps: [U] env steps per seed after each update; `update` counts from 1, the updates made.
         metrics: name -> [S, U] or [S, U, N].
+        written: how many updates the file already has; 0: it is written whole.
 
     Raises:
         ValueError: an array has another shape.
         RunFolderError: the file cannot be written.
     """
-    env_steps = np.asarray(env_steps)
-    shape = (len(seeds), len(env_steps))
+    new = np.asarray(env_steps)[written:]
     columns = {
-        "seed": np.repeat(np.asarray(seeds), shape[1]),
-        "update": np.tile(np.arange(1, shape[1] + 1), shape[0]),
-        "env_steps": np.tile(env_steps, shape[0]),
+        "seed": np.tile(np.asarray(seeds), len(new)),
+        "update": np.repeat(np.arange(written, len(env_steps)) + 1, len(seeds)),
+        "env_steps": np.repeat(new, len(seeds)),
     }
-    columns |= {name: column.reshape(-1) for name, column in metric_columns(agents, shape, metrics).items()}
-    write_file(Path(out) / "metrics.csv", _as_csv(columns))
+    of_metrics = metric_columns(agents, (len(seeds), len(env_steps)), metrics)
+    columns |= {name: column[:, written:].T.reshape(-1) for name, column in of_metrics.items()}
+    _write(Path(out) / "metrics.csv", columns, bool(written))
 
 
 def metric_columns(
@@ -105,25 +144,25 @@ def metric_columns(
     return columns
 
 
-def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: Evaluation) -> None:
-    """Writes `evaluation.csv`: seed, update, env_steps, episode, episode_return, episode_length.
+def write_evaluation(out: str | os.PathLike, seeds: Sequence[int], evaluation: Evaluation, written: int = 0) -> None:
+    """Writes `evaluation.csv`: seed, update, env_steps, episode, episode_return, episode_length; sorted by update.
 
     Args:
         out: the run folder.
         seeds: S seeds.
         evaluation: arrays as in `Evaluation`; `update` 0 is the untrained team.
+        written: how many evaluations the file already has; 0: it is written whole.
+
+    Raises:
+        RunFolderError: the file cannot be written.
     """
-    returns = np.asarray(evaluation.episode_return)
-    seed, evaluated, episode = (index.reshape(-1) for index in np.indices(returns.shape))
-    columns = {
-        "seed": np.asarray(seeds)[seed],
-        "update": np.asarray(evaluation.update)[evaluated],
-        "env_steps": np.asarray(evaluation.env_steps)[evaluated],
-        "episode": episode,
-        "episode_return": returns.reshape(-1),
-        "episode_length": np.asarray(evaluation.episode_length).reshape(-1),
-    }
-    write_file(Path(out) / "evaluation.csv", _as_csv(columns))
+    episodes = [
+        np.swapaxes(values, 0, 1)[written:] for values in (evaluation.episode_return, evaluation.episode_length)
+    ]
+    index, seed, _ = np.indices(episodes[0].shape)
+    when = (np.asarray(times)[written:][index] for times in (evaluation.update, evaluation.env_steps))
+    columns = _episode_columns(np.asarray(seeds)[seed], *when, *episodes)
+    _write(Path(out) / "evaluation.csv", columns, bool(written))
 
 
 def write_absolute(
@@ -137,17 +176,25 @@ def write_absolute(
         batch_size: env steps per update.
         episodes: [S, episode].
     """
-    returns = np.asarray(episodes.episode_return)
-    seed, episode = (index.reshape(-1) for index in np.indices(returns.shape))
+    seed, _ = np.indices(np.shape(episodes.episode_return))
+    update = np.asarray(updates, np.int64)[seed]
+    columns = _episode_columns(np.asarray(seeds)[seed], update, update * batch_size, *episodes)
+    _write(Path(out) / ABSOLUTE, columns)
+
+
+def _episode_columns(
+    seed: np.ndarray, update: np.ndarray, env_steps: np.ndarray, episode_return: np.ndarray, episode_length: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns of `evaluation.csv`, of arrays [..., episode]."""
     columns = {
-        "seed": np.asarray(seeds)[seed],
-        "update": np.asarray(updates, np.int64)[seed],
-        "env_steps": np.asarray(updates, np.int64)[seed] * batch_size,
-        "episode": episode,
-        "episode_return": returns.reshape(-1),
-        "episode_length": np.asarray(episodes.episode_length).reshape(-1),
+        "seed": seed,
+        "update": update,
+        "env_steps": env_steps,
+        "episode": np.indices(np.shape(seed))[-1],
+        "episode_return": episode_return,
+        "episode_length": episode_length,
     }
-    write_file(Path(out) / ABSOLUTE, _as_csv(columns))
+    return {name: np.reshape(values, -1) for name, values in columns.items()}
 
 
 def read_absolute(out: str | os.PathLike) -> dict[int, np.ndarray]:
@@ -189,7 +236,7 @@ def write_curves(
         "env_steps": env_steps[setting, update],
     }
     of_team = {name: np.asarray(metrics[name]) for name in TEAM_METRICS if name in metrics}
-    write_file(Path(out) / "curves.csv", _as_csv(columns | {name: values[kept] for name, values in of_team.items()}))
+    _write(Path(out) / "curves.csv", columns | {name: values[kept] for name, values in of_team.items()})
 
 
 def read_curves(out: str | os.PathLike, seeds: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -215,15 +262,20 @@ def read_curves(out: str | os.PathLike, seeds: Sequence[int]) -> tuple[np.ndarra
         raise RunFolderError(f"{path} is damaged: it does not hold the curves of the seeds {tuple(seeds)}") from error
 
 
-def read_metrics(out: str | os.PathLike, agents: Sequence[str]) -> StoredMetrics:
-    """What `write_metrics` wrote to the run folder `out`; metrics of each agent are stacked in the order of `agents`.
+def read_metrics(out: str | os.PathLike, agents: Sequence[str], is_finished: bool = True) -> StoredMetrics:
+    """What `write_metrics` wrote.
+
+    Args:
+        out: the run folder.
+        agents: N names, in the order in which their metrics are stacked.
+        is_finished: whether the run is; if not, the last rows may be half written (by a process that runs, or was
+            killed), and are left out.
 
     Raises:
         RunFolderError: the file is missing or damaged.
     """
     path = Path(out) / "metrics.csv"
-    columns = _columns(path)
-    seeds, shape = _rectangle(path, columns, 1)
+    seeds, shape, columns = _by_seed(path, _columns(path, is_finished), 1, is_finished)
     names = [name for name in columns if name not in ("seed", "update", "env_steps")]
     values = {name: columns[name].reshape(shape) for name in names if not name.endswith("]")}
     for name in dict.fromkeys(name.split("[")[0] for name in names if name.endswith("]")):
@@ -234,29 +286,26 @@ def read_metrics(out: str | os.PathLike, agents: Sequence[str]) -> StoredMetrics
     return StoredMetrics(seeds, columns["env_steps"].reshape(shape)[0].astype(np.int64), values)
 
 
-def read_evaluation(out: str | os.PathLike) -> StoredEvaluation:
-    """What `write_evaluation` wrote to the run folder `out`.
-
-    Raises:
-        RunFolderError: the file is missing or damaged.
-    """
+def read_evaluation(out: str | os.PathLike, is_finished: bool = True) -> StoredEvaluation:
+    """What `write_evaluation` wrote; arguments and errors as in `read_metrics`."""
     path = Path(out) / "evaluation.csv"
-    columns = _columns(path)
+    columns = _columns(path, is_finished)
     names = ("update", "env_steps", "episode_return", "episode_length")
     _refuse_without(path, columns, "episode", *names)
     if not len(columns["episode"]):
         raise RunFolderError(f"{path} is damaged: it has no rows")
     num_episodes = max(int(columns["episode"].max()) + 1, 1)
-    seeds, shape = _rectangle(path, columns, num_episodes)
+    seeds, shape, columns = _by_seed(path, columns, num_episodes, is_finished)
     update, env_steps, episode_return, episode_length = (columns[name].reshape(*shape, num_episodes) for name in names)
     times = (values[0, :, 0].astype(np.int64) for values in (update, env_steps))
     return StoredEvaluation(seeds, Evaluation(*times, episode_return, episode_length))
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    """Name -> [rows] float64."""
+def _columns(path: Path, is_finished: bool = True) -> dict[str, np.ndarray]:
+    """Name -> [rows] float64; without the last line if it lacks its end and the file is still being written."""
     with one_line_error("read", path):
         header, _, body = path.read_text().partition("\n")
+    body = body if is_finished else body[: body.rfind("\n") + 1]
     try:
         names = next(csv.reader([header]))
         rows = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2) if body.strip() else np.empty((0, len(names)))
@@ -277,21 +326,31 @@ def _refuse_without(path: Path, columns: Mapping[str, np.ndarray], *names: str) 
             raise RunFolderError(f"{path} is damaged: its '{name}' is not everywhere a number")
 
 
-def _rectangle(path: Path, columns: Mapping[str, np.ndarray], inner: int) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """The seeds, and the shape [seeds, rows per seed / inner] of a table whose seeds stand one below the other."""
+def _by_seed(
+    path: Path, columns: Mapping[str, np.ndarray], inner: int, is_finished: bool
+) -> tuple[tuple[int, ...], tuple[int, int], dict[str, np.ndarray]]:
+    """The seeds, the shape [seeds, rows per seed / inner], and the columns sorted by seed, whatever their order was."""
     _refuse_without(path, columns, "seed", "update", "env_steps")
-    seeds = tuple(dict.fromkeys(int(seed) for seed in columns["seed"]))
-    rows, surplus = divmod(len(columns["seed"]), max(1, len(seeds)) * inner)
-    if surplus or not np.array_equal(columns["seed"], np.repeat(seeds, rows * inner)):
+    ranks = {seed: rank for rank, seed in enumerate(dict.fromkeys(map(int, columns["seed"])))}
+    rows, surplus = divmod(len(columns["seed"]), max(1, len(ranks)) * inner)
+    kept = slice(None) if is_finished else slice(rows * len(ranks) * inner)
+    order = np.argsort([ranks[int(seed)] for seed in columns["seed"][kept]], kind="stable")
+    columns = {name: column[kept][order] for name, column in columns.items()}
+    seeds = tuple(ranks)
+    if (surplus and is_finished) or not np.array_equal(columns["seed"], np.repeat(seeds, rows * inner)):
         raise RunFolderError(f"{path} is damaged: its seeds have different numbers of rows")
-    return seeds, (len(seeds), rows)
+    return seeds, (len(seeds), rows), columns
 
 
-def _as_csv(columns: Mapping[str, np.ndarray]) -> str:
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(columns)
-    rows = map(",".join, zip(*(_texts(column) for column in columns.values())))
-    return header.getvalue() + "".join(itertools.chain.from_iterable((row, "\n") for row in rows))
+def _write(path: Path, columns: Mapping[str, np.ndarray], is_appended: bool = False) -> None:
+    """Writes a table, or appends its rows to the one that is there."""
+    is_appended = is_appended and path.exists()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not is_appended:
+        writer.writerow(columns)
+    writer.writerows(zip(*(_texts(column) for column in columns.values())))
+    (append_to_file if is_appended else write_file)(path, text.getvalue())
 
 
 def _texts(column: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs, back from their folders as numbers; no policies are loaded (see `marl_kl.storage.loading`)."""
+"""Results of stored runs; for their policies see `marl_kl.storage.loading`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from marl_kl.storage import checkpoints, run_folder, run_tables
 from marl_kl.storage.files import RunFolderError
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
-"""Where no checkpoint tells how long a run took."""
+"""Of runs without a checkpoint that records it."""
 
 
 def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = None) -> TrainResult:
-    """What `train` returned, or would have returned when the run in the folder `out` was last saved.
+    """The result of the run in `out`, as of its last save.
 
-    TracedFields are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
+    Metrics are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
 
     Args:
         out: the run folder.
@@ -31,7 +31,7 @@ def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = No
     record = run_folder.read_record(out) if record is None else record
     if not (out / "evaluation.csv").exists():
         raise RunFolderError(f"{str(out)!r} holds a run of which nothing was saved yet")
-    evaluated = run_tables.read_evaluation(out)
+    evaluated = run_tables.read_evaluation(out, record.status == "finished")
     metrics = _metrics(out, record)
     for name, seeds in (("evaluation.csv", evaluated.seeds), ("metrics.csv", metrics.seeds)):
         if seeds != record.seeds:
@@ -54,7 +54,7 @@ def _metrics(out: Path, record: run_folder.RunRecord) -> run_tables.StoredMetric
     """Empty ones for a run that was evaluated and stopped before its first update was saved."""
     if not (out / "metrics.csv").exists():
         return run_tables.StoredMetrics(record.seeds, np.empty(0, np.int64), {})
-    return run_tables.read_metrics(out, record.spec.agents)
+    return run_tables.read_metrics(out, record.spec.agents, record.status == "finished")
 
 
 def training_curve(result: TrainResult) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""`train` (`runner`) and `sweep` (`sweeper`): both train shards in the same loop (`shard_loop`)."""

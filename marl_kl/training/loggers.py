@@ -1,11 +1,11 @@
-"""Where a run's numbers go while it runs, besides its tables: a stream of lines in its folder, and dashboards.
+"""Loggers: where the metrics of a run go while it runs, in addition to its tables: a stream of lines, dashboards.
 
 A *logger* is a function `open(about) -> Sink`; `train(..., loggers=[...])` takes such functions and the names of those
-here. The host feeds it between two chunks, never the compiled program. Every process that trains feeds a logger the
-whole run, from its first row on: what a sink still has from a process that was stopped it replaces, or passes over what
-it has. So no row is missing or there twice after a resume, whatever the kill left: the checkpoint is the truth.
+here. They are called by the host between two chunks, never from the compiled program. Every process logs the whole run,
+from its first row on; a sink replaces or skips the rows that it has from an earlier process. So no row is missing or
+duplicated after a resume, whatever a kill left.
 
-A logger that raises is said once, as a `RunWarning`, and left out from then on; training goes on.
+If a logger raises, a `RunWarning` is issued, and training continues without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from marl_kl.config import nearest
+from envs.validation import suggest
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_tables
 from marl_kl.storage.files import first_line
@@ -33,17 +33,17 @@ STREAM = "log.jsonl"
 """The stream in the run folder: one JSON object per line, one line per update and seed."""
 
 PROJECT = "marl_kl"
-"""What the runs are filed under: W&B's project, MLflow's experiment."""
+"""W&B's project, MLflow's experiment."""
 
 
 class About(NamedTuple):
-    """A run, as its loggers are told of it.
+    """What loggers know of a run.
 
     Attributes:
-        group: what its streams are filed under: the run's own name, or that of the sweep that it is part of.
+        group: the run's name, or that of the sweep it belongs to.
         name: the run's; the stream of a seed is called `<name>-seed<seed>`.
-        id: the same whenever this run goes on, and no other run's.
-        seeds: the seeds, each of which is a stream of its own.
+        id: unique, and the same when the run is resumed.
+        seeds: the seeds, each with its own stream.
         folder: the run folder, or None.
         facts: environment, algorithm and config fields: plain values.
     """
@@ -57,10 +57,10 @@ class About(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one seed reports of one update, or of one evaluation.
+    """The metrics of one seed and update, or of one evaluation.
 
     Attributes:
-        seed: the seed's own number.
+        seed: the seed itself.
         update: updates made. env_steps: env steps that the seed has taken.
         kind: "training", or "evaluation": the means over its episodes.
         values: by name; an agent's metric is called as in `metrics.csv`: `kl[hip_1]`. May be NaN.
@@ -80,7 +80,7 @@ class Sink(Protocol):
         """Adds rows: those of an update after those of the update before, an evaluation's after its update's."""
 
     def close(self) -> None:
-        """No row follows; called whatever ends the run, unless it is a kill."""
+        """Called at the end, however the run ends, unless it is killed."""
 
 
 Logger = Callable[[About], Sink]
@@ -95,7 +95,7 @@ def rows(
     after: tuple[int, int] = (0, 0),
     start: int = 0,
 ) -> list[Row]:
-    """A run's rows in the order in which they come to be.
+    """A run's rows in chronological order.
 
     Args:
         seeds: S seeds. agents: N names.
@@ -132,18 +132,18 @@ def rows(
 
 
 def _short(value: np.generic) -> float:
-    """With the fewest digits that read back as the same number of its own precision."""
+    """With the fewest digits that read back as the same number in its precision."""
     return float(str(value) if value.dtype.kind == "f" else value)
 
 
 class Log:
-    """The loggers of one run at work; a context manager.
+    """The open loggers of one run; a context manager.
 
     Args:
-        loggers: by the names they have in warnings.
+        loggers: by their names in warnings.
         about: the run.
-        failed: names of loggers that have failed; the logs of several runs that share it leave out what failed in one
-            of them, and say so once.
+        failed: names of loggers that have failed; logs that share it drop a logger that failed in one of them, with
+            one warning.
     """
 
     def __init__(self, loggers: Mapping[str, Logger], about: About, failed: set[str] | None = None):
@@ -154,24 +154,24 @@ class Log:
     def __enter__(self) -> Log:
         for name, logger in self._loggers.items():
             if name not in self._failed:
-                with self._going_on_without(name):
+                with self._dropped_on_error(name):
                     self._sinks[name] = logger(self._about)
         return self
 
     def write(self, new: Sequence[Row]) -> None:
-        """Hands rows to every logger that still works."""
+        """Writes rows to every logger that still works."""
         for name, sink in list(self._sinks.items()):
             if name not in self._failed:
-                with self._going_on_without(name):
+                with self._dropped_on_error(name):
                     sink.write(new)
 
     def __exit__(self, *_) -> None:
         for name in list(self._sinks):
-            with self._going_on_without(name):
+            with self._dropped_on_error(name):
                 self._sinks.pop(name).close()
 
     @contextlib.contextmanager
-    def _going_on_without(self, name: str):
+    def _dropped_on_error(self, name: str):
         try:
             yield
         except Exception as error:
@@ -179,7 +179,7 @@ class Log:
                 self._sinks.pop(name).close()
             if name not in self._failed:
                 self._failed.add(name)
-                message = f"logging to {name} has stopped: {first_line(error)}; training goes on"
+                message = f"logging to {name} has stopped: {first_line(error)}; training continues"
                 warnings.warn(message, RunWarning, stacklevel=3)
 
 
@@ -204,12 +204,12 @@ class JsonLines:
 
 
 def line(row: Row, **first: int) -> str:
-    """One line of a stream; `first` stands before all else."""
+    """One line of a stream; the fields `first` come first."""
     values = {name: value if math.isfinite(value) else None for name, value in row.values.items()}
     return json.dumps({**first, "seed": row.seed, "update": row.update, "env_steps": row.env_steps, **values}) + "\n"
 
 
-# Dashboards: imported where they are used
+# Dashboards; their packages are imported on use
 
 
 class _TensorBoard:
@@ -278,7 +278,7 @@ class _Mlflow:
         }
 
     def _run(self, about: About, seed: int) -> str:
-        """Its id: of the run that goes on, or of a new one."""
+        """The id of the run, which is found again when it is resumed."""
         key = f"{about.id}-{seed}"
         found = self._client.search_runs([self._experiment], f"tags.`marl_kl.id` = '{key}'")
         if found:
@@ -325,15 +325,15 @@ _KNOWN = {
 }
 
 NAMES = tuple(_KNOWN)
-"""The loggers that can be asked for by name; each is an extra of the same name."""
+"""The loggers with a name; each is an extra of the same name."""
 
 
 def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str, Logger]:
-    """The loggers asked for, by name.
+    """The loggers by name.
 
     Raises:
         ValueError: an unknown name, one that needs a run folder where there is none, or no logger.
-        ModuleNotFoundError: its package is not installed; one sentence with the extra.
+        ModuleNotFoundError: its package is not installed; the message names the extra.
     """
     if isinstance(given, str):
         raise ValueError(f"loggers={given!r}; it must be a list, such as [{given!r}]")
@@ -351,7 +351,7 @@ def chosen_loggers(given: Sequence[str | Logger], has_folder: bool) -> dict[str,
 def _by_name(name: str, has_folder: bool) -> Logger:
     known = _KNOWN.get(name)
     if known is None:
-        raise ValueError(f"unknown logger '{name}'; {nearest(name, NAMES)}")
+        raise ValueError(f"unknown logger '{name}'; {suggest(name, NAMES)}")
     if known.needs_folder and not has_folder:
         raise ValueError(f"logging to {name} needs out, the run folder that its files go to")
     if importlib.util.find_spec(known.package) is None:

@@ -1,4 +1,4 @@
-"""The compiled programs of a batch of runs: one run per seed, or, in a sweep, per setting and seed."""
+"""The compiled programs of a shard: one trial per seed, or, in a sweep, per setting and seed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ TracedFields = dict[str, jax.Array]
 
 
 class Programs:
-    """What R runs with the same static settings execute; every run has a seed and numbers of its own.
+    """The programs of R trials with the same static fields, each with its own seed and traced fields.
 
-    Every leading axis is the run's, spread over the devices of `mesh`. Nothing is traced before it is asked for, and
-    each program is traced once, whatever the numbers.
+    Every leading axis is the trial's, sharded over the devices of `mesh`. Nothing is traced before it is needed, and
+    each program is traced once, whatever the traced fields.
 
     Args:
         env: the environment of all runs.
         algorithm: its name.
-        config: the static settings of all runs; its numbers are not looked at.
+        config: of one trial; its traced fields are not used.
         num_runs: R.
     """
 
@@ -42,37 +42,37 @@ class Programs:
         self.mesh = devices.seed_mesh(num_runs)
 
     def shard(self, tree: Any) -> Any:
-        """Arrays with a leading run axis, spread over the mesh."""
+        """Arrays with a leading trial axis, sharded over the mesh."""
         return devices.shard(tree, self.mesh)
 
     def traced_fields(self, configs: Sequence[Config]) -> TracedFields:
-        """The numbers of R configs that differ in nothing else.
+        """The traced fields of R configs that differ in nothing else.
 
-        float32 whatever `jax_enable_x64` says: a wider number would widen the parameters that it meets.
+        float32 also with `jax_enable_x64`: a wider number would widen the parameters that it is combined with.
         """
         rows = [config.traced_fields for config in configs]
         return self.shard({name: np.asarray([row[name] for row in rows], np.float32) for name in rows[0]})
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
-        """[R] what the runs of these seeds begin with."""
+        """[R] the initial keys of these seeds."""
         return self.shard(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
     def evaluation_keys(self, seeds: Sequence[int], update: int) -> jax.Array:
-        """[R] keys of their own, so that evaluating more often does not change the training."""
+        """[R] separate keys, so that evaluating more often does not change the training."""
         return self.shard(evaluation.keys(seeds, update))
 
     @functools.cached_property
     def init(self) -> Callable[[TracedFields, jax.Array], TrainState]:
-        """`init(numbers, keys)`: the runs' first states. Compiled when it is first asked for: a resumed run has one."""
+        """`init(traced_fields, keys)`: the initial train states; compiled on first use, since resumed trials have theirs."""
         return self._traced_init.lower().compile()
 
     @functools.cached_property
     def shapes(self) -> TrainState:
-        """Of all runs' train states."""
+        """Of all train states."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._traced_init.out_info)
 
     def compile(self) -> None:
-        """Traces and compiles `chunk` and `evaluate`, side by side: both step environments, which takes longest."""
+        """Traces and compiles `chunk` and `evaluate` in parallel: both step environments, which takes longest."""
         with ThreadPoolExecutor(1) as background:
             # lowered here: settings such as jax.enable_x64 do not reach another thread
             evaluation = background.submit(self._lowered_evaluation().compile)
@@ -80,18 +80,18 @@ class Programs:
             self._chunk = self._lowered_chunk().compile()
             self._evaluate = evaluation.result()
 
-    def chunk(self, numbers: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-        """n <= `chunk_updates` updates of every run.
+    def chunk(self, traced_fields: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """n <= `chunk_updates` updates of every trial.
 
         Args:
-            numbers: see `numbers`.
-            state: the train states, whose memory is taken.
+            traced_fields: see `traced_fields`.
+            state: the train states; their memory is donated.
             n: how many.
 
         Returns:
             The new states, and the metrics on the host: name -> [R, n, ...].
         """
-        state, metrics = self._chunk(numbers, state, n)
+        state, metrics = self._chunk(traced_fields, state, n)
         return state, {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in metrics.items()}
 
     def evaluate(self, keys: jax.Array, learner: Learner) -> EpisodeStatistics:
@@ -111,17 +111,17 @@ class Programs:
         # the train state stays where it is while the episodes are run
         return max(chunk, self.state_bytes + episodes)
 
-    def _train(self, numbers: TracedFields) -> Train:
-        return make_train(self._env, self._algorithm, self._config.replace(**numbers))
+    def _train(self, traced_fields: TracedFields) -> Train:
+        return make_train(self._env, self._algorithm, self._config.replace(**traced_fields))
 
     @functools.cached_property
     def _traced_init(self) -> jax.stages.Traced:
-        init = jax.vmap(lambda numbers, key: self._train(numbers).init(key))
+        init = jax.vmap(lambda traced_fields, key: self._train(traced_fields).init(key))
         keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
-        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS).trace(self._number_shapes, keys)
+        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS).trace(self._traced_shapes, keys)
 
     @property
-    def _number_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def _traced_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct((self.num_runs,), jnp.float32) for name in self._config.traced_fields}
 
     def _over_runs(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
@@ -130,16 +130,16 @@ class Programs:
 
     def _lowered_chunk(self) -> jax.stages.Lowered:
         length = self._config.chunk_updates
-        one_update = jax.vmap(lambda numbers, state: self._train(numbers).update(state))
+        one_update = jax.vmap(lambda traced_fields, state: self._train(traced_fields).update(state))
 
-        def chunk(numbers, state, n):
+        def chunk(traced_fields, state, n):
             update = jax.jit(one_update, inline=True)  # traced once for the shapes and the loop
-            shapes = jax.eval_shape(update, numbers, state)[1]
+            shapes = jax.eval_shape(update, traced_fields, state)[1]
             buffers = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
 
             def body(i, carry):
                 state, buffers = carry
-                state, metrics = update(numbers, state)
+                state, metrics = update(traced_fields, state)
                 return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), buffers, metrics)
 
             # n is traced: chunks of any length run the same program, bit for bit
@@ -147,7 +147,7 @@ class Programs:
 
         in_specs = (devices.SEEDS, devices.SEEDS, devices.EVERYWHERE)
         out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
-        return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1).lower(self._number_shapes, self.shapes, 0)
+        return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1).lower(self._traced_shapes, self.shapes, 0)
 
     def _lowered_evaluation(self) -> jax.stages.Lowered:
         program = evaluation.evaluate_seeds(self._env, self._config, self.mesh)

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live bar on a terminal, a line now and then elsewhere, or nothing."""
+"""The progress display of a run: a live bar on a terminal, occasional lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
+import rich.progress
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from marl_kl import devices
@@ -25,7 +22,7 @@ _PLAIN_INTERVAL = 10.0
 
 
 class Progress:
-    """A context manager that shows how far a run is.
+    """A context manager that shows the progress of a run.
 
         with Progress(total_updates=100, env_steps_per_update=4096, num_seeds=4, kl_budget=0.02) as progress:
             progress.phase("compiling")
@@ -39,7 +36,7 @@ class Progress:
         kl_budget: joint KL budget of one update; None if the algorithm has none.
         mode: "auto": live on a terminal, plain elsewhere; "plain": at most one line per ten seconds; "none".
         console: where to; None: standard output.
-        memory: what the devices' memory in use is asked of, after each `advance`; None is not shown.
+        memory: returns the devices' memory in use, after each `advance`; None is not shown.
         clock: seconds that only grow (for tests).
 
     Raises:
@@ -68,8 +65,7 @@ class Progress:
         self._console = console or Console(highlight=False)
         self._clock = clock
         self._memory, self._in_use = memory, None
-        self._live: Live | None = None
-        self._spinner = Spinner("dots")
+        self._bar: _Bar | None = None
         self._phase = "starting"
         self._phase_since = clock()
         self._phase_seconds: dict[str, float] = {}
@@ -81,35 +77,35 @@ class Progress:
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()
         if self._start and self.mode != "none":
-            self._console.print(f"continuing at update {self._start} of {self._total}", markup=False)
+            self._console.print(f"resuming at update {self._start} of {self._total}", markup=False)
         is_live = self._console.is_terminal or self._console.is_jupyter
         if self.mode == "auto" and is_live:
-            self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=5)
-            self._live.start()
+            self._bar = _Bar(self)
+            self._bar.start()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self._enter_phase("finished" if kind is None else "stopped")
-        if self._live is not None:
-            self._live.stop()
+        if self._bar is not None:
+            self._bar.stop()
         elif self._done:
             self._print_line(force=True)
 
     def start_at(self, update: int) -> None:
-        """Notes, before the run begins, that its first `update` updates were made earlier: no speed counts them."""
+        """Tells, before the run starts, that its first `update` updates were made earlier; no speed counts them."""
         self._done = self._start = update
 
     def phase(self, name: str) -> None:
-        """Says what is happening now: "compiling", "training", "evaluating", ...
+        """Tells what is happening now: "compiling", "training", "evaluating", ...
 
         Only time spent in "training" counts towards env steps per second.
         """
         self._enter_phase(name)
-        # Compiling is the long silence at the start; a log should say why nothing comes.
+        # Compiling is the long silence at the start, which a log should explain.
         self._print_line(force=name == "compiling")
 
     def advance(self, num_updates: int, metrics: Mapping[str, np.ndarray] | None = None) -> None:
-        """Notes that `num_updates` more updates are done.
+        """Tells that `num_updates` more updates are done.
 
         Args:
             num_updates: how many.
@@ -159,26 +155,13 @@ class Progress:
         }
 
     def _position(self) -> str:
-        # Rounded down: 100 % is said only when nothing is left.
+        # Rounded down: 100 % only when nothing is left.
         percent = 100 * self._done // max(self._total, 1)
         left = f"  {_duration(self.seconds_left)} left" if self._done > self._start else ""
         return f"{percent:3d} %  {self._done}/{self._total} updates{left}"
 
-    def _panel(self) -> Group:
-        first = Table.grid(padding=(0, 1))
-        is_over = self._phase in ("finished", "stopped")
-        since = "" if is_over else f" {_duration(self._clock() - self._phase_since)}"
-        self._spinner.update(text=f"{self._phase}{since}")
-        first.add_row(
-            Text(self._phase) if is_over else self._spinner,
-            ProgressBar(total=self._total, completed=self._done, width=30),
-            self._position(),
-        )
-        facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in self._facts().items())
-        return Group(first, *_lines(facts, self._console.width))
-
     def _print_line(self, force: bool = False) -> None:
-        if self._live is not None or self.mode == "none":
+        if self._bar is not None or self.mode == "none":
             return
         now = self._clock()
         if not force and now - self._last_line < _PLAIN_INTERVAL:
@@ -191,8 +174,34 @@ class Progress:
         self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
 
 
+class _Bar(rich.progress.Progress):
+    """The live display: phase, bar and position, and below them the facts."""
+
+    def __init__(self, shown: Progress):
+        columns = (
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(30),
+            rich.progress.TextColumn("{task.fields[position]}"),
+        )
+        self._shown = shown
+        super().__init__(*columns, console=shown._console, refresh_per_second=5)
+        self.add_task("", total=shown._total, position="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        shown = self._shown
+        is_over = shown._phase in ("finished", "stopped")
+        since = "" if is_over else f" {_duration(shown._clock() - shown._phase_since)}"
+        texts = {"description": f"{shown._phase}{since}", "position": shown._position()}
+        for task in self.task_ids:  # the first call comes before there is one
+            self.update(task, completed=shown._done, **texts)
+        yield from super().get_renderables()
+        facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items())
+        yield from _lines(facts, shown._console.width)
+
+
 def _lines(facts: Iterable[Text], width: int) -> list[Text]:
-    """As many facts in each line as fit; none is torn apart."""
+    """As many facts in each line as fit, none broken over two lines."""
     lines = [Text()]
     for fact in facts:
         if lines[-1] and len(lines[-1]) + 2 + len(fact) > width:

@@ -30,7 +30,7 @@ EXAMPLE = """a file for --config:
 
 
 class RunFile(NamedTuple):
-    """What a run is made of, as it was written: names and plain values.
+    """The content of such a file: names and plain values.
 
     Attributes:
         env: the environment's name. env_options: keyword arguments of `envs.make`.
@@ -49,7 +49,7 @@ class RunFile(NamedTuple):
         """The config, with `changes` to it.
 
         Raises:
-            ValueError: a field that the algorithm does not have, or a bad value: one sentence that names it.
+            ValueError: a field that the algorithm does not have, or a bad value; the message names it.
         """
         return algorithms.get(self.algorithm).config_class().replace(**{**self.config, **changes})
 
@@ -58,8 +58,8 @@ def read(path: str | PathLike) -> RunFile:
     """Reads the description of a run.
 
     Raises:
-        ValueError: it is no TOML, lacks `env` or `algorithm`, or has a key that nobody reads; one sentence. Names and
-            values of config fields are looked at by `RunFile.make_config`, those of the environment by `envs.make`.
+        ValueError: it is no TOML, lacks `env` or `algorithm`, or has an unknown key; one line. Names and values
+            of config fields are checked by `RunFile.make_config`, those of the environment by `envs.make`.
         OSError: it cannot be opened.
     """
     content = toml_file.read(Path(path), ("seeds",), ("env_options", "config"))

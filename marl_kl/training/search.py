@@ -1,4 +1,4 @@
-"""What a sweep tries: grids, random draws, and the settings that they make."""
+"""The settings of a sweep: grids and random draws."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from envs.validation import check_integer
 from marl_kl.config import SCHEDULE, Config
+from marl_kl.storage.shards import Setting
 
 MAX_SETTINGS = 2**16
-"""The most settings that one sweep takes: more are a slip of the keyboard."""
+"""The most settings that one sweep takes; more are taken for a typing error."""
 
 NOT_SWEPT = (*SCHEDULE, "eval_episodes")
-"""Fields that are the same for all settings, or results could not be laid side by side."""
+"""Fields that must be the same for all settings, so that their results form one array."""
 
 
 class Distribution(NamedTuple):
-    """What a field's values are drawn from.
+    """The distribution of a field's values.
 
     Attributes:
         text: how it was written.
@@ -30,21 +32,14 @@ class Distribution(NamedTuple):
     draw: Callable[[np.random.Generator, int], list]
 
 
-class Setting(NamedTuple):
-    """One point of a sweep: the swept fields with their values, and the whole config."""
-
-    fields: dict[str, Any]
-    config: Config
-
-
 def uniform(low: float, high: float) -> Distribution:
-    """TracedFields drawn evenly from [low, high)."""
+    """Numbers drawn evenly from [low, high)."""
     text = _between("uniform", low, high)
     return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist())
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """TracedFields whose logarithm is drawn evenly from [log low, log high)."""
+    """Numbers whose logarithm is drawn evenly from [log low, log high)."""
     text = _between("log_uniform", low, high, at_least=0.0)
     return Distribution(text, lambda generator, n: np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist())
 
@@ -84,7 +79,7 @@ def make_settings(
         search_seed: seed of the draws, an integer >= 0.
 
     Raises:
-        ValueError: an unknown field, a value out of its range, ...: one sentence.
+        ValueError: an unknown field, a value out of its range, ...: one line.
     """
     grid = {name: _listed(f"grid[{name!r}]", values) for name, values in _fields("grid", grid).items()}
     random = _fields("random", random)
@@ -109,10 +104,8 @@ def _check_samples(random: Mapping[str, Distribution], samples: Any, search_seed
         raise ValueError(f"samples={samples!r}, but there is nothing to draw; give random={{field: distribution}}")
     if not random:
         return
-    if not _is_whole(samples, at_least=1):
-        raise ValueError(f"samples={samples!r}; with random it must be an integer >= 1")
-    if not _is_whole(search_seed, at_least=0):
-        raise ValueError(f"search_seed={search_seed!r}; it must be an integer >= 0")
+    check_integer("samples", samples, 1)
+    check_integer("search_seed", search_seed, 0)
 
 
 def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed: int) -> list[dict[str, Any]]:
@@ -168,7 +161,3 @@ def _between(name: str, low: Any, high: Any, at_least: float = -math.inf) -> str
         zero = "0 < " if at_least == 0 else ""
         raise ValueError(f"{text}; it must have two finite numbers, {zero}low < high")
     return text
-
-
-def _is_whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_kl.config import nearest
+from envs.validation import suggest
 from marl_kl.core import algorithms
 from marl_kl.training import toml_file
 from marl_kl.training.search import DISTRIBUTIONS, Distribution
@@ -36,7 +36,7 @@ _TABLES = ("env_options", "grid", "random", "config")
 
 
 class SweepFile(NamedTuple):
-    """What a file says.
+    """The content of such a file.
 
     Attributes:
         env: the environment's name. env_options: its options.
@@ -56,7 +56,7 @@ def read(path: Path) -> SweepFile:
     """Reads a sweep file.
 
     Raises:
-        ValueError: it is no TOML, lacks `env` or `algorithm`, or has a key that nobody reads; one sentence.
+        ValueError: it is no TOML, lacks `env` or `algorithm`, or has an unknown key; one line.
         OSError: it cannot be opened.
     """
     content = toml_file.read(path, _OPTIONS, _TABLES)
@@ -80,7 +80,7 @@ def _distribution(field: str, written: Any) -> Distribution:
         )
     ((name, arguments),) = written.items()
     if name not in DISTRIBUTIONS:
-        raise ValueError(f"random.{field}: unknown distribution {name!r}; {nearest(name, DISTRIBUTIONS)}")
+        raise ValueError(f"random.{field}: unknown distribution {name!r}; {suggest(name, DISTRIBUTIONS)}")
     if name != "choice" and len(arguments) != 2:
         raise ValueError(f"random.{field}: {name} is {arguments!r}; it must be [low, high]")
     return DISTRIBUTIONS[name](*arguments)

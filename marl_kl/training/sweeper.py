@@ -1,7 +1,7 @@
-"""`sweep`: many settings, many seeds, one compiled program per combination of static settings.
+"""`sweep`: many settings, many seeds, one compiled program per combination of static fields.
 
-The numbers of a config (`Config.traced_fields`) and the seeds are one batched axis, settings x seeds, spread over the devices
-as the seeds of a single run are. Settings that change shapes or branches make programs of their own.
+The traced fields of a config (`Config.traced_fields`) and the seeds are one batched axis, settings x seeds, sharded over
+the devices as the seeds of a single run are. Settings that change shapes or branches need their own programs.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from envs.base import Env
+from envs.validation import check_integer
 from marl_kl import devices
 from marl_kl.analysis import sweep_tables
 from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.core.trainer import make_train
 from marl_kl.results import SweepResult, Timing
-from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import checkpoints, run_folder, shards, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.training import outcomes, shards
-from marl_kl.training.host_loop import check_env, seed_numbers
+from marl_kl.storage.shards import Shard, Trial
 from marl_kl.training.loggers import Logger, chosen_loggers
 from marl_kl.training.programs import Programs
 from marl_kl.training.progress import Progress
+from marl_kl.training.runner import check_env, seed_numbers
 from marl_kl.training.search import Distribution, make_settings
-from marl_kl.training.shards import Piece, Run
+from marl_kl.training.shard_loop import ShardLoop
 from marl_kl.training.sweep_logs import SweepLogs
 
 _SHARE_OF_MEMORY = 0.8
-"""What part of the free memory the runs may take; the rest is for what XLA's account leaves out."""
+"""The fraction of the free memory that the runs may take; the rest is for what XLA's account leaves out."""
 
 
 def sweep(
@@ -57,9 +57,9 @@ def sweep(
     loggers: Sequence[str | Logger] = (),
     **fields,
 ) -> SweepResult:
-    """Trains every seed at every setting, side by side, as far as memory holds them.
+    """Trains every seed at every setting, as many in parallel as the memory holds.
 
-    A run of a sweep is the run that `train` makes of its setting and seed, up to rounding, with the same evaluations.
+    Up to rounding, a trial is the run that `train` makes of its setting and seed, with the same evaluations.
 
     Args:
         env: from `envs.make`, or your own.
@@ -71,28 +71,28 @@ def sweep(
         search_seed: seed of the draws.
         seeds: how many per setting (0, 1, ...), or which.
         out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
-            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (what is done, stored
-            every `save_interval` updates, and in the end the last and the best teams of all runs, for
-            `marl_kl.load(out, setting=k)`); None keeps nothing on disk.
-        resume: go on with the sweep in `out`: what is done is not trained again, and the results are bit for bit those
-            of a sweep that never stopped (same versions, same devices); if there is no sweep yet, begin it. Only how
-            often it looks and saves (`chunk_updates`, `save_interval`, `checkpoints_kept`) may be another than before.
+            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (checkpoints of the
+            shards, every `save_interval` updates; at the end the last and the best learners of all trials, for
+            `marl_kl.load(out, setting=k)`); None stores nothing.
+        resume: resume the sweep in `out`: nothing is trained twice, and the results are bit for bit those of a sweep
+            that never stopped (same versions, same devices); if there is no sweep yet, start it. Only
+            `chunk_updates`, `save_interval` and `checkpoints_kept` may differ from before.
         config: what is not swept; the defaults of the algorithm's config class if None.
-        runs_at_once: settings x seeds that run side by side, at most; None: as many as the free memory holds.
+        runs_at_once: at most so many trials (settings x seeds) run in parallel; None: as many as the free memory holds.
         progress: "auto", "plain" or "none".
-        loggers: where the numbers go while it runs, as for `train`: every setting and seed is a stream of its own, in
-            the group of the sweep. What they write to a folder goes to `setting<k>/seed<s>` in `out`. With `out`, its
-            `log.jsonl`, one for all runs, is always written.
+        loggers: further destinations of the metrics during the sweep, as for `train`: every setting and seed has its
+            own stream, in the group of the sweep; files go to `setting<k>/seed<s>` in `out`. With `out`, its
+            `log.jsonl`, one for all trials, is always written.
         **fields: config fields by name; they override `config`.
 
     Returns:
         Metrics and evaluation episodes of all settings and seeds. A run that meets a non-finite number keeps its last
-        finite parameters and is named in `failures`; the others go on.
+        finite parameters and is listed in `failures`; the others continue.
 
     Raises:
-        ValueError: bad input, named in one sentence, before anything is compiled.
+        ValueError: bad input, reported in one line before anything is compiled.
         RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
-        MemoryError: not even the pieces that the runs are cut into fit into the devices' memory.
+        MemoryError: not even the smallest shard fits into the devices' memory.
     """
     check_env(env)
     entry = algorithms.get(algorithm)
@@ -100,15 +100,16 @@ def sweep(
     settings = make_settings(config, fields, grid, random, samples, search_seed)
     make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
     seeds = seed_numbers(seeds)
-    _check_runs_at_once(runs_at_once)
+    if runs_at_once is not None:
+        check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
     swept = (env, algorithm, settings, seeds, runs_at_once, show)
     if out is None:
         if resume:
-            raise ValueError("resume=True needs out, the folder of the sweep that is to go on")
+            raise ValueError("resume=True needs out, the folder of the sweep to resume")
         name = f"{env.spec.name}-{algorithm}"
         with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
-            result = _Sweep(*swept, logs, _Store()).result()
+            result = _Sweep(*swept, logs).result()
         show.table(result)
         return result
     document = run_folder.record(
@@ -120,59 +121,39 @@ def sweep(
         settings=[setting.fields for setting in settings],
         runs_at_once=runs_at_once,
     )  # fmt: skip
-    is_known = resume and run_folder.holds_run(out, run_folder.SWEEP)
-    with run_folder.lock_folder(out, None if is_known else document, run_folder.SWEEP) as out:
-        if is_known:
-            _go_on(out, document)
+    is_resumed = resume and run_folder.holds_run(out, run_folder.SWEEP)
+    with run_folder.lock_folder(out, None if is_resumed else document, run_folder.SWEEP) as out:
+        if is_resumed:
+            _resume(out, document)
         fingerprint = run_folder.fingerprint(document)
-        own = run_folder.stable_id(out, fingerprint, run_folder.SWEEP)
-        with SweepLogs(loggers, env.spec, algorithm, out.absolute().name, own, out) as logs:
-            return _completed(_Sweep(*swept, logs, _Store(out, fingerprint)))
+        run_id = run_folder.stable_id(out, fingerprint, run_folder.SWEEP)
+        with (
+            SweepLogs(loggers, env.spec, algorithm, out.absolute().name, run_id, out) as logs,
+            run_folder.status_recorded(out, run_folder.SWEEP) as status,
+        ):
+            result = _Sweep(*swept, logs, out, fingerprint).result()
+            status |= {"failures": result.failures, "timing": result.timing}
+            sweep_tables.write(result)
+    show.table(result)
+    return result
 
 
-def _go_on(out: Path, document: Mapping[str, Any]) -> None:
-    """Refuses a folder with another sweep or without its pieces, and notes that this one goes on.
+def _resume(out: Path, document: Mapping[str, Any]) -> None:
+    """Refuses a folder with another sweep or without its shards, and records that this one resumes.
 
     Args:
         out: a folder with a `sweep.json`.
         document: the `run_folder.record` of this call.
     """
-    stored = run_folder.read_record(out, run_folder.SWEEP).document
-    other = run_folder.first_mismatch(*map(run_folder.fingerprint, (stored, document)))
-    if other:
-        raise run_folder.RunFolderError(f"out={str(out)!r} holds another sweep: {other}")
+    stored = run_folder.same_record(out, document, run_folder.SWEEP)
     if (out / "table.csv").exists() and not (out / shards.FOLDER).exists():
-        raise run_folder.RunFolderError(f"there are no pieces in {str(out)!r}, only its table.csv")
+        raise run_folder.RunFolderError(f"there is no folder {shards.FOLDER!r} in {str(out)!r}, only table.csv")
     if stored["status"] != "finished":
-        run_folder.warn_of_other_hardware(stored, document)
         run_folder.record_resume(out, document, None, run_folder.SWEEP)
 
 
-def _completed(sweeper: _Sweep) -> SweepResult:
-    """The result, on disk as well, with a true status beside it."""
-    out, status, failures, timing = sweeper.store.out, "failed", (), None
-    try:
-        result = sweeper.result()
-        failures, timing = result.failures, result.timing
-        sweep_tables.write(result)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        run_folder.set_status(out, status, failures, run_folder.SWEEP, timing)
-    sweeper.show.table(result)
-    return result
-
-
-def _check_runs_at_once(runs_at_once: int | None) -> None:
-    is_count = isinstance(runs_at_once, (int, np.integer)) and not isinstance(runs_at_once, bool) and runs_at_once >= 1
-    if runs_at_once is not None and not is_count:
-        raise ValueError(f"runs_at_once={runs_at_once!r}; it must be an integer >= 1, or None for what memory holds")
-
-
 class _Show:
-    """What a sweep says: a bar per piece, a line where runs are cut into pieces, the table at the end."""
+    """What a sweep prints: a progress bar per shard, a line if there are several shards, the table at the end."""
 
     def __init__(self, mode: str):
         Progress(total_updates=1, env_steps_per_update=1, num_seeds=1, mode=mode)  # refuses an unknown mode
@@ -182,13 +163,13 @@ class _Show:
         if self.mode != "none":
             Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
-    def progress(self, configs: Sequence[Config], update: int) -> Progress:
-        """Of runs that have made `update` updates."""
-        budgets = {getattr(config, "kl_budget", None) for config in configs}
+    def progress(self, shard: Shard, update: int) -> Progress:
+        """Of a shard that has made `update` updates."""
+        budgets = {getattr(trial.config, "kl_budget", None) for trial in shard.trials}
         progress = Progress(
-            total_updates=configs[0].num_updates,
-            env_steps_per_update=configs[0].batch_size,
-            num_seeds=len(configs),
+            total_updates=shard.config.num_updates,
+            env_steps_per_update=shard.config.batch_size,
+            num_seeds=len(shard.trials),
             kl_budget=budgets.pop() if len(budgets) == 1 else None,
             mode=self.mode,
         )
@@ -200,111 +181,96 @@ class _Show:
             sweep_tables.show(result)
 
 
-class _Store:
-    """Where a sweep keeps what is done: nowhere, or in its folder.
+class _Sweep:
+    """A sweep while it runs: program by program, shard by shard.
 
-    How many runs a program takes is noted before the first of them is trained: what free memory would allow next time
-    may be another number, and with other neighbours a run is the same only up to rounding.
+    The number of trials per shard is recorded before the first of them is trained: the free memory may allow another
+    one next time, and in another program a trial is the same only up to rounding.
     """
 
-    def __init__(self, out: Path | None = None, fingerprint: Mapping[str, Any] | None = None):
-        self.out, self._identity = out, fingerprint or {}
-        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
-
-    def size(self, program: int) -> int | None:
-        """How many runs the program takes; None if that is open. Programs count from 1."""
-        return self._sizes.get(str(program))
-
-    def note_size(self, program: int, size: int) -> None:
-        """From now on it takes so many."""
-        self._sizes[str(program)] = size
-        if self.out is not None:
-            run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
-
-    def pieces(self, program: int, runs: list[Run], size: int) -> list[Piece]:
-        """See `shards.cut`."""
-        return shards.cut(self.out, program, runs, size, self._identity)
-
-
-class _Sweep:
-    """A sweep while it runs: group by group of settings with the same program, piece by piece of what fits."""
-
-    def __init__(self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs, store: _Store):
+    def __init__(
+        self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs,
+        out: Path | None = None, fingerprint: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
-        self.runs_at_once, self.show, self.logs, self.store = runs_at_once, show, logs, store
+        self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
+        self.out, self.fingerprint = out, fingerprint or {}
+        # program -> trials per shard
+        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
         self._compiling = 0.0
         self._timing = Timing(0.0, 0.0, 0.0)
 
     def result(self) -> SweepResult:
-        found: list[tuple[Piece, Snapshot]] = []
-        programs = shards.programs([setting.config for setting in self.settings], self.seeds)
-        for number, runs in enumerate(programs, 1):
-            if len(programs) > 1:
-                self.show.line(f"program {number} of {len(programs)}: {len(runs)} runs")
-            found += self._trained(number, runs)
-        return outcomes.result(
-            self.env.spec, self.algorithm, self.settings, self.seeds, found, self._timing, self.store.out
+        results: list[tuple[Shard, Snapshot]] = []
+        groups = shards.group_by_program([setting.config for setting in self.settings], self.seeds)
+        for number, trials in enumerate(groups, 1):
+            if len(groups) > 1:
+                self.show.line(f"program {number} of {len(groups)}: {len(trials)} runs")
+            results += self._trained(number, trials)
+        return sweep_results.combine(
+            self.env.spec, self.algorithm, self.settings, self.seeds, results, self._timing, self.out
         )
 
-    def _trained(self, number: int, runs: list[Run]) -> list[tuple[Piece, Snapshot]]:
-        """The pieces of program `number`, at their end."""
-        size = self.store.size(number)
-        programs = self._fitting(runs) if size is None else self._programs(runs, size)
+    def _trained(self, number: int, trials: list[Trial]) -> list[tuple[Shard, Snapshot]]:
+        """The shards of program `number`, at their end."""
+        size = self._sizes.get(str(number))
+        programs = self._fitting(trials) if size is None else self._programs(trials, size)
         if size is None:
-            self.store.note_size(number, programs.num_runs)
-        parts = self.store.pieces(number, runs, programs.num_runs)
-        stored = [part.stored() for part in parts]
-        is_done = [part.is_complete(now) for part, now in zip(parts, stored)]
-        if size is not None and not all(is_done):
-            done = sum(part.num_wanted for part, done in zip(parts, is_done) if done)
-            self.show.line(f"going on: {done} of {len(runs)} runs are done")
+            self._sizes[str(number)] = programs.num_runs
+            if self.out is not None:
+                run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
+        of_program = shards.cut(self.out, number, trials, programs.num_runs, self.fingerprint)
+        snapshots = [shard.load() for shard in of_program]
+        complete = [shard.is_complete(snapshot) for shard, snapshot in zip(of_program, snapshots)]
+        if size is not None and not all(complete):
+            done = sum(len(shard.trials) for shard, is_complete in zip(of_program, complete) if is_complete)
+            self.show.line(f"resuming: {done} of {len(trials)} runs are finished")
             self._compiled(programs)
             self._refuse_too_large(programs, _size_as_before(programs))
-        return [(part, self._finished(part, programs, now)) for part, now in zip(parts, stored)]
+        return [(shard, self._finished(shard, programs, now)) for shard, now in zip(of_program, snapshots)]
 
-    def _finished(self, part: Piece, programs: Programs, now: Snapshot) -> Snapshot:
-        """The piece at its end; the seconds of compiling are those of the first piece trained."""
-        with self.logs.of(part.wanted) as follow:
-            if now.evaluation is not None:
-                follow(now)
-            if not part.is_complete(now):
-                timing = now.timing._replace(compile=now.timing.compile + self._compiling)
+    def _finished(self, shard: Shard, programs: Programs, now: Snapshot) -> Snapshot:
+        """The shard at its end; the time of compiling counts to the first shard that is trained."""
+        with self.logs.follow(shard) as follow:
+            follow(now)
+            if not shard.is_complete(now):
+                now = now._replace(timing=now.timing._replace(compile=now.timing.compile + self._compiling))
                 self._compiling = 0.0
-                display = self.show.progress([run.config for run in part.wanted], now.update)
+                display = self.show.progress(shard, now.update)
                 with display, devices.out_of_memory_as_one_line(*_size_of(programs)):
-                    now = part.trained(programs, now._replace(timing=timing), follow, display)
+                    now = ShardLoop(shard, programs, now, display, follow).run()
         self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
-        return now._replace(state={}, best=None)  # all the teams of a sweep are on disk, if anywhere
+        return now._replace(state={}, best=None)  # the learners of a sweep are on disk, if anywhere
 
-    def _fitting(self, runs: list[Run]) -> Programs:
-        """Compiled programs for as many of `runs` at once as memory holds, in pieces of equal size."""
-        programs = self._cut_up(runs, self.runs_at_once or len(runs))
+    def _fitting(self, trials: list[Trial]) -> Programs:
+        """Compiled programs for as many of `trials` at once as memory holds, in shards of equal size."""
+        programs = self._cut_up(trials, self.runs_at_once or len(trials))
         # by the states alone, before the compiler is asked for a program that cannot fit
-        programs = self._cut(runs, programs, programs.state_bytes)
+        programs = self._cut(trials, programs, programs.state_bytes)
         programs = self._compiled(programs)
-        cut = self._cut(runs, programs, programs.bytes_per_run)
+        cut = self._cut(trials, programs, programs.bytes_per_run)
         programs = programs if cut is programs else self._compiled(cut)
         self._refuse_too_large(programs, _size_of(programs))
-        if programs.num_runs < len(runs):
-            count = math.ceil(len(runs) / programs.num_runs)
+        if programs.num_runs < len(trials):
+            count = math.ceil(len(trials) / programs.num_runs)
             need = f"{programs.bytes_per_run / 2**20:,.1f} MiB a run"
             limit = f"{_free_text(programs)} free" if self.runs_at_once is None else f"runs_at_once={self.runs_at_once}"
-            self.show.line(f"{len(runs)} runs in {count} pieces of {programs.num_runs} ({need}, {limit})")
+            self.show.line(f"{len(trials)} runs in {count} shards of {programs.num_runs} ({need}, {limit})")
         return programs
 
-    def _cut(self, runs: list[Run], programs: Programs, bytes_per_run: float) -> Programs:
+    def _cut(self, trials: list[Trial], programs: Programs, bytes_per_run: float) -> Programs:
         """Programs for fewer runs, if `programs` needs more memory than there is."""
         free = devices.free_bytes(programs.mesh)
         if free is None or bytes_per_run * programs.num_runs <= _SHARE_OF_MEMORY * free:
             return programs
-        fitting = self._cut_up(runs, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
+        fitting = self._cut_up(trials, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
         return fitting if fitting.num_runs < programs.num_runs else programs
 
-    def _cut_up(self, runs: list[Run], at_most: int) -> Programs:
-        return self._programs(runs, piece_size(len(runs), at_most, len(jax.local_devices())))
+    def _cut_up(self, trials: list[Trial], at_most: int) -> Programs:
+        return self._programs(trials, shard_size(len(trials), at_most, len(jax.local_devices())))
 
-    def _programs(self, runs: list[Run], size: int) -> Programs:
-        return Programs(self.env, self.algorithm, runs[0].config, size)
+    def _programs(self, trials: list[Trial], size: int) -> Programs:
+        return Programs(self.env, self.algorithm, trials[0].config, size)
 
     def _compiled(self, programs: Programs) -> Programs:
         self.show.line(f"compiling {programs.num_runs} runs at once")
@@ -318,11 +284,11 @@ class _Sweep:
         devices.refuse_too_large(programs.bytes_per_run * programs.num_runs, programs.mesh, *what_and_advice)
 
 
-def piece_size(num_runs: int, at_most: int, num_devices: int) -> int:
-    """Runs per piece when `num_runs` are cut into as few equal pieces of `at_most` as will do.
+def shard_size(num_runs: int, at_most: int, num_devices: int) -> int:
+    """Trials per shard, when `num_runs` are cut into as few equal shards of `at_most` as possible.
 
-    From one run per device on, a whole number per device, so that no device idles (a piece may then be filled up with
-    runs that do not count, `at_most` permitting).
+    If there is at least one per device, a multiple of the number of devices, so that no device idles (then a shard may
+    be padded, `at_most` permitting).
     """
     at_most = min(at_most, num_runs)
     size = math.ceil(num_runs / math.ceil(num_runs / at_most))
@@ -341,10 +307,10 @@ def _size_of(programs: Programs) -> tuple[str, str]:
 
 
 def _size_as_before(programs: Programs) -> tuple[str, str]:
-    """The same of a sweep that goes on: what shared a program with a run is part of its bits."""
+    """The same of a resumed sweep, whose shards must stay as they are, for the same bits."""
     what = f"training {programs.num_runs} runs at once, as this sweep has begun,"
     smaller = f" with runs_at_once below {programs.num_runs}" * (programs.num_runs > 1)
-    return what, f"go on where there is more memory, or begin the sweep in another folder{smaller}"
+    return what, f"resume it where there is more memory, or start it in another folder{smaller}"
 
 
 def _free_text(programs: Programs) -> str:

@@ -1,22 +1,23 @@
-"""What the TOML files of runs and of sweeps have in common: an environment, an algorithm, options, tables; and the
-writing of TOML, which Python only reads.
+"""What the TOML files of runs and sweeps have in common: an environment, an algorithm, options, tables; and lines of
+TOML with comments, which tomli-w does not write.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_kl.config import nearest
+import tomli_w
+
+from envs.validation import suggest
 from marl_kl.core import algorithms
 from marl_kl.storage.files import first_line
 
 
 class Content(NamedTuple):
-    """What such a file says.
+    """The content of such a file.
 
     Attributes:
         env: the environment's name. algorithm: the algorithm's, a known one.
@@ -35,11 +36,11 @@ def read(path: Path, options: Collection[str], tables: Collection[str]) -> Conte
 
     Args:
         path: the file.
-        options: the keys that it may have besides `env` and `algorithm`.
+        options: the keys that it may have in addition to `env` and `algorithm`.
         tables: the tables that it may have.
 
     Raises:
-        ValueError: it is no TOML, lacks `env` or `algorithm`, or has a key that nobody reads; one sentence.
+        ValueError: it is no TOML, lacks `env` or `algorithm`, or has an unknown key; one line.
         OSError: it cannot be opened.
     """
     try:
@@ -51,7 +52,7 @@ def read(path: Path, options: Collection[str], tables: Collection[str]) -> Conte
     known = ("env", "algorithm", *options, *tables)
     for key in content:
         if key not in known:
-            raise ValueError(f"{path}: unknown key {key!r}; {nearest(key, known)}")
+            raise ValueError(f"{path}: unknown key {key!r}; {suggest(key, known)}")
     for key in ("env", "algorithm"):
         if not isinstance(content.get(key), str):
             raise ValueError(f"{path}: {key} must be there, and be a name in quotes")
@@ -77,23 +78,16 @@ def text(values: Mapping[str, Any], comments: Mapping[str, str] | None = None) -
 
 
 def _value(value: Any) -> str:
-    if hasattr(value, "tolist"):  # arrays and numbers of numpy and jax
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
         value = value.tolist()
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, str):
-        return f'"{"".join(map(_character, value))}"'
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        # tomli-w writes one item per line, which leaves no place for a comment
         return f"[{', '.join(map(_value, value))}]"
-    raise ValueError(f"{value!r} cannot be written to a TOML file; it must be a number, a text, or a list of these")
-
-
-def _character(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    is_control = ord(character) < 0x20 or ord(character) == 0x7F
-    return f"\\u{ord(character):04x}" if is_control else character
+    try:
+        if isinstance(value, Mapping):
+            raise TypeError
+        return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
+    except TypeError:
+        raise ValueError(
+            f"{value!r} cannot be written to a TOML file; it must be a number, a text, or a list of these"
+        ) from None

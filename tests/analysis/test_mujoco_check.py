@@ -233,7 +233,7 @@ _BAD = {
     "evaluate {run} --in brax": "invalid choice: 'brax'",
     "evaluate {game} --in mujoco": "env 'bilinear' is not a body",
     "evaluate {own}": "envs.make cannot make the environment 'counting'",
-    "evaluate {other}": "has changed: env.episode_length is 31 counterpart and 30 here",
+    "evaluate {other}": "has changed: env.episode_length is 31 there and 30 here",
 }
 
 

@@ -20,10 +20,9 @@ from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import WATCHED, Evaluation, Failure, SweepFailure, Timing
-from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
+from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_runs
+from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.training import shards
-from marl_kl.training import stored_sweeps as sweep_folders
 from tests.support import synthetic
 from tests.support.stored_runs import spec, store
 
@@ -43,7 +42,7 @@ def run(out, env_spec=None, failures=(), status="finished", **changes):
 def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
     """A sweep of eight settings whose returns rise with their index; its first `done` settings alone, or all, are done.
 
-    Each setting is a piece; its runs are the synthetic ones, whose failures are told by the metric `nonfinite`.
+    Each setting is a shard; its runs are the synthetic ones, whose failures are told by the metric `nonfinite`.
     """
     env_spec = synthetic.spec() if env_spec is None else env_spec
     fields = [{"kl_budget": 0.01 * (k + 1), "hidden_sizes": [8 + k]} for k in range(8)]
@@ -53,9 +52,9 @@ def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
     with run_folder.lock_folder(out, document, run_folder.SWEEP):
         record = run_folder.read_record(out, run_folder.SWEEP)
         fingerprint = run_folder.fingerprint(record.document)
-        for k, runs in enumerate(shards.programs([config.replace(**one) for one in fields], seeds)[:done]):
-            (piece,) = shards.cut(out, k + 1, runs, len(seeds), fingerprint)
-            checkpoints.save(piece.folder, _snapshot(k, seeds, failures), piece._identity, keep=1)
+        for k, runs in enumerate(shards.group_by_program([config.replace(**one) for one in fields], seeds)[:done]):
+            (shard,) = shards.cut(out, k + 1, runs, len(seeds), fingerprint)
+            checkpoints.save(shard.folder, _snapshot(k, seeds, failures), shard.fingerprint, keep=1)
         result = sweep_folders.read(out)
         if done is None:
             sweep_tables.write(result)
@@ -64,7 +63,7 @@ def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
 
 
 def _snapshot(k, seeds, failures):
-    """A complete piece of setting k; every piece took the same seconds."""
+    """A complete shard of setting k; every shard took the same seconds."""
     generator = np.random.default_rng(k)
     of_run = synthetic.result(num_seeds=len(seeds), num_updates=20)
     metrics = {name: values for name, values in of_run.metrics.items() if name != "episode_return"}

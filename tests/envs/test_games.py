@@ -191,7 +191,7 @@ def test_continuous_payoffs_are_unclipped(name):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("matrix_game", {"steps": 0}, "steps=0; it must be an integer of at least 1"),
+        ("matrix_game", {"steps": 0}, "steps=0; it must be an integer >= 1"),
         ("bilinear", {"steps": 1.5}, "steps=1.5; it must be an integer"),
         ("two_peaks", {"steps": -1}, "steps=-1; it must be an integer"),
         ("matrix_game", {"num_agents": 0}, "num_agents=0; it must be"),
@@ -209,7 +209,7 @@ def test_continuous_payoffs_are_unclipped(name):
         ("matrix_game", {"payoff": np.zeros((2, 2, 3)), "per_agent": True}, "one reward for each of 2 agents"),
         ("matrix_game", {"per_agent": True}, "needs a payoff"),
         ("digits", {"digits_of": ()}, r"digits_of=\(\); it must be a number of digits per agent"),
-        ("digits", {"digits_of": (2, 0)}, "digits_of=0; it must be an integer of at least 1"),
+        ("digits", {"digits_of": (2, 0)}, "digits_of=0; it must be an integer >= 1"),
         ("digits", {"digits_of": (20, 20)}, "sum of digits_of=40 with num_choices=3 is a payoff of 3\\^40 entries"),
         ("digits", {"payoff": np.zeros((2, 2))}, r"shape \[2, 2\]; for digits_of=\(2, 1\) it must have 3 axes"),
         ("digits", {"payoff": np.zeros((2, 2, 3)), "num_choices": 2}, "digits of other sizes than num_choices=2"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from marl_kl.cli.ctrl_c import end_on_second_interrupt
-from marl_kl.results import Evaluation, Failure, Timing
+from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage import checkpoints
 from marl_kl.storage.best import Best
 from marl_kl.storage.checkpoints import Snapshot
@@ -55,7 +55,7 @@ def _snapshot(update, **state):
         checkpoints.flatten_tree(_state(**state)),
         {"kl": generator.normal(size=(3, update, 2)).astype(np.float32), "return": generator.normal(size=(3, update))},
         evaluation,
-        (Failure(5, 1, "value"),),
+        (SweepFailure(0, 5, 1, "value"),),
         Timing(0.1 + 0.2, 3.0, 4.0),
         Best(
             np.array([0, update, 3]),
@@ -214,7 +214,7 @@ def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypa
 @pytest.mark.parametrize("moment", range(9))
 def test_a_kill_while_a_checkpoint_is_replaced_leaves_it_or_its_successor(tmp_path, monkeypatch, moment, again):
     """The steps are the manifest, the old checkpoint's spare name, the new one's name, the spare one's removal; killed
-    there once more by the process that goes on, and with no other checkpoint to fall back on."""
+    there once more by the process that resumes, and with no other checkpoint to fall back on."""
     _save(tmp_path, 3, keep=1)
     assert _killed_at(monkeypatch, tmp_path, moment, keep=1, value=4.0) == (moment < 8)
     found = checkpoints.load(tmp_path, RUN).state["actors.Dense_0.kernel"].max()
@@ -227,7 +227,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_leaves_it_or_its_successor(tmp_pa
 
 
 def test_a_spare_one_counts_as_one_of_its_update(tmp_path):
-    """What a kill between the two renames leaves, when the run goes on."""
+    """What a kill between the two renames leaves, when the run is resumed."""
     for update in (1, 2):
         _save(tmp_path, update, keep=3)
     stored = tmp_path / "checkpoints"

@@ -12,8 +12,8 @@ from marl_kl.analysis import sweep_tables as sweep_tables
 from marl_kl.cli import main, report
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_folder, run_tables
+from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.run_folder import RunFolderError
-from marl_kl.training import stored_sweeps as sweep_folders
 from tests.analysis.test_report import sweep
 from tests.support import random_run
 

@@ -20,8 +20,7 @@ import envs
 import marl_kl
 from marl_kl.cli import main
 from marl_kl.core import algorithms
-from marl_kl.training import host_loop, presets, run_file, sweeper, toml_file
-from marl_kl.training import sweep_file as sweep_file
+from marl_kl.training import presets, run_file, runner, sweep_file, sweeper, toml_file
 from tests.support import synthetic
 
 PROFILE = settings(
@@ -135,7 +134,7 @@ def nothing_is_trained():
     def interrupted(_):
         raise KeyboardInterrupt
 
-    patch.setattr(host_loop, "_completed", lambda run: synthetic.result())
+    patch.setattr(runner._Run, "result", lambda *_: synthetic.result())
     patch.setattr(sweeper._Sweep, "result", interrupted)
     patch.setattr(marl_kl, "train", lambda *arguments, **options: train(*arguments, **{**options, "out": None}))
     patch.setattr(marl_kl, "sweep", lambda *arguments, **options: sweep(*arguments, **{**options, "out": None}))

@@ -23,9 +23,10 @@ def test_metrics_read_back_exactly_by_pandas(tmp_path):
     env_steps = np.arange(1, 8) * 10**12
     run_tables.write_metrics(tmp_path, result.spec.agents, (4, 9), env_steps, metrics)
     frame = pd.read_csv(tmp_path / "metrics.csv")
-    assert list(frame["seed"]) == [4] * 7 + [9] * 7
-    assert list(frame["update"]) == [*range(1, 8)] * 2
-    assert list(frame["env_steps"]) == [*env_steps] * 2
+    assert list(frame["seed"]) == [4, 9] * 7
+    assert list(frame["update"]) == [update for update in range(1, 8) for _ in range(2)]
+    assert list(frame["env_steps"]) == [steps for steps in env_steps for _ in range(2)]
+    frame = frame.sort_values(["seed", "update"])
     for name, values in metrics.items():
         columns = [name] if values.ndim == 2 else [f"{name}[{agent}]" for agent in result.spec.agents]
         read = frame[columns].to_numpy().reshape(values.shape)

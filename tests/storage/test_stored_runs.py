@@ -10,7 +10,7 @@ from marl_kl.storage import stored_runs
 from marl_kl.storage.files import RunFolderError
 from tests.support.counting_env import counting_env
 from tests.support.stored_runs import store
-from tests.training.test_host_loop import SMALL
+from tests.training.test_runner import SMALL
 
 
 @pytest.fixture(scope="module")

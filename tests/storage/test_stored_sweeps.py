@@ -1,4 +1,4 @@
-"""A setting of a stored sweep is as good as a run: loaded, evaluated, shown, compared; or one sentence why not."""
+"""A setting of a stored sweep is loaded, evaluated, shown and compared as a run, or refused in one line."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ import pytest
 import envs
 import marl_kl
 from marl_kl.cli import main
+from marl_kl.core import evaluation
 from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import RunFolderError
-from marl_kl.training import stored_sweeps as sweep_folders
 from tests.support.stored_runs import store
-from tests.training.test_host_loop import SMALL
+from tests.training.test_runner import SMALL
 from tests.training.test_sweeps import assert_same_up_to_rounding
 
 FILE = """
@@ -45,7 +46,7 @@ UPDATES, EVALUATED = 7, [0, 2, 4, 6, 7]
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """Two pieces of three runs, so that the seeds of a setting are in one piece or in two."""
+    """Two shards of three runs, so that the seeds of a setting are in one shard or in two."""
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "file.toml").write_text(FILE)
     words = ["sweep", str(folder / "file.toml"), "--out", str(folder / "sweep"), "--progress", "none"]
@@ -69,7 +70,7 @@ def _trained(tmp_path, setting=1):
 
 
 def test_a_setting_is_the_run_that_train_makes(copy, tmp_path):
-    """TracedFields, evaluations on the way, last and best teams, up to rounding."""
+    """Metrics, evaluations on the way, last and best teams, up to rounding."""
     single = _trained(tmp_path)
     setting = sweep_folders.read(copy).setting(1)
     assert (setting.spec, setting.algorithm, setting.config, setting.seeds) == (
@@ -94,12 +95,12 @@ def test_a_setting_is_the_run_that_train_makes(copy, tmp_path):
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_teams_that_were_evaluated_are_those_that_were_saved(out, which, setting):
     result, run = sweep_folders.read(out), marl_kl.load(out, which, setting=setting)
-    evaluation = result.evaluations[setting]
+    episodes = result.evaluations[setting]
     updates = [run.update_of(seed) for seed in run.seeds]
     again = evaluation.evaluate_again(_env(), run.config, run.seeds, updates, run.learner)
     places = [EVALUATED.index(update) for update in updates]
-    np.testing.assert_array_equal(again.episode_return, evaluation.episode_return[np.arange(2), places])
-    means = evaluation.episode_return.mean(-1)
+    np.testing.assert_array_equal(again.episode_return, episodes.episode_return[np.arange(2), places])
+    means = episodes.episode_return.mean(-1)
     assert places == ([4, 4] if which == "last" else means.argmax(1).tolist())
     # a budget of its own, so a team of its own
     others = [marl_kl.load(out, which, setting=other).learner for other in {0, 1, 2} - {setting}]
@@ -122,7 +123,7 @@ def test_policies_of_a_setting(out):
 
 
 def test_what_was_stored_is_what_was_returned(copy, capsys):
-    """A finished sweep that is asked to go on returns its result; `read` has the same, bit for bit."""
+    """A finished sweep that is resumed returns its result; `read` has the same, bit for bit."""
     returned = marl_kl.sweep(
         _env(), "hatrpo_w", grid={"kl_budget": [0.02, 0.08, 0.3]}, seeds=[4, 7], runs_at_once=3, out=copy, resume=True,
         progress="none", total_env_steps=224, chunk_updates=3, eval_interval=2, **SMALL,
@@ -173,7 +174,7 @@ def test_compared_settings_are_methods(copy, tmp_path):
     assert comparison.notes == marl_kl.compare([copy, tmp_path / "run"], bootstrap=20).notes
 
 
-def _lose_a_piece(out):
+def _lose_a_shard(out):
     shutil.rmtree(out / "pieces" / "1-2")
     run_folder.set_status(out, "interrupted", name=run_folder.SWEEP)
 
@@ -189,13 +190,17 @@ def _stored_by_an_older_version(out):
 @pytest.mark.parametrize(
     "damage, setting, message",
     [
-        (None, None, "holds a sweep; say which of its settings, 0 to 2, is meant"),
+        (None, None, "holds a sweep; name one of its settings, 0 to 2"),
         (None, 3, "setting=3; the sweep in '.*' has settings 0 to 2"),
         (None, -1, "setting=-1; the sweep in"),
         (None, "a", "setting='a'; the sweep in"),
-        (_lose_a_piece, 1, "setting 1 of the sweep in '.*' is not finished: go on with the sweep"),
-        (_stored_by_an_older_version, 0, "has kept no teams, only numbers: an older version made it"),
-        (lambda out: shutil.rmtree(out / "pieces"), 0, "there are no pieces in '.*', and so no teams"),
+        (_lose_a_shard, 1, "setting 1 of the sweep in '.*' is not finished: resume the sweep"),
+        (_stored_by_an_older_version, 0, "was stored without learners, by an older version"),
+        (
+            lambda out: shutil.rmtree(out / "pieces"),
+            0,
+            "there is no folder 'pieces' in '.*': of this sweep only tables",
+        ),
     ],
 )
 def test_what_has_no_teams_is_one_sentence(copy, damage, setting, message):
@@ -215,8 +220,8 @@ def test_a_run_has_no_settings(tmp_path):
 
 
 def test_a_sweep_that_stopped_shows_what_is_there(copy, capsys):
-    """Setting 1 has a seed in each piece: of one there is nothing now."""
-    _lose_a_piece(copy)
+    """Setting 1 has a seed in each shard: one of them is lost."""
+    _lose_a_shard(copy)
     assert main.main(["show", str(copy)]) == 0
     text = capsys.readouterr().out
     assert "status       interrupted" in text and "3 of 6 runs are finished" in text

@@ -30,7 +30,7 @@ CONFIG = {
 
 
 GRID = {"kl_budget": (0.02, 0.08, 0.3)}
-"""Of the sweep: in pieces of two runs, the second one filled up."""
+"""Of the sweep: two shards of two trials, the second one padded."""
 
 
 def train(out, **options):
@@ -47,11 +47,11 @@ def sweep(out, **options):
 
 
 def assert_same_sweep(out, reference):
-    """The same tables and stream, byte for byte, and every piece's numbers and teams, bit for bit."""
+    """The same tables and stream, byte for byte, and every shard's results and learners, bit for bit."""
     for table in ("table.csv", "curves.csv", "log.jsonl"):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
-    for piece in sorted((Path(reference) / "pieces").iterdir()):
-        found, wanted = (checkpoints.load(Path(folder) / "pieces" / piece.name) for folder in (out, reference))
+    for shard in sorted((Path(reference) / "pieces").iterdir()):
+        found, wanted = (checkpoints.load(Path(folder) / "pieces" / shard.name) for folder in (out, reference))
         assert found.extent == wanted.extent
         for name, values in wanted.metrics.items():
             np.testing.assert_array_equal(found.metrics[name], values, err_msg=name)
@@ -79,7 +79,7 @@ def _assert_same_teams(found, wanted):
 
 
 KINDS = {"run": (train, assert_same_run), "sweep": (sweep, assert_same_sweep)}
-"""What can be killed: how it begins or goes on, and what must hold at its end."""
+"""What can be killed: how it is started or resumed, and what must hold at its end."""
 
 
 def as_here():
@@ -96,28 +96,28 @@ def as_here():
 def be_killed(kind, out, kill, seed, updates=UPDATES, environment=None):
     """One victim: `kill` is "inside" (by itself, at a random rename) or "outside"; returns what became of it."""
     command = [sys.executable, "-m", "tests.support.kills", "--victim", kind, str(out), kill, str(seed), str(updates)]
-    before = _last_update(out)
+    before = last_update(out)
     victim = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
-    while kill == "outside" and victim.poll() is None and _last_update(out) == before:
+    while kill == "outside" and victim.poll() is None and last_update(out) == before:
         time.sleep(0.01)
     if kill == "outside":
         time.sleep(random.Random(seed).uniform(0, 0.3))
         victim.kill()
     code = victim.wait(timeout=300)
-    return f"{kill:<7} at update {_last_update(out):>3} {'killed' if code == -signal.SIGKILL else f'exit code {code}'}"
+    return f"{kill:<7} at update {last_update(out):>3} {'killed' if code == -signal.SIGKILL else f'exit code {code}'}"
 
 
-def _last_update(out):
-    """Of the newest checkpoint, by its name, pieces of a sweep added up; 0 if there is none."""
-    newest = {}
-    for entry in Path(out).glob("**/checkpoints/[0-9]*"):
-        newest[entry.parent] = max(int(entry.name.removesuffix("~")), newest.get(entry.parent, 0))
-    return sum(newest.values())
+def last_update(out):
+    """Of the newest checkpoint, by its name, shards of a sweep added up; 0 if there is none."""
+    # nothing below these folders is looked at: the victim may be removing it
+    folders = [Path(out) / "checkpoints", *Path(out).glob("pieces/*/checkpoints")]
+    names = [[entry.name.removesuffix("~") for entry in folder.iterdir()] for folder in folders if folder.is_dir()]
+    return sum(max((int(name) for name in of_folder if name.isdigit()), default=0) for of_folder in names)
 
 
 def _be_victim(kind, out, kill, seed, updates):
     if kill == "inside":
-        _die_at_rename(random.Random(seed).randrange(5, 40))
+        _die_at_rename(random.Random(seed).randrange(3, 20))
     KINDS[kind][0](out, resume=True, total_env_steps=32 * updates)
 
 

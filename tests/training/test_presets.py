@@ -103,7 +103,7 @@ def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("train ant_4x2 --preset papre", "unknown preset 'papre'; did you mean 'paper'?"),
+        ("train ant_4x2 --preset papre", "unknown preset 'papre'; did you mean paper"),
         ("train ant_4x2 --preset mine", "unknown preset 'mine'; known: paper, quick"),
         ("train ant_8x1 --preset paper", "preset 'paper' has nothing for 'ant_8x1'; it has ant_4x2, halfcheetah_2x3"),
         ("train matrix_game --preset quick", "preset 'quick' has nothing for 'matrix_game'; it has ant_2x4"),

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from marl_kl.devices import MemoryInUse
-from marl_kl.training.progress import Progress
+from marl_kl.training.progress import Progress, _Bar
 
 
 class _Clock:
@@ -78,7 +78,8 @@ def test_the_live_display_stays_readable_whatever_the_number_of_seeds(num_seeds)
     progress, output = _progress(num_seeds=num_seeds, memory=lambda: MemoryInUse(2**33))
     progress.advance(10, _metrics(returns=returns))
     output.seek(output.truncate(0))
-    progress._console.print(progress._panel())
+    console = Console(file=output, width=80)
+    console.print(_Bar(progress).get_renderable())
     text = output.getvalue()
     assert len(text.splitlines()) == (3 if num_seeds > 1 else 2) and all(len(line) <= 80 for line in text.splitlines())
     assert all(fact in text for fact in ("KL/budget 75 %", "accepted 75 %", "memory 8.0 GiB", "10/40 updates"))
@@ -149,7 +150,7 @@ def test_a_resumed_run_counts_only_what_it_does_itself():
     progress.start_at(30)
     with progress:
         progress.phase("training")
-        assert "continuing at update 30 of 40" in output.getvalue() and np.isnan(progress.steps_per_second)
+        assert "resuming at update 30 of 40" in output.getvalue() and np.isnan(progress.steps_per_second)
         clock.now += 20
         progress.advance(5, _metrics())
         assert progress.steps_per_second == 5 * 1000 * 4 / 20 and progress.seconds_left == 20

@@ -12,7 +12,8 @@ import marl_kl
 from marl_kl.cli import main
 from marl_kl.core import algorithms
 from marl_kl.storage import run_folder
-from marl_kl.training import host_loop, run_file, toml_file
+from marl_kl.training import run_file, toml_file
+from marl_kl.training.programs import Programs
 from tests.support import synthetic
 from tests.support.counting_env import counting_env
 
@@ -83,7 +84,7 @@ def stopped_at_once(monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(host_loop._Run, "compile", stop)
+    monkeypatch.setattr(Programs, "compile", stop)
 
 
 def test_the_file_that_a_run_leaves_is_the_same_run_again(stopped_at_once, tmp_path):
@@ -145,17 +146,17 @@ _HEAD = 'env = "matrix_game"\nalgorithm = "hatrpo_w"\n'
 
 _BAD = {
     "env = ": "is not a TOML file",
-    _HEAD.replace("env", "evn"): "unknown key 'evn'; did you mean 'env'?",
+    _HEAD.replace("env", "evn"): "unknown key 'evn'; did you mean env",
     'env = "matrix_game"': "algorithm must be there",
     _HEAD.replace("hatrpo_w", "hatrpo_v"): "unknown algorithm 'hatrpo_v'; did you mean hatrpo",
     _HEAD.replace("game", "gme"): "unknown env 'matrix_gme'",
-    _HEAD + "sedes = 3": "unknown key 'sedes'; did you mean 'seeds'?",
+    _HEAD + "sedes = 3": "unknown key 'sedes'; did you mean seeds",
     _HEAD + 'seeds = "four"': "seeds='four'; it must be a number of seeds",
     _HEAD + "seeds = 1.5": "seeds=1.5; it must be",
     _HEAD + "env_options = 3": "env_options must be a table, written [env_options]",
     _HEAD + "[env_options]\ncolour = 1": "unknown option 'colour'",
     _HEAD + "[grid]\ngamma = [0.9]": "unknown key 'grid'",
-    _HEAD + "[config]\nkl_bugdet = 0.1": "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl",
+    _HEAD + "[config]\nkl_bugdet = 0.1": "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean kl",
     _HEAD + '[config]\ngamma = "0.9"': "gamma='0.9'; it must be a number",
     _HEAD + "[config]\nnum_envs = 2.5": "num_envs=2.5; it must be an integer",
     _HEAD + '[config]\nnum_envs = "4"': "num_envs='4'; it must be an integer",

@@ -19,7 +19,7 @@ from marl_kl.analysis.sweep_tables import finished_runs
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
 from marl_kl.storage import run_folder, run_tables, stored_runs
-from marl_kl.training import stored_sweeps as sweep_folders
+from marl_kl.storage import stored_sweeps as sweep_folders
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")

@@ -24,9 +24,8 @@ from marl_kl.analysis.report import report_figures
 from marl_kl.analysis.text_tables import percent_text
 from marl_kl.config import Config
 from marl_kl.results import SweepResult, TrainResult, what_failed
-from marl_kl.storage import run_folder, stored_runs
+from marl_kl.storage import run_folder, stored_runs, stored_sweeps
 from marl_kl.storage.files import write_file
-from marl_kl.training import stored_sweeps
 
 NAME = "report.html"
 _DRAWN_SETTINGS = 3

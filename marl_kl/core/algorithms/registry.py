@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from envs.validation import suggest
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.core.algorithms import hatrpo, ppo_family
 from marl_kl.core.metrics import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
@@ -74,7 +74,5 @@ def get(name: str | AlgorithmSpec) -> AlgorithmSpec:
         return name
     spec = _ALGORITHMS.get(name)
     if spec is None:
-        near = difflib.get_close_matches(name, _ALGORITHMS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_ALGORITHMS)}"
-        raise ValueError(f"unknown algorithm {name!r}; {hint}")
+        raise ValueError(f"unknown algorithm {name!r}; {suggest(name, _ALGORITHMS)}")
     return spec

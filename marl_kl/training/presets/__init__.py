@@ -14,14 +14,15 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_kl.config import Config, nearest
+from envs.validation import suggest
+from marl_kl.config import Config
 from marl_kl.core import algorithms
 
 _FOLDER = Path(__file__).parent
 
 
 class Preset(NamedTuple):
-    """What a preset's file says.
+    """The content of a preset's file.
 
     Attributes:
         name: what users type. about: one line. source: where its numbers are from.
@@ -49,7 +50,7 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Preset:
     """The preset called `name`; ValueError with those that exist if there is none."""
     if name not in names():
-        raise ValueError(f"unknown preset {name!r}; {nearest(name, names())}")
+        raise ValueError(f"unknown preset {name!r}; {suggest(name, names())}")
     content = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
     about, source, scenarios = (content.pop(key) for key in ("about", "source", "scenarios"))
     return Preset(name, about, source, content, scenarios)

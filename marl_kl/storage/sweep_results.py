@@ -1,4 +1,4 @@
-"""What the pieces of a sweep leave, laid side by side: one result of settings x seeds, finished or on the way."""
+"""The results of a sweep's shards combined into one, settings x seeds, whether they are finished or not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 
 from envs.base import EnvSpec
 from marl_kl.config import Config
-from marl_kl.results import Evaluation, SweepFailure, SweepResult, Timing, first_nonfinite
+from marl_kl.results import Evaluation, SweepResult, Timing
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.training.search import Setting
-from marl_kl.training.shards import Piece, without_nonfinite
+from marl_kl.storage.shards import Setting, Shard
 
 
 class _Outcome(NamedTuple):
-    """Of one run: metrics name -> [update, ...], `nonfinite` among them; evaluations [K, episode], None: not yet."""
+    """Of one trial: metrics name -> [update, ...]; evaluations [K, episode], None before the first one."""
 
     metrics: Mapping[str, np.ndarray]
     evaluation: Evaluation | None
@@ -31,29 +30,31 @@ class _Outcome(NamedTuple):
 _NOTHING = _Outcome({}, None)
 
 
-def result(
+def combine(
     spec: EnvSpec,
     algorithm: str,
     settings: Sequence[Setting],
     seeds: tuple[int, ...],
-    found: Iterable[tuple[Piece, Snapshot]],
+    results: Iterable[tuple[Shard, Snapshot]],
     timing: Timing,
     out: Path | None,
 ) -> SweepResult:
-    """The sweep, as far as its pieces have come.
+    """The sweep, as far as its shards have come.
 
     Args:
         spec, algorithm, settings, seeds: what is swept.
-        found: pieces, and where they stand; their runs may lack any.
+        results: shards and their snapshots; shards that have not begun may be missing.
         timing, out: of the result.
     """
+    results = list(results)
     outcomes = {
-        (run.setting, run.seed): outcome
-        for piece, now in found
-        for run, outcome in zip(piece.wanted, _one_by_one(now, piece.num_wanted))
+        (trial.setting, trial.seed): _outcome(now, index)
+        for shard, now in results
+        for index, trial in enumerate(shard.trials)
     }
     table = [[outcomes.get((k, seed), _NOTHING) for seed in seeds] for k in range(len(settings))]
     configs = [setting.config for setting in settings]
+    failures = (failure for _, now in results for failure in now.failures)
     return SweepResult(
         spec=spec,
         algorithm=algorithm,
@@ -63,42 +64,33 @@ def result(
         env_steps=_env_steps(configs, table),
         metrics=_metrics(table),
         evaluations=tuple(map(_evaluation, configs, table)),
-        failures=tuple(
-            SweepFailure(k, seed, *first)
-            for k, row in enumerate(table)
-            for seed, outcome in zip(seeds, row)
-            if outcome.metrics and (first := first_nonfinite(outcome.metrics["nonfinite"])) is not None
-        ),
+        failures=tuple(sorted(failures, key=lambda failure: (failure.setting, seeds.index(failure.seed)))),
         timing=timing,
         out=out,
     )
 
 
-def _one_by_one(now: Snapshot, num_runs: int) -> list[_Outcome]:
-    """What each run of a piece has so far."""
-    return [
-        _Outcome({name: values[i] for name, values in now.metrics.items()}, _evaluation_of(now.evaluation, i))
-        for i in range(num_runs)
-    ]
-
-
-def _evaluation_of(evaluation: Evaluation | None, run: int) -> Evaluation | None:
-    if evaluation is None:
-        return None
-    return evaluation._replace(
-        episode_return=evaluation.episode_return[run], episode_length=evaluation.episode_length[run]
+def _outcome(now: Snapshot, index: int) -> _Outcome:
+    """Of one trial of a shard."""
+    evaluation = now.evaluation
+    return _Outcome(
+        {name: values[index] for name, values in now.metrics.items()},
+        evaluation
+        and evaluation._replace(
+            episode_return=evaluation.episode_return[index], episode_length=evaluation.episode_length[index]
+        ),
     )
 
 
 def _metrics(table: Sequence[Sequence[_Outcome]]) -> dict[str, np.ndarray]:
-    """name -> [setting, seed, update, ...]; shorter runs end in NaN. `nonfinite` is left out: `failures` say it."""
+    """name -> [setting, seed, update, ...]; shorter runs end in NaN."""
     runs = [outcome for row in table for outcome in row]
     longest = max(runs, key=lambda outcome: outcome.num_updates)
-    together = {}
-    for name, values in without_nonfinite(longest.metrics).items():
-        stacked = np.stack([_lengthened(run.metrics.get(name, values[:0]), len(values)) for run in runs])
-        together[name] = stacked.reshape(len(table), -1, *stacked.shape[1:])
-    return together
+    stacked = {}
+    for name, values in longest.metrics.items():
+        values = np.stack([_lengthened(run.metrics.get(name, values[:0]), len(values)) for run in runs])
+        stacked[name] = values.reshape(len(table), -1, *values.shape[1:])
+    return stacked
 
 
 def _evaluation(config: Config, row: Sequence[_Outcome]) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 import envs
 import marl_kl
+from marl_kl import devices
 from marl_kl.cli import main
 from marl_kl.core import evaluation
 from marl_kl.core.policies import make_actor
@@ -20,7 +22,7 @@ from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import make_train
 from marl_kl.results import TEAM_METRICS
 from marl_kl.storage import loading
-from marl_kl.training import host_loop
+from marl_kl.training.programs import Programs
 from tests.support.counting_env import counting_env
 from tests.support.faults import stopped
 
@@ -134,47 +136,41 @@ def test_the_best_teams_are_those_that_were_evaluated_best(finished):
         marl_kl.load(out, which="worst")
 
 
-class StopHere(KeyboardInterrupt):
-    pass
-
-
 def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
-    """Ctrl-C in the third chunk, while the state's memory belongs to the chunk."""
-    original = host_loop._Run._advance
-    calls = []
+    """Ctrl-C in the third chunk waits for its end, since the state's memory belongs to the chunk."""
+    original, calls = Programs.chunk, []
 
-    def interrupted(run, n):
-        calls.append(n)
+    def interrupted(*arguments):
+        calls.append(1)
         if len(calls) == 3:
-            run.programs.chunk(run.traced_fields, run.state, n)
-            raise StopHere
-        original(run, n)
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
 
-    monkeypatch.setattr(host_loop._Run, "_advance", interrupted)
-    with pytest.raises(StopHere):
+    monkeypatch.setattr(Programs, "chunk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         train(counting_env(), total_env_steps=320, chunk_updates=2, out=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
-    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 4
-    assert marl_kl.load(tmp_path / "run").update == 4
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 6
+    assert marl_kl.load(tmp_path / "run").update == 6
 
 
 def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
     """Before the first update if XLA's account says so, and from the command line as well."""
     what = r"training seeds=2 at once with num_envs=4, rollout_length=8"
     with monkeypatch.context() as patch:
-        patch.setattr(host_loop.devices, "free_bytes", lambda mesh: 1)
-        patch.setattr(host_loop._Run, "_advance", never_compile)
+        patch.setattr(devices, "free_bytes", lambda mesh: 1)
+        patch.setattr(Programs, "chunk", never_compile)
         with pytest.raises(
-            MemoryError, match=f"{what} needs about 0.0 GiB of memory, of which 0.0 GiB are free; fewer"
+            MemoryError, match=f"{what} needs about 0.0 GiB of memory, of which 0.0 GiB are free; reduce any"
         ):
             train(counting_env(), seeds=2, total_env_steps=320)
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it")
-    monkeypatch.setattr(host_loop._Run, "compile", stopped(None, error, 1, "before"))
+    monkeypatch.setattr(Programs, "compile", stopped(None, error, 1, "before"))
     words = f"train matrix_game --seeds 2 --num-envs 4 --rollout-length 8 --progress none --out {tmp_path / 'run'}"
     assert main.main(words.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("marl-kl: training seeds=2 at once") and "does not fit into the device's" in said
-    assert said.count("\n") == 1 and json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    printed = capsys.readouterr().err
+    assert printed.startswith("marl-kl: training seeds=2 at once") and "does not fit into the device's" in printed
+    assert printed.count("\n") == 1 and json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
 def never_compile(*_):
@@ -196,13 +192,13 @@ def never_compile(*_):
         ({"activation": "sine"}, "activation='sine'; it must be a string and one of tanh"),
         ({"hidden_sizes": (8, 0)}, r"hidden_sizes=\(8, 0\)"),
         ({"critic_minibatches": 3}, "critic_minibatches=3 does not divide the batch"),
-        ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean 'kl_budget'?"),
+        ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean kl_budget"),
         ({"config": marl_kl.Config(**SMALL)}, "needs a TrustRegionConfig"),
         ({"progress": "loud"}, "progress='loud'"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_compiles(options, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(ValueError, match=message) as caught:
         train(counting_env(), out=tmp_path / "run", **options)
     assert "\n" not in str(caught.value)
@@ -215,7 +211,7 @@ def test_an_environment_name_is_not_an_environment():
 
 
 def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(host_loop._Run, "compile", never_compile)
+    monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(FileExistsError, match="already holds another run"):
         train(counting_env(), out=finished[0])
 

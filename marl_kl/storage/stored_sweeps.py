@@ -1,4 +1,4 @@
-"""Sweeps back from their folders: their numbers, and the teams of one setting as those of a run."""
+"""Stored sweeps: their results, and the learners of one setting as those of a run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marl_kl.results import Evaluation, Failure, SweepResult, Timing
-from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
+from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_runs, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.files import RunFolderError, one_line_error
-from marl_kl.training import outcomes, shards
-from marl_kl.training.search import Setting
-from marl_kl.training.shards import Piece
+from marl_kl.storage.shards import Setting, Shard
 
 
-class Teams(NamedTuple):
-    """What the seeds of one setting learned.
+class Learners(NamedTuple):
+    """The learners of one setting's seeds.
 
     Attributes:
         record: the sweep's, with the config and the failures of the setting.
         learner: flat (`checkpoints.flatten_tree`): leaves [seed, ...], in the order of `record.seeds`.
-        updates: [seed] updates made by each team that is here.
-        source: what messages call the origin.
+        updates: [seed] updates made by each of these learners.
+        source: the origin, for messages.
     """
 
     record: run_folder.RunRecord
@@ -36,7 +34,7 @@ class Teams(NamedTuple):
 
 
 def folder_of(path: str | os.PathLike, setting: int) -> Path:
-    """Where in a sweep's folder the files of one setting are, if it has any."""
+    """The folder of one setting's files in a sweep's folder, if it has any."""
     return Path(path) / f"setting{setting}"
 
 
@@ -60,73 +58,72 @@ def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRec
     settings = _settings(Path(path), record)
     last = len(settings) - 1
     if setting is None:
-        raise ValueError(f"{str(path)!r} holds a sweep; say which of its settings, 0 to {last}, is meant")
+        raise ValueError(f"{str(path)!r} holds a sweep; name one of its settings, 0 to {last}")
     if isinstance(setting, bool) or setting not in range(len(settings)):
         raise ValueError(f"setting={setting!r}; the sweep in {str(path)!r} has settings 0 to {last}")
     failures = tuple(Failure(*failure[1:]) for failure in record.failures if failure.setting == setting)
     return record._replace(config=settings[setting].config, failures=failures)
 
 
-def teams(path: str | os.PathLike, setting: int, which: str) -> Teams:
-    """The teams of one setting of a sweep.
+def learners(path: str | os.PathLike, setting: int, which: str) -> Learners:
+    """The learners of one setting of a sweep.
 
     Args:
         path: the sweep's folder.
         setting: index of the setting.
-        which: "last", or "best": each seed's team as it was evaluated best.
+        which: "last", or "best": each seed's learner at its best evaluation.
 
     Raises:
         ValueError: as `record_of`.
-        RunFolderError: the setting is not finished, or the sweep was stored without teams.
+        RunFolderError: the setting is not finished, or the sweep was stored without learners.
     """
     record = record_of(path, setting)
     of_sweep = run_folder.read_record(path, run_folder.SWEEP)
     if of_sweep.status == "finished" and not (Path(path) / shards.FOLDER).exists():
-        raise RunFolderError(f"there are no pieces in {str(path)!r}, and so no teams, only its tables")
+        raise RunFolderError(
+            f"there is no folder {shards.FOLDER!r} in {str(path)!r}: of this sweep only tables are left"
+        )
     rows = {}
-    for piece in _pieces(Path(path), of_sweep):
-        of_setting = [(row, run.seed) for row, run in enumerate(piece.wanted) if run.setting == setting]
+    for shard in _shards(Path(path), of_sweep):
+        of_setting = [(row, trial.seed) for row, trial in enumerate(shard.trials) if trial.setting == setting]
         if of_setting:
-            now = piece.stored()
-            _refuse_without_teams(path, setting, piece, now)
-            rows |= {seed: _team(now, row, which) for row, seed in of_setting}
+            now = shard.load()
+            _refuse_without_learners(path, setting, shard, now)
+            rows |= {seed: _learner(now, row, which) for row, seed in of_setting}
     if set(rows) != set(record.seeds):
         raise _unfinished(path, setting)
     of_seeds = [rows[seed] for seed in record.seeds]
     learner = {name: np.stack([leaves[name] for leaves, _ in of_seeds]) for name in of_seeds[0][0]}
-    return Teams(record, learner, tuple(update for _, update in of_seeds), f"the sweep in {str(path)!r}")
+    return Learners(record, learner, tuple(update for _, update in of_seeds), f"the sweep in {str(path)!r}")
 
 
-def _team(now: Snapshot, row: int, which: str) -> tuple[dict[str, np.ndarray], int]:
+def _learner(now: Snapshot, row: int, which: str) -> tuple[dict[str, np.ndarray], int]:
     if which == "last":
         return {name: leaf[row] for name, leaf in checkpoints.subtree(now.state, "learner").items()}, now.update
     return {name: leaf[row] for name, leaf in now.best.learner.items()}, int(now.best.update[row])
 
 
-def _refuse_without_teams(path: str | os.PathLike, setting: int, piece: Piece, now: Snapshot) -> None:
-    if not piece.is_complete(now):
+def _refuse_without_learners(path: str | os.PathLike, setting: int, shard: Shard, now: Snapshot) -> None:
+    if not shard.is_complete(now):
         raise _unfinished(path, setting)
     if not checkpoints.subtree(now.state, "learner") or now.best is None:
         raise RunFolderError(
-            f"the sweep in {str(path)!r} has kept no teams, only numbers: an older version made it; to have them, "
-            "sweep again into another folder"
+            f"the sweep in {str(path)!r} was stored without learners, by an older version; to have them, sweep again "
+            "into another folder"
         )
 
 
 def _unfinished(path: str | os.PathLike, setting: int) -> RunFolderError:
     return RunFolderError(
-        f"setting {setting} of the sweep in {str(path)!r} is not finished: go on with the sweep to have its teams"
+        f"setting {setting} of the sweep in {str(path)!r} is not finished: resume the sweep to have its learners"
     )
 
 
-# TracedFields
-
-
 def read(out: str | os.PathLike) -> SweepResult:
-    """What `sweep` returned, or as far as it has come: what its pieces hold.
+    """The result of a sweep, finished or not, from its shards.
 
-    Where there are no pieces any more, what the tables of a finished sweep say: in place of single evaluation episodes
-    one of their mean, and of the metrics those of the team (none where there is no `curves.csv`).
+    Without the shards, from the tables of a finished sweep: one episode with the mean in the place of each
+    evaluation's episodes, and only the team's metrics (none without `curves.csv`).
 
     Raises:
         RunFolderError: no sweep there, a damaged one, or one of a newer format.
@@ -136,23 +133,23 @@ def read(out: str | os.PathLike) -> SweepResult:
     settings = _settings(out, record)
     if not (out / shards.FOLDER).exists() and (out / "table.csv").exists():
         return _from_tables(out, record, settings)
-    found = [(piece, piece.stored()) for piece in _pieces(out, record)]
-    spent = Timing(*np.sum([now.timing for _, now in found] or [[0.0] * 3], axis=0).tolist())
+    results = [(shard, shard.load()) for shard in _shards(out, record)]
+    spent = Timing(*np.sum([now.timing for _, now in results] or [[0.0] * 3], axis=0).tolist())
     timing = _timing(out, record.document) or spent
-    return outcomes.result(record.spec, record.algorithm, settings, record.seeds, found, timing, out)
+    return sweep_results.combine(record.spec, record.algorithm, settings, record.seeds, results, timing, out)
 
 
 def _settings(out: Path, record: run_folder.RunRecord) -> tuple[Setting, ...]:
-    found = []
+    settings = []
     for fields in record.document["settings"]:
         try:
             config = record.config.replace(**fields)
         except ValueError as error:
             raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: {error}") from error
-        found.append(Setting({name: getattr(config, name) for name in fields}, config))
-    if not found:
+        settings.append(Setting({name: getattr(config, name) for name in fields}, config))
+    if not settings:
         raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: it names no settings")
-    return tuple(found)
+    return tuple(settings)
 
 
 def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
@@ -165,16 +162,16 @@ def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
         raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
 
-def _pieces(out: Path, record: run_folder.RunRecord) -> list[Piece]:
-    """Of the programs that have begun: before that it is open how many runs a piece has."""
+def _shards(out: Path, record: run_folder.RunRecord) -> list[Shard]:
+    """Of the programs that have begun: before that, the size of their shards is open."""
     fingerprint = run_folder.fingerprint(record.document)
     sizes = record.document.get("sizes", {})
-    programs = shards.programs([setting.config for setting in _settings(out, record)], record.seeds)
+    groups = shards.group_by_program([setting.config for setting in _settings(out, record)], record.seeds)
     return [
-        piece
-        for number, runs in enumerate(programs, 1)
+        shard
+        for number, trials in enumerate(groups, 1)
         if str(number) in sizes
-        for piece in shards.cut(out, number, runs, sizes[str(number)], fingerprint)
+        for shard in shards.cut(out, number, trials, sizes[str(number)], fingerprint)
     ]
 
 
@@ -207,7 +204,7 @@ def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Settin
 
 
 def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """The returns and lengths of a sweep's table, [setting, seed, 1]; its rows stand in that order."""
+    """The returns and lengths of a sweep's table, [setting, seed, 1]; in the order of its rows."""
     with one_line_error("read", path):
         rows = list(csv.DictReader(path.read_text().splitlines()))
     try:
