@@ -39,8 +39,16 @@ def blocks(page, language):
             yield "\n" * text.count("\n", 0, match.start("code")) + match["code"]
 
 
+SLOW = ("docs/extending.md", "docs/runs.md", "docs/your_own_environment.md")
+"""Pages whose programs are compiled for them alone."""
+
+
 def with_blocks(language):
-    return [page for page in PAGES if any(blocks(page, language))]
+    return [page for page in sorted(PAGES) if any(blocks(page, language))]
+
+
+def maybe_slow(page):
+    return pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
 
 
 def made_small(function):
@@ -57,7 +65,7 @@ def made_small(function):
     return call
 
 
-@pytest.mark.parametrize("page", with_blocks("python"))
+@pytest.mark.parametrize("page", map(maybe_slow, with_blocks("python")))
 def test_python(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(marl_kl, "use_all_cpu_cores", lambda: None)  # jax is in use
