@@ -12,6 +12,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/RESULTS.md")
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
@@ -32,7 +33,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links as the site has them."""
+    """Links as the site has them; a bar in code, which tables of GitHub's Markdown need escaped, without its backslash."""
     source = next((name for name in (*PAGES, _name(page.file)) if _place(name) == page.file.src_uri), None)
     if source is None or page.file.src_uri.startswith("source/"):
         return markdown
@@ -43,6 +44,7 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         return posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
+    markdown = CODE.sub(lambda match: match[0].replace(r"\|", "|"), markdown)
     return LINK.sub(rewritten, markdown)
 
 
