@@ -65,12 +65,15 @@ def made_small(function):
     return call
 
 
-@pytest.mark.parametrize("page", map(maybe_slow, with_blocks("python")))
+@pytest.mark.parametrize("page", [maybe_slow(page) for page in with_blocks("python")])
 def test_python(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(marl_kl, "use_all_cpu_cores", lambda: None)  # jax is in use
     for name in ("train", "sweep"):
         monkeypatch.setattr(marl_kl, name, made_small(getattr(marl_kl, name)))
+    make_train = marl_kl.make_train
+    small = lambda env, algorithm, config: make_train(env, algorithm, config.replace(**SMALL))  # noqa: E731
+    monkeypatch.setattr(marl_kl, "make_train", small)
     names = {"__name__": "page"}
     for code in blocks(page, "python"):
         exec(compile(code, page, "exec"), names)
