@@ -1,4 +1,4 @@
-"""The bilinear game: do agents that step at the same time lower the reward, and agents that take turns raise it?
+"""The bilinear game: do simultaneous steps of the agents lower the reward, and sequential steps raise it?
 
 python -m experiments.bilinear --quick
 """
@@ -15,20 +15,20 @@ from matplotlib.figure import Figure
 import envs
 from experiments import exact_gaussians, stage_games, study
 from experiments.exact_gaussians import Team
-from experiments.study import HOLDS, NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments.intervals import proportion
+from experiments.study import Piece, Report, Results
+from experiments.styles import TRUST_REGION, label
 
 START = np.array([-0.25, 0.25])
 BATCH = 256
 SIMULTANEOUS = "simultaneous"
 KEYS = 16
-"""Of the random orders; the same for all starts, so that neighbours differ by where they are and not by chance."""
+"""Random orders; the same for all starts, so that neighbours differ by their position only."""
 ROUNDING = 1e-5
 """Falls of the reward that are smaller than this are rounding (float32)."""
 SHOWN = 1.0
 """Changes of the reward beyond this have one colour."""
-_LABELS = {SIMULTANEOUS: "at the same time, equal thresholds"} | {
-    m: f"in turns, {study.LABELS[m]}" for m in study.TRUST_REGION
-}
+_LABELS = {SIMULTANEOUS: "simultaneous, equal thresholds"} | {m: f"sequential, {label(m)}" for m in TRUST_REGION}
 
 
 class Size(NamedTuple):
@@ -42,8 +42,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size((1.0,), 3, 2, ("hatrpo",)),
-    "quick": Size((0.01, 0.1, 1.0), 41, 128, study.TRUST_REGION),
-    "full": Size((0.001, 0.01, 0.1, 1.0, 4.0), 201, 2000, study.TRUST_REGION),
+    "quick": Size((0.01, 0.1, 1.0), 41, 128, TRUST_REGION),
+    "full": Size((0.001, 0.01, 0.1, 1.0, 4.0), 201, 2000, TRUST_REGION),
 }
 
 
@@ -121,84 +121,34 @@ def step_by_samples(method: str, size: Size) -> study.Values:
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    rows = [
-        _paper_row(results, size),
-        _grid_row(results, size),
-        *(_sampled_row(results, size, m) for m in size.methods),
-    ]
-    figures = {
-        "change": (_figure(results, size), "Change of the expected reward by one exact update, by start; joint KL "
-                   f"budget {size.budgets[-1]:g}; colours end at ±{SHOWN:g}. Inside the lines the reward falls. "
-                   f"Cross: (-1/4, 1/4). HATRPO: mean over {KEYS} random orders, the same for all starts."),
-    }  # fmt: skip
-    return Report(rows, figures, _text(results, size))
-
-
-def _paper_row(results: Results, size: Size) -> Row:
-    together, turns = (results.pieces[f"exact-{m}"]["paper"][-1] for m in (SIMULTANEOUS, "hatrpo"))
-    start = START.prod()
-    verdict = HOLDS if together < start < turns else NOT_SEEN
-    return Row(
-        "From means (-1/4, 1/4), trust-region steps at the same time lower the reward and steps in turns raise it "
-        "(Kuba et al. 2022)",
-        f"{start:.4f} becomes {together:.4f} at the same time and {turns:.4f} in turns (joint KL budget "
-        f"{size.budgets[-1]:g})",
-        "exact",
-        verdict,
-        study.because(verdict, {HOLDS: "The second agent's gradient has the sign of the first one's new mean."}),
-    )
-
-
-def _grid_row(results: Results, size: Size) -> Row:
-    together = results.pieces[f"exact-{SIMULTANEOUS}"]["worse"]
-    turns = {m: results.pieces[f"exact-{m}"]["worse"] for m in size.methods}
-    most = max(share.max() for share in turns.values())
-    verdict = HOLDS if most == 0 < together.max() else PARTLY if most < together.max() else NOT_SEEN
-    shares = ", ".join(f"{100 * share:.1f} % at {budget:g}" for share, budget in zip(together, size.budgets))
-    reasons = {
-        HOLDS: "In turns, the line search tests the very reward that the team will get. At the same time the reward "
-        "falls from every start whose means have opposite signs, and sizes whose sum is below the step's length; short "
-        "steps leave a region finer than the grid.",
+    budgets = [f"joint KL budget {budget:g}" for budget in size.budgets]
+    exact = {method: results.pieces[f"exact-{method}"] for method in (SIMULTANEOUS, *size.methods)}
+    sampled = {m: results.pieces[f"sampled-{m}"]["value"] > START.prod() for m in size.methods}
+    tables = {
+        "reference": study.table(
+            ["update", *budgets],
+            [[_LABELS[m], *(f"{value:.4f}" for value in values["paper"])] for m, values in exact.items()],
+        ),
+        "worse": study.table(
+            ["update", *budgets],
+            [[_LABELS[m], *(f"{100 * share:.1f} %" for share in values["worse"])] for m, values in exact.items()],
+        ),
+        "sampled": study.table(
+            ["update", *budgets],
+            [[_LABELS[m], *(proportion(each).text(0, percent=True) for each in rises)] for m, rises in sampled.items()],
+        ),
     }
-    return Row(
-        "In turns no start is made worse, whoever shares out the budget; at the same time some are",
-        f"starts made worse at the same time: {shares}; in turns, all allocations and budgets: at most "
-        f"{100 * most:.1f} %",
-        "exact, grid of starts",
-        verdict,
-        study.because(verdict, reasons),
-    )
+    return Report(tables, {"change": _figure(exact, size)})
 
 
-def _sampled_row(results: Results, size: Size, method: str) -> Row:
-    rises = results.pieces[f"sampled-{method}"]["value"] > START.prod()
-    found = [study.proportion(of_budget) for of_budget in rises]
-    verdict = study.counted([study.judged(f, 0.9, 0.5) for f in found])
-    tried = f" Tried: {size.seeds} seeds of {BATCH} samples at each budget, from (-1/4, 1/4)."
-    reasons = {
-        PARTLY: "Gradients of samples: both slopes are only 1/4 at the start, and steps from a wrong sign are not "
-        "always made good by the factor." + tried,
-        NOT_SEEN: "Gradients of samples: both slopes are only 1/4 at the start, and the sign is often wrong." + tried,
-        HOLDS: f"{BATCH} samples tell the signs of both slopes.",
-    }
-    return Row(
-        f"The same from samples: {study.LABELS[method]} raises the reward in its first update (nine times in ten)",
-        "share of seeds: " + ", ".join(f"{f.number(0, True)} at {b:g}" for f, b in zip(found, size.budgets)),
-        "; ".join(f"{f.interval(0, True)} %" for f in found),
-        verdict,
-        study.because(verdict, reasons),
-    )
-
-
-def _figure(results: Results, size: Size) -> Figure:
-    shown = (SIMULTANEOUS, *size.methods)
-    figure = Figure(figsize=(2.4 * len(shown) + 1.1, 3.2), layout="constrained")
+def _figure(exact: dict, size: Size) -> Figure:
+    figure = Figure(figsize=(2.4 * len(exact) + 1.1, 3.2), layout="constrained")
     line = np.linspace(-2.0, 2.0, size.grid)
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, method in zip(panels, shown):
-        change = results.pieces[f"exact-{method}"]["change"][-1].reshape(size.grid, size.grid).T
-        image = axes.pcolormesh(line, line, change, cmap="PuOr_r", vmin=-SHOWN, vmax=SHOWN, shading="nearest",
-                                rasterized=True)  # fmt: skip
+    panels = figure.subplots(1, len(exact), sharey=True, squeeze=False)[0]
+    for axes, (method, values) in zip(panels, exact.items()):
+        change = values["change"][-1].reshape(size.grid, size.grid).T
+        options = {"cmap": "PuOr_r", "vmin": -SHOWN, "vmax": SHOWN, "shading": "nearest", "rasterized": True}
+        image = axes.pcolormesh(line, line, change, **options)
         if change.min() < -ROUNDING:
             axes.contour(line, line, change, levels=[-ROUNDING], colors="black", linewidths=1)
         axes.plot(*START, "x", color="white", markersize=8, markeredgewidth=3.4)
@@ -211,22 +161,7 @@ def _figure(results: Results, size: Size) -> Figure:
     return figure
 
 
-def _text(results: Results, size: Size) -> str:
-    return (
-        f"r = a1 a2, Gaussian policies of standard deviation 1, one update. Exact: a grid of {size.grid} x {size.grid} "
-        f"starts on [-2, 2]^2, each in {KEYS} random orders, a start made worse if it is so in one of them. Sampled: "
-        f"{size.seeds} seeds, batches of {BATCH}, the standard deviation may move too. Nothing is searched."
-    )
-
-
-STUDY = study.Study(
-    "bilinear",
-    "The bilinear game: turns against simultaneous steps",
-    "Do trust-region steps that all agents make at once lower the reward of r = a1 a2, and do steps in turns raise it, "
-    "whatever the allocation?",
-    pieces,
-    report,
-)
+STUDY = study.Study("bilinear", "The bilinear game: sequential against simultaneous steps", pieces, report)
 
 
 if __name__ == "__main__":

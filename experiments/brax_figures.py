@@ -1,4 +1,4 @@
-"""The pictures of `brax_suite`: curves, all bodies together, who beats whom, who is given the budget."""
+"""The figures of `brax_suite`: curves, all bodies together, probabilities of improvement, the allocation."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from experiments import study
-from experiments.brax_scores import Scores, overall
+from experiments import styles
+from experiments.brax_scores import Scores, beats, overall
 from experiments.study import Values
-from marl_kl.analysis.statistics import improvement_interval, performance_profile, probability_of_improvement
+from experiments.styles import ADAPTIVE, STYLES, TRUST_REGION, label
+from marl_kl.analysis.statistics import performance_profile
 
 ByScenario = Mapping[str, Mapping[str, Values]]
 """scenario -> method -> what `brax_suite.play` returns."""
 
 
 def curves(by_scenario: ByScenario, began: Mapping[str, float], methods: Sequence[str]) -> Figure:
-    """Left the trust-region methods, right the others beside HATRPO; dotted: untrained teams."""
+    """Left the trust-region methods, right the others with HATRPO; dotted: untrained policies."""
     groups = [
-        [m for m in methods if m in study.TRUST_REGION],
-        [m for m in methods if m not in study.ADAPTIVE],
+        [m for m in methods if m in TRUST_REGION],
+        [m for m in methods if m not in ADAPTIVE],
     ]
     figure = Figure(figsize=(8.6, 2.5 * len(by_scenario) + 0.9), layout="constrained")
     panels = figure.subplots(len(by_scenario), 2, squeeze=False, sharex="row", sharey="row")
@@ -31,15 +32,14 @@ def curves(by_scenario: ByScenario, began: Mapping[str, float], methods: Sequenc
             for method in group:
                 of_method = values[method]
                 known = np.isfinite(of_method["returns"]).all(axis=0)
-                study.curve(axes, of_method["env_steps"][known] / 1e3, of_method["returns"][:, known], method)
+                styles.curve(axes, of_method["env_steps"][known] / 1e3, of_method["returns"][:, known], method)
             axes.set_xlim(left=0)
-            study.strip(axes)
+            styles.clean(axes)
         line[0].set_title(scenario, fontsize=10, loc="left")
         line[0].set_ylabel("return")
     for axes in panels[-1]:
         axes.set_xlabel("env steps per seed (thousands)")
-    handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    styles.legend_below(figure, panels[0], 5, fontsize=9)
     return figure
 
 
@@ -50,12 +50,12 @@ def all_together(scores: Mapping[str, Scores], methods: Sequence[str]) -> Figure
     bars, profiles = figure.subplots(1, 2, width_ratios=(1, 1.25))
     found = {method: overall(each) for method, each in scores.items()}
     for place, (method, (middle, low, high)) in enumerate(found.items()):
-        colour = study.COLOURS[method]
+        colour = STYLES[method].colour
         hatch = None if method in methods else "////"
         bars.barh(place, high - low, left=low, height=0.5, facecolor=(colour, 0.35), edgecolor=(colour, 0.6),
                   hatch=hatch, linewidth=0)  # fmt: skip
         bars.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=2.5)
-    bars.set_yticks(range(len(scores)), [study.LABELS[method] for method in scores], fontsize=8.5)
+    bars.set_yticks(range(len(scores)), [label(method) for method in scores], fontsize=8.5)
     bars.invert_yaxis()
     bars.margins(x=0.06)
     bars.use_sticky_edges = False
@@ -65,12 +65,12 @@ def all_together(scores: Mapping[str, Scores], methods: Sequence[str]) -> Figure
     for method in methods:
         each = scores[method]
         profile = performance_profile(each.normalized, levels, each.scenario)
-        profiles.step(levels, 100 * profile, where="post", linewidth=1.6, **study.line_style(method))
+        profiles.step(levels, 100 * profile, where="post", linewidth=1.6, **styles.line_style(method))
     profiles.set_xlabel("level of the normalised final return")
     profiles.set_ylabel("runs above it (%)")
     profiles.legend(frameon=False, fontsize=7.5, ncols=2)
     for axes in (bars, profiles):
-        study.strip(axes)
+        styles.clean(axes)
     return figure
 
 
@@ -81,16 +81,13 @@ def improvement(scores: Mapping[str, Scores], methods: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     value = np.full((len(methods), len(methods)), np.nan)
     for row, column in np.argwhere(~np.eye(len(methods), dtype=bool)):
-        x, y = scores[methods[row]], scores[methods[column]]
-        pair = x.normalized, y.normalized, x.scenario, y.scenario
-        value[row, column] = probability_of_improvement(*pair)
-        low, high = improvement_interval(*pair)
+        value[row, column], low, high = beats(scores[methods[row]], scores[methods[column]])
         colour = "white" if abs(value[row, column] - 0.5) > 0.33 else "black"
         weight = "bold" if low > 0.5 or high < 0.5 else "normal"
         axes.text(column, row, f"{value[row, column]:.2f}", ha="center", va="center", fontsize=8.5, color=colour,
                   weight=weight)  # fmt: skip
     image = axes.imshow(value, cmap="PuOr_r", vmin=0, vmax=1)
-    names = [study.LABELS[method] for method in methods]
+    names = [label(method) for method in methods]
     axes.set_xticks(range(len(methods)), names, rotation=35, ha="right", fontsize=8.5)
     axes.set_yticks(range(len(methods)), names, fontsize=8.5)
     axes.tick_params(length=0)
@@ -100,9 +97,9 @@ def improvement(scores: Mapping[str, Scores], methods: Sequence[str]) -> Figure:
 
 
 def heat_maps(by_scenario: ByScenario, agents: Mapping[str, Sequence[str]], adaptive: Sequence[str]) -> Figure:
-    """Each agent's share of what is given over training, in equal shares; agents: the names of each scenario's.
+    """Each agent's share of the thresholds over training, in multiples of an equal share; agents: names by scenario.
 
-    HATRPO-G has a scale of its own in each scenario: its shares differ several times as much as the others'.
+    HATRPO-G has its own scale in each scenario: its shares differ several times as much as the others'.
     """
     heights = [0.9 + 0.11 * len(agents[scenario]) for scenario in by_scenario]
     figure = Figure(figsize=(3.0 * len(adaptive) + 1.2, sum(heights) + 1.0), layout="constrained")
@@ -120,7 +117,7 @@ def heat_maps(by_scenario: ByScenario, agents: Mapping[str, Sequence[str]], adap
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelsize=8.5)
-            title = f"{scenario}, {study.LABELS[method]}" if axes is line[0] else study.LABELS[method]
+            title = f"{scenario}, {label(method)}" if axes is line[0] else label(method)
             axes.set_title(title, fontsize=9, loc="left")
             bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=[1 - 0.8 * reach, 1, 1 + 0.8 * reach], format="%.2f")
             bar.ax.tick_params(labelsize=7.5)

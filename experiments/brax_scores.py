@@ -7,16 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.study import Estimate, Values
-from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+from experiments.intervals import Estimate
+from experiments.study import Values
+from marl_kl.analysis.statistics import (
+    bootstrap_interval,
+    improvement_interval,
+    interquartile_mean,
+    probability_of_improvement,
+)
 
 
 class Scores(NamedTuple):
     """Final returns of one method, all scenarios together.
 
     Attributes:
-        normalized: [R] on each scenario's scale: 0 is the mean return of the untrained sampling teams, 1 that of the
-            best run of all methods.
+        normalized: [R] on each scenario's scale: 0 is the mean return of untrained stochastic policies, 1 that of
+            the best run of all methods.
         scenario: [R] indices.
     """
 
@@ -29,7 +35,7 @@ def scored(by_scenario: Mapping[str, Mapping[str, Values]], began: Mapping[str, 
 
     Args:
         by_scenario: scenario -> method -> what `brax_suite.play` returns.
-        began: scenario -> return of untrained teams.
+        began: scenario -> return of untrained policies.
     """
     normalized, scenario = [], []
     for index, (name, values) in enumerate(by_scenario.items()):
@@ -45,6 +51,18 @@ def overall(scores: Scores) -> Estimate:
     return Estimate(float(interquartile_mean(scores.normalized)), *map(float, interval))
 
 
+def only(scores: Scores, scenario: int) -> Scores:
+    """Those of one scenario."""
+    chosen = scores.scenario == scenario
+    return Scores(scores.normalized[chosen], scores.scenario[chosen])
+
+
+def beats(x: Scores, y: Scores) -> Estimate:
+    """Probability that a run of X ends above one of Y, mean over scenarios."""
+    pair = x.normalized, y.normalized, x.scenario, y.scenario
+    return Estimate(float(probability_of_improvement(*pair)), *map(float, improvement_interval(*pair)))
+
+
 def pooled(first: Scores, second: Scores, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Estimate:
     """`statistic`(first [..., R], second [..., Q]) and its interval, runs resampled within method and scenario."""
     count = len(first.normalized)
@@ -58,8 +76,8 @@ def pooled(first: Scores, second: Scores, statistic: Callable[[np.ndarray, np.nd
 
 
 def variance_ratio(above: Scores, below: Scores) -> Estimate:
-    """Variance over seeds of `above` / that of `below`: the geometric mean over scenarios, so that each counts alike,
-    whatever the scale of its returns."""
+    """Variance over seeds of `above` / that of `below`: the geometric mean over scenarios, so that all have equal
+    weight, whatever the scale of their returns."""
 
     def ratio(x, y):
         logs = [np.log(np.maximum(_within(v, s.scenario), 1e-12)).mean(0) for v, s in ((x, above), (y, below))]

@@ -1,6 +1,6 @@
 """Every body, limbs coloured by agent: docs/bodies.png.
 
-PYTHONPATH=. python experiments/draw_bodies.py [--out docs/bodies.png] [SCENARIO ...]
+python -m experiments.draw_bodies [--out docs/bodies.png] [SCENARIO ...]
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each agent plays one Gaussian; the team's expected reward is a known function of all means and standard deviations. The
 surrogate of an agent, given those that have moved before it, is then exactly the gain in expected reward, and its KL
-and Fisher matrix are closed forms. What is left of the algorithms is the sharing out of the budget.
+and Fisher matrix are closed forms. What is left of the algorithms is the allocation of the budget.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def make_update(
         return jnp.where(usable, jnp.sqrt(2 * radius / jnp.where(usable, trial.slope, 1.0)), 0.0)
 
     def searched(team: Team, agent, trial: _Trial, radius) -> tuple[Team, jax.Array]:
-        """The longest step that keeps its promises, and its KL."""
+        """The longest step that the line search accepts, and its KL."""
         fractions = _BACKTRACK ** jnp.arange(_TRIES)
         full = scale(trial, radius)
         attempts = jax.vmap(lambda f: stepped(team, agent, f * full * trial.step))(fractions)

@@ -2,8 +2,8 @@
 
 python -m experiments.mixed_motives --quick
 
-Random games in which every agent has a reward of its own: two teams with opposed rewards, or a reward half of which is
-shared. There is no common return to raise; what is measured is how far the team ends from a Nash equilibrium.
+Random games in which every agent has its own reward: two teams with opposed rewards, or a reward half of which is
+shared. There is no common return to raise; what is measured is how far the agents end from a Nash equilibrium.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from experiments import stage_games, study
-from experiments.study import CONTRARY, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments import stage_games, study, styles
+from experiments.intervals import estimate
+from experiments.study import Piece, Report, Results
+from experiments.styles import TRUST_REGION, label
 
 NUM_AGENTS = 4
 NUM_ACTIONS = 3
 BATCH = 256
 BUDGETS = (0.04, 0.16, 0.64, 2.56)
-KINDS = ("two teams with opposed rewards", "half of the reward shared, half one's own")
+KINDS = ("two teams with opposed rewards", "half of the reward shared, half individual")
 
 
 class Size(NamedTuple):
@@ -35,9 +37,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "smoke": Size(study.TRUST_REGION[:2], 1, 2),
-    "quick": Size(study.TRUST_REGION, 24, 60),
-    "full": Size(study.TRUST_REGION, 200, 300),
+    "smoke": Size(TRUST_REGION[:2], 1, 2),
+    "quick": Size(TRUST_REGION, 24, 60),
+    "full": Size(TRUST_REGION, 200, 300),
 }
 
 
@@ -50,7 +52,7 @@ def pieces(size: str) -> list[Piece]:
     runs = len(KINDS) * len(BUDGETS) * chosen.games
     seconds = 12 + runs * chosen.updates / 800
     return [
-        Piece(method, seconds, settings | {"method": method}, lambda method=method: play_for_themselves(method, chosen))
+        Piece(method, seconds, settings | {"method": method}, lambda method=method: play(method, chosen))
         for method in chosen.methods
     ]
 
@@ -65,7 +67,7 @@ def payoff_of(kind: int, rng: np.random.Generator) -> np.ndarray:
     return 0.5 * shared + 0.5 * own
 
 
-def play_for_themselves(method: str, size: Size) -> study.Values:
+def play(method: str, size: Size) -> study.Values:
     """One method in all games, at all budgets.
 
     Returns:
@@ -109,85 +111,41 @@ def total_regret(probability: jax.Array, payoff: jax.Array) -> jax.Array:
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    adaptive = [method for method in size.methods if method in study.ADAPTIVE]
-    rows = [_row(results, size, method, kind) for kind in range(len(KINDS)) for method in adaptive]
-    figures = {
-        "regret": (_figure(results, size), "What all agents together could gain, each by deviating alone (0 in a Nash "
-                   f"equilibrium): mean over the last ten of {size.updates} updates and over {size.games} random games "
-                   "of each kind, with 95 % intervals."),
-    }  # fmt: skip
-    text = (
-        f"Settings: {NUM_AGENTS} agents with {NUM_ACTIONS} actions, {size.games} random games of each kind, the same "
-        f"for all, batches of {BATCH}, {size.updates} updates. *Regret* is what all agents together could gain, each "
-        "by deviating alone: the mean over the last ten updates. Nothing is searched."
-    )
-    return Report(rows, figures, text)
+    regret = {method: results.pieces[method]["regret"][..., 1] for method in size.methods}
+    rows = [
+        [kind, label(method), *(_cell(regret, method, index, budget) for budget in range(len(BUDGETS)))]
+        for index, kind in enumerate(KINDS)
+        for method in size.methods
+    ]
+    tables = {"regret": study.table(["games", "method", *(f"joint KL budget {b:g}" for b in BUDGETS)], rows)}
+    return Report(tables, {"regret": _figure(regret, size)})
 
 
-def _row(results: Results, size: Size, method: str, kind: int) -> Row:
-    own, equal = (results.pieces[name]["regret"][kind, ..., 1] for name in (method, "hatrpo"))
-    found = [study.estimate(o - e, np.mean) for o, e in zip(own, equal)]
-    verdict = study.counted([study.judged(study.Estimate(-f.value, -f.high, -f.low), 0.1, 0.0) for f in found])
-    unlike = (
-        "Who comes last may use all that others left: where the budget is large that is a long step, taken on samples "
-        "of policies that are gone."
-        if method == "hatrpo_g"
-        else "Opponents chase each other, so nothing comes to rest. Whoever has most to gain gets the budget, and "
-        "those who would answer cannot; equal shares let all move."
-        if kind == 0
-        else "Each agent climbs its own reward, and who has little to gain gets little budget to gain it with."
-    )
-    reasons = {
-        NOT_SEEN: "The budget decides who moves first and how far, not where to.",
-        CONTRARY: unlike,
-        MIXED: unlike + " At other budgets it is the other way round; see the numbers.",
-        PARTLY: "At some budgets only, or by less than that; see the numbers.",
-    }
-    tried = (
-        f" Tried: {len(BUDGETS)} budgets, {size.games} games, {size.updates} updates of {BATCH} samples, from nearly "
-        "uniform policies; random games of this kind only."
-    )
-    return Row(
-        f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {study.LABELS[method]} ends nearer to a Nash equilibrium than "
-        "equal shares (total regret at least 0.1 lower), at every budget",
-        "difference in regret: " + ", ".join(f"{f.value:+.2f} at {b:g}" for f, b in zip(found, BUDGETS))
-        + f" (equal shares: {', '.join(f'{e.mean():.2f}' for e in equal)})",
-        "; ".join(f.interval() for f in found),
-        verdict,
-        study.because(verdict, reasons) + tried,
-    )  # fmt: skip
+def _cell(regret: dict, method: str, kind: int, budget: int) -> str:
+    """HATRPO's regret, or the difference from it, game by game."""
+    own, equal = (regret[name][kind, budget] for name in (method, "hatrpo"))
+    if method == "hatrpo":
+        return f"{equal.mean():.2f}"
+    return estimate(own - equal, np.mean).text(sign="+")
 
 
-def _figure(results: Results, size: Size) -> Figure:
+def _figure(regret: dict, size: Size) -> Figure:
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     panels = figure.subplots(1, len(KINDS))
     for kind, axes in enumerate(panels):
+        styles.budget_axis(axes, BUDGETS)
         for place, method in enumerate(size.methods):
-            regret = results.pieces[method]["regret"][kind, ..., 1]
-            found = [study.estimate(of_budget, np.mean) for of_budget in regret]
-            middle = np.array([f.value for f in found])
-            around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-            x = np.asarray(BUDGETS) * 1.12 ** (place - 1.5)
-            axes.errorbar(x, middle, np.maximum(around, 0), linewidth=1.2, markersize=5, **study.point_style(method))
+            found = [estimate(of_budget, np.mean) for of_budget in regret[method][kind]]
+            styles.error_bars(axes, BUDGETS, found, place - 1.5, **styles.point_style(method))
         axes.set_title(KINDS[kind], fontsize=10, loc="left")
-        axes.set_xscale("log")
-        axes.set_xticks(BUDGETS, [f"{b:g}" for b in BUDGETS])
-        axes.minorticks_off()
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("joint KL budget")
-        study.strip(axes)
+        styles.clean(axes)
     panels[0].set_ylabel("total regret at the end")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    styles.legend_below(figure, panels[:1])
     return figure
 
 
-STUDY = study.Study(
-    "mixed_motives",
-    "Mixed motives: agents with different goals",
-    "What does a joint budget do to agents that want different things?",
-    pieces,
-    report,
-)
+STUDY = study.Study("mixed_motives", "Mixed motives: agents with different goals", pieces, report)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from experiments import stage_games, study
-from experiments.study import HOLDS, NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments import stage_games, study, styles
+from experiments.intervals import estimate, proportion
+from experiments.study import Piece, Report, Results
+from experiments.styles import TRUST_REGION
 
 BATCH = 256
 BUDGETS = (0.04, 0.12, 0.4, 1.2)
@@ -36,15 +38,13 @@ class Method(NamedTuple):
 SHARED = Method("shared", "one network (MAPPO)", "mappo", shared=True)
 METHODS = (
     SHARED,
-    Method("ids", "one network told who it acts for (MAPPO)", "mappo", shared=True, ids=True),
+    Method("ids", "one network with agent ids (MAPPO)", "mappo", shared=True, ids=True),
     Method("mappo", "separate (MAPPO)", "mappo"),
     Method("hatrpo", "separate (HATRPO)", "hatrpo"),
     Method("hatrpo_n", "separate (HATRPO-N)", "hatrpo_n"),
 )
-_STYLES = {
-    "shared": {"color": "#332288", "marker": "X"}, "ids": {"color": "#999933", "marker": "*"},
-    **{name: {"color": study.COLOURS[name], "marker": study.MARKERS[name]} for name in ("mappo", "hatrpo", "hatrpo_n")},
-}  # fmt: skip
+_LOOKS = {"shared": {"color": "#332288", "marker": "X"}, "ids": {"color": "#999933", "marker": "*"}}
+"""Of the methods that are not an algorithm with its usual networks."""
 
 
 class Size(NamedTuple):
@@ -81,7 +81,7 @@ def pieces(size: str) -> list[Piece]:
 
 def searched(method: Method) -> tuple[str, tuple[float, ...]]:
     """The field that is searched over and its values: as many for every method."""
-    return ("kl_budget", BUDGETS) if method.algorithm in study.TRUST_REGION else ("actor_lr", LEARNING_RATES)
+    return ("kl_budget", BUDGETS) if method.algorithm in TRUST_REGION else ("actor_lr", LEARNING_RATES)
 
 
 def play(method: Method, num_agents: int, size: Size) -> study.Values:
@@ -135,54 +135,29 @@ def last_values(results: Results, method: Method, n: int) -> np.ndarray:
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    rows = [_bound_row(results, size)]
-    rows += [_separate_row(results, size, method) for method in size.methods if method != SHARED]
-    figures = {
-        "price": (_figure(results, size), "Expected payoff after training, each method at the trial chosen on the "
-                  "search seeds: IQM over seeds and its 95 % interval; grey: the bound of Proposition 1."),
-    }  # fmt: skip
-    return Report(rows, figures, _text(results, size))
-
-
-def _bound_row(results: Results, size: Size) -> Row:
-    shared = {n: results.pieces[f"{SHARED.name}-{n}"] for n in size.agents}
-    highest = {n: max(p["search"][..., 0].max(), p["value"][:, 0].max()) / bound(n) for n, p in shared.items()}
-    last = {n: study.estimate(last_values(results, SHARED, n) / bound(n)) for n in size.agents}
-    verdict = HOLDS if max(highest.values()) <= 1 + 1e-4 else NOT_SEEN
-    reasons = {
-        HOLDS: "A theorem, confirmed. The untrained team, which plays at random, is already there; learning keeps it.",
-        NOT_SEEN: f"A theorem, so the fault is here. Tried: {size.updates} updates of {BATCH} samples.",
+    separate = [method for method in size.methods if method != SHARED]
+    tables = {
+        "bound": study.table(
+            ["agents n", "bound 2/2ⁿ", "highest value of any update of any run / bound", "after training / bound"],
+            [_bound_row(results, n) for n in size.agents],
+        ),
+        "separate": study.table(
+            ["agents n", *(method.label for method in separate)],
+            [[str(n), *(_separate_cell(last_values(results, m, n)) for m in separate)] for n in size.agents],
+        ),
     }
-    return Row(
-        "A policy shared by all agents earns at most 2/2ⁿ of the optimum (Kuba et al. 2022, Proposition 1)",
-        "largest value in any update of any run, over the bound: "
-        + ", ".join(f"{value:.3f} (n = {n})" for n, value in highest.items()),
-        "after training, over the bound: " + ", ".join(f"{f.text()}" for f in last.values()),
-        verdict,
-        study.because(verdict, reasons),
-    )
+    return Report(tables, {"price": _figure(results, size)})
 
 
-def _separate_row(results: Results, size: Size, method: Method) -> Row:
-    last = {n: last_values(results, method, n) for n in size.agents}
-    found = {n: study.proportion(values >= REACHED) for n, values in last.items()}
-    verdict = study.counted([study.judged(f, 0.9, 0.0) for f in found.values()])
-    tried = f" Tried: {len(BUDGETS)} trials on {SEARCH_SEEDS} seeds, {size.updates} updates of {BATCH} samples."
-    reasons = {
-        NOT_SEEN: "At random the pay is met 2/2ⁿ of the time, too seldom for these batches." + tried,
-        PARTLY: "Only as long as the pay is met in the first batches: at random it is met 2/2ⁿ of the time. The "
-        "optimum is there to be learned, but not always found in this time." + tried,
-        HOLDS: "As soon as one of the two rewarded joint actions is met more often, separate networks run to it.",
-    }
-    return Row(
-        f"{method.label[0].upper()}{method.label[1:]} reaches the optimum of the same games ({REACHED:g} of it, in "
-        "nine runs of ten)",
-        f"runs that do, of {size.seeds}: " + ", ".join(f"{f.number(0, True)} (n = {n})" for n, f in found.items())
-        + "; lowest payoff after training: " + ", ".join(f"{values.min():.2f}" for values in last.values()),
-        "; ".join(f"{f.interval(0, True)} %" for f in found.values()),
-        verdict,
-        study.because(verdict, reasons),
-    )  # fmt: skip
+def _bound_row(results: Results, n: int) -> list[str]:
+    shared = results.pieces[f"{SHARED.name}-{n}"]
+    highest = max(shared["search"][..., 0].max(), shared["value"][:, 0].max())
+    after = estimate(last_values(results, SHARED, n) / bound(n))
+    return [str(n), f"{bound(n):.3g}", f"{highest / bound(n):.3f}", after.text()]
+
+
+def _separate_cell(values: np.ndarray) -> str:
+    return f"{proportion(values >= REACHED).text(0, percent=True)}; {values.min():.2f}"
 
 
 def _figure(results: Results, size: Size) -> Figure:
@@ -191,38 +166,20 @@ def _figure(results: Results, size: Size) -> Figure:
     dense = np.linspace(min(size.agents) - 0.4, max(size.agents) + 0.4, 50)
     axes.plot(dense, 2 / 2**dense, color="0.6", linewidth=4, alpha=0.6, label="2/2ⁿ, the bound on one policy for all")
     for place, method in enumerate(size.methods):
-        found = [study.estimate(last_values(results, method, n)) for n in size.agents]
-        middle = np.array([f.value for f in found])
-        around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-        x = np.asarray(size.agents) + (0.14 * (place - 2) if method != SHARED else 0.0)
-        axes.errorbar(
-            x, middle, np.maximum(around, 0), linewidth=1.2, markersize=6, label=method.label, **_STYLES[method.name]
-        )
+        found = [estimate(last_values(results, method, n)) for n in size.agents]
+        shift = 0 if method == SHARED else 1.5 * (place - 2)
+        look = _LOOKS.get(method.name) or styles.point_style(method.name)
+        styles.error_bars(axes, size.agents, found, shift, **look | {"label": method.label, "markersize": 6})
     axes.set_yscale("log")
     axes.set_xticks(size.agents)
     axes.set_xlabel("agents n")
     axes.set_ylabel("expected payoff (optimum: 1)")
-    study.strip(axes)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    styles.clean(axes)
+    styles.legend_below(figure, [axes], 2, fontsize=8.5)
     return figure
 
 
-def _text(results: Results, size: Size) -> str:
-    return (
-        f"Settings: batches of {BATCH}, {size.updates} updates, one hidden layer of 8, {size.seeds} seeds. Search, 4 "
-        f"trials for all: step size {list(LEARNING_RATES)} (MAPPO), joint KL budget {list(BUDGETS)} (HATRPO and its "
-        f"relatives), chosen on {SEARCH_SEEDS} other seeds. Payoffs are computed from the policies, not sampled."
-    )
-
-
-STUDY = study.Study(
-    "parameter_sharing",
-    "Proposition 1: the price of one policy for all",
-    "Half of the agents must play one action and the other half the other. What do teams earn that share one network, "
-    "and teams that do not?",
-    pieces,
-    report,
-)
+STUDY = study.Study("parameter_sharing", "Proposition 1: the price of one policy for all", pieces, report)
 
 
 if __name__ == "__main__":

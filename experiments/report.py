@@ -1,4 +1,4 @@
-"""Assembles experiments/RESULTS.md from the raw results, and draws all pictures again.
+"""All tables and figures again from the stored raw results, and the figure of experiments/RESULTS.md.
 
 python -m experiments.report
 """
@@ -8,80 +8,93 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from experiments import (
     allocation_ablations,
     allocator_cost,
     bilinear,
     brax_suite,
+    ecosystem,
     matrix_game,
     mixed_motives,
     parameter_sharing,
     study,
+    styles,
     theory,
     two_peaks,
 )
-from marl_kl.analysis.summary import markdown_row
-from marl_kl.storage.files import write_file
+from experiments.intervals import Estimate
+from experiments.study import Results
+from experiments.styles import ADAPTIVE
+from experiments.weighted_game import BUDGETS
 
-STUDIES = tuple(
-    module.STUDY
-    for module in (
-        matrix_game,
-        two_peaks,
-        bilinear,
-        parameter_sharing,
-        theory,
-        allocation_ablations,
-        mixed_motives,
-        allocator_cost,
-        brax_suite,
-    )
+STUDIES = (
+    allocation_ablations.STUDY,
+    brax_suite.STUDY,
+    matrix_game.STUDY,
+    two_peaks.STUDY,
+    theory.STUDY,
+    bilinear.STUDY,
+    parameter_sharing.STUDY,
+    mixed_motives.STUDY,
+    allocator_cost.STUDY,
 )
-
-_INTRODUCTION = """# Results
-
-The papers' claims, on games whose answer is known exactly and on bodies, and what we measured. Written by `python -m
-experiments.report` from the raw results in [results](results); every number below is computed from them. One command
-makes each study again:
-`python -m experiments.<name> --quick` (run it from the repository's root). It says beforehand how long it takes, and
-goes on where it was stopped.
-
-*Verdicts.* A claim that something is at least x **holds** if the whole 95 % interval is at or above x, **holds
-partly** if the interval lies wholly above no effect only, was **not seen** if the interval contains no effect, and is
-**the contrary** of what was seen if the interval lies wholly below no effect. A claim about several cases holds if it
-does in all of them, and is **mixed** if some cases speak for it and others against it. Intervals are percentile
-bootstraps over seeds, starts or games of the interquartile mean (of the mean for ratios, regrets and correlations
-where it says so); where what is counted is yes or no they are Clopper and Pearson's. With six seeds such a bootstrap
-covers the truth in about 90 of 100 cases, not in 95. No correction is made for the number of rows: of a claim about
-one case without any truth in it, one in 40 would seem to hold partly, and of claims about many cases more. All
-trust-region methods have equal joint KL budgets. The reasons are ours and belong to the verdict beside them; HATRPO-N
-is ours as well.
-"""
+PUBLISHED_GAIN = 0.225
+"""Of HATRPO-W's final return over HATRPO's (Shek et al. 2025)."""
 
 
-def assembled(folder: Path, studies=STUDIES) -> str:
-    """The whole document; studies without raw results in `folder` are named at its end."""
-    found = [s for s in studies if (folder / f"{s.name}.json").exists()]
-    missing = [s for s in studies if s not in found]
-    overview = [markdown_row(["study", "claim", "verdict"]), markdown_row(["---"] * 3)]
-    sections = []
-    for one in found:
-        results = study.load(one, folder)
-        study.show(one, results, folder)
-        report = one.report(results)
-        overview += [markdown_row([f"`{one.name}`", row.claim, f"**{row.verdict}**"]) for row in report.rows]
-        sections.append(study.markdown(one, results, report, folder=f"{folder.name}/"))
-    parts = [_INTRODUCTION, "\n".join(overview) + "\n", *sections]
-    if missing:
-        parts.append(f"Not run yet: {', '.join(f'`{one.name}`' for one in missing)}.\n")
-    return "\n".join(parts)
+def headline(game: Results, bodies: Results) -> Figure:
+    """Left the gain over HATRPO in the game whose agents matter 8 : 4 : 2 : 1, right on bodies."""
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2)
+    _gain_in_the_game(panels[0], game)
+    _gain_on_bodies(panels[1], bodies)
+    for axes in panels:
+        axes.axhline(0, color="0.3", linewidth=1)
+        styles.clean(axes)
+    styles.legend_below(figure, panels, 4)
+    return figure
 
 
-def main():
+def _gain_in_the_game(axes: Axes, results: Results) -> None:
+    styles.budget_axis(axes, BUDGETS)
+    for place, method in enumerate(ADAPTIVE):
+        found = allocation_ablations.change(results, method, "hatrpo")
+        styles.error_bars(axes, BUDGETS, found, place - 1, **styles.point_style(method))
+    axes.set_title("game whose agents matter 8:4:2:1", fontsize=10, loc="left")
+    axes.set_ylabel("mean payoff − HATRPO's (maximum 1)")
+
+
+def _gain_on_bodies(axes: Axes, results: Results) -> None:
+    scenarios = brax_suite.SIZES[results.size].scenarios
+    for place, method in enumerate(ADAPTIVE):
+        found = []
+        for scenario in scenarios:
+            values = {m: results.pieces[f"{scenario}-{m}"] for m in ("hatrpo", method)}
+            ratio = brax_suite.final_ratio(values, method)
+            found.append(Estimate(*(100 * (end - 1) for end in ratio)))
+        look = styles.point_style(method) | {"linestyle": "none"}
+        styles.error_bars(axes, np.arange(len(scenarios)), found, 4 * (place - 1), **look)
+    published = f"HATRPO-W as published, +{100 * PUBLISHED_GAIN:g} %"
+    axes.axhline(100 * PUBLISHED_GAIN, color="0.5", linestyle=":", label=published)
+    axes.set_xticks(range(len(scenarios)), scenarios, fontsize=8.5)
+    axes.set_title("bodies, 60–120 thousand env steps, 6 seeds", fontsize=10, loc="left")
+    axes.set_ylabel("final return against HATRPO's (%)")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=study.RESULTS, help="folder of the raw results")
+    parser.add_argument("--pdf", action="store_true", help="figures as PDF too")
     options = parser.parse_args()
-    write_file(options.results.parent / "RESULTS.md", assembled(options.results))
+    for one in STUDIES:
+        print(study.write_report(one, study.load(one, options.results), options.results, options.pdf), flush=True)
+    ecosystem.main(["--report", "--results", str(options.results)])
+    game, bodies = (study.load(one, options.results) for one in STUDIES[:2])
+    study.write_figure(headline(game, bodies), options.results / "gain_over_hatrpo", options.pdf)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the numbers of a piece depend on, as plain values that are stored beside them."""
+"""What the numbers of a piece depend on, as plain values that are stored with them."""
 
 from __future__ import annotations
 

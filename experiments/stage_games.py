@@ -48,7 +48,7 @@ def learn(
     params: Any = None,
     start_means: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Trains R teams side by side, spread over the devices.
+    """Trains R teams in parallel, sharded over the devices.
 
     Args:
         env: a one-step game. algorithm: its name or entry. config: what all runs share.

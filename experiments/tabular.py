@@ -1,7 +1,7 @@
 """Exact cooperative Markov games: enumeration and linear solves in numpy, float64, nothing sampled.
 
-Algorithm 1 of Kuba et al. 2022 (multi-agent policy iteration with monotonic improvement), and the same with the sharing
-out of a KL budget in place of its penalty. Checked against enumeration in `tests/experiments/test_theory.py`.
+Algorithm 1 of Kuba et al. 2022 (multi-agent policy iteration with monotonic improvement), and the same with the
+allocation of a KL budget in place of its penalty. Checked against enumeration in `tests/experiments/test_theory.py`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def expected_advantage(advantage, old, new, moved, agent):
 
 
 def algorithm_1_iteration(game, policies, order):
-    """One iteration: C = 4 gamma max|A| / (1 - gamma)^2, then each agent in turn maximises L - C max_s KL."""
+    """One iteration: C = 4 gamma max|A| / (1 - gamma)^2, then the agents sequentially maximise L - C max_s KL."""
     value, q, visits, _ = evaluate(game, policies)
     advantage = q - value.reshape(-1, *[1] * len(policies))
     penalty = 4 * game.gamma * np.abs(advantage).max() / (1 - game.gamma) ** 2
@@ -200,7 +200,7 @@ def allocator_of(method: str) -> Allocator:
 
 
 def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget: float, key: jax.Array) -> Iteration:
-    """Agents in turn maximise the surrogate L inside max_s KL <= their threshold; the thresholds share `budget`."""
+    """Agents sequentially maximise the surrogate L within max_s KL <= their thresholds, which allocate `budget`."""
     n = len(policies)
     value, q, visits, _ = evaluate(game, policies)
     advantage = q - value.reshape(-1, *[1] * n)

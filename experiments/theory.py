@@ -1,5 +1,5 @@
 """Algorithm 1 in random games: does the return never fall, does it end in a Nash equilibrium, and what remains of that
-when a KL budget is shared out instead?
+when a KL budget is allocated instead?
 
 python -m experiments.theory --quick
 """
@@ -12,8 +12,10 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import study, tabular
-from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments import study, styles, tabular
+from experiments.intervals import Estimate, estimate, proportion
+from experiments.study import Piece, Report, Results
+from experiments.styles import ADAPTIVE, TRUST_REGION, label
 from marl_kl.core import allocators
 
 SHAPES = ((2, 2), (2, 2, 2), (2, 3, 2))
@@ -62,7 +64,7 @@ def pieces(size: str) -> list[Piece]:
             f"budget-{method}", 5 + 0.01 * updates, of_budgets | {"updates": chosen.budgeted, "method": method},
             lambda method=method: with_budgets(method, chosen),
         )
-        for method in study.TRUST_REGION
+        for method in TRUST_REGION
     ]  # fmt: skip
     updates = chosen.games * len(chosen.budgets) * len(SHARES) * (2 + chosen.permutations) * EARLY
     orders = Piece(
@@ -101,7 +103,7 @@ def algorithm_1(size: Size) -> study.Values:
 
 
 def with_budgets(method: str, size: Size) -> study.Values:
-    """The same with a budget that `method` shares out.
+    """The same with a budget that `method` allocates.
 
     Returns:
         real, surrogate, predicted, guaranteed: [budget, game, update] gain in return, the sum of surrogate gains, that
@@ -166,64 +168,60 @@ def _early_gains(game, policies, allocator, budget: float, seed: int) -> tuple[f
 def report(results: Results) -> Report:
     size = SIZES[results.size]
     exact = results.pieces["algorithm_1"]
-    rows = [_monotone_row(exact, size), _nash_row(exact, size)]
-    rows += [_budget_row(results, size, method) for method in study.TRUST_REGION]
-    rows += [_greater_gain_row(results, size, method) for method in study.ADAPTIVE]
-    rows += [_end_row(results, size, method) for method in study.ADAPTIVE]
-    rows += [_order_row(results, size, name) for name in SHARES]
-    figures = {
-        "algorithm_1": (_algorithm_1_figure(exact, size), "Algorithm 1 with exact advantages: share of the way from "
-                        "first to last return, one line per random game."),
-        "budgets": (_budgets_figure(results, size), f"A KL budget in place of the penalty, discount {size.gamma}: "
-                    "largest share of the budget that an agent is given in the first update; updates whose gain "
-                    "Theorem 2 guarantees; real gain over the one predicted to first order. Means over games with 95 % "
-                    "intervals."),
-        "orders": (_orders_figure(results, size), "Gain in return of the first update, largest utility first and at "
-                   "random, over that in the reverse order. Means over games with 95 % intervals."),
-    }  # fmt: skip
-    return Report(rows, figures, _text(results, size))
-
-
-def _tried(size: Size) -> str:
-    return (
-        f" Tried: {size.games} random games of {', '.join('x'.join(map(str, s)) for s in SHAPES)} actions and {STATES} "
-        f"states, discount {size.gamma}, joint budgets {', '.join(f'{b:g}' for b in size.budgets)}, random starts."
-    )
-
-
-def _monotone_row(exact: dict, size: Size) -> Row:
-    worst = exact["smallest_change"].min()
-    verdict = HOLDS if worst > -ROUNDING else CONTRARY
-    fallen = study.proportion(exact["smallest_change"] < -ROUNDING)
-    tried = f"Tried: {size.games} games, {size.iterations} iterations, discounts {list(DISCOUNTS)}."
-    return Row(
-        "Algorithm 1 never lowers the return (Kuba et al. 2022, Theorem 2)",
-        f"smallest change of any of {size.iterations} iterations in {size.games} games: {worst:.1e}",
-        f"games with any fall: {fallen.interval(0, True)} %",
-        verdict,
-        study.because(verdict, {HOLDS: "A theorem, confirmed.", CONTRARY: f"A theorem; the fault is here. {tried}"}),
-    )
-
-
-def _nash_row(exact: dict, size: Size) -> Row:
-    start, end = exact["exploitability"].T
-    left = study.estimate(end / start, np.mean)
-    verdict = HOLDS if (end / start).max() < 0.01 else PARTLY if left.high < 0.5 else NOT_SEEN
-    reasons = {
-        HOLDS: "A theorem, confirmed (random orders, exact advantages).",
-        PARTLY: "It holds in the limit; in some games the steps that C allows are too small to get there in these "
-        "iterations.",
-        NOT_SEEN: f"The steps that C allows are too small to get there. Tried: {size.games} games, {size.iterations} "
-        f"iterations, discounts {list(DISCOUNTS)}.",
+    of_budgets = {method: results.pieces[f"budget-{method}"] for method in TRUST_REGION}
+    budgets = [f"joint KL budget {budget:g}" for budget in size.budgets]
+    tables = {
+        "algorithm_1": _algorithm_1_table(exact),
+        "monotone": study.table(
+            ["method", *budgets],
+            [[label(m), *(_monotone_cell(v, b) for b in range(len(budgets)))] for m, v in of_budgets.items()],
+        ),
+        "first_update": study.table(
+            ["method", *budgets],
+            [
+                [
+                    label(m),
+                    *(f.text() for f in _ratios(of_budgets[m]["real"][..., 0], of_budgets["hatrpo"]["real"][..., 0])),
+                ]
+                for m in ADAPTIVE
+            ],
+        ),
+        "last_update": study.table(
+            ["method", *budgets],
+            [[label(m), *_last_cells(gained(of_budgets[m]), gained(of_budgets["hatrpo"]))] for m in ADAPTIVE],
+        ),
+        "end": _end_table(of_budgets, size),
+        "orders": study.table(
+            ["thresholds", "order", "updates", *budgets],
+            [
+                [_OF_SHARES[name], title, count, *(f.text(3) for f in order_ratios(results, name, order, updates))]
+                for name in SHARES
+                for title, order, count, updates in (
+                    ("largest first", "largest", "first", 0),
+                    ("largest first", "largest", f"first {EARLY}", 1),
+                    ("random", "random", "first", 0),
+                )
+            ],
+        ),
     }
-    return Row(
-        "It ends in a Nash equilibrium (Theorem 3)",
-        "what the best deviation of one agent still gains, as a share of that at the start: mean "
-        f"{left.number(2, True)}, largest {100 * (end / start).max():.2f} %",
-        f"{left.interval(2, True)} % over games",
-        verdict,
-        study.because(verdict, reasons),
-    )
+    figures = {
+        "algorithm_1": _algorithm_1_figure(exact, size),
+        "budgets": _budgets_figure(of_budgets, size),
+        "orders": _orders_figure(results, size),
+    }
+    return Report(tables, figures)
+
+
+def _algorithm_1_table(exact: dict) -> str:
+    start, end = exact["exploitability"].T
+    changes = exact["smallest_change"]
+    rows = [
+        ["smallest change of the return in any iteration", f"{changes.min():.1e}"],
+        ["games in which the return fell in any iteration", proportion(changes < -ROUNDING).text(0, percent=True)],
+        ["exploitability at the end / at the start, mean", estimate(end / start, np.mean).text(2, percent=True)],
+        ["the same, largest of any game", f"{100 * (end / start).max():.2f} %"],
+    ]
+    return study.table(["Algorithm 1", ""], rows)
 
 
 def fell(values: dict, budget: int) -> np.ndarray:
@@ -232,129 +230,49 @@ def fell(values: dict, budget: int) -> np.ndarray:
 
 
 def guaranteed(values: dict, budget: int) -> np.ndarray:
-    """[game, update] whether Theorem 2 promises that it does not: 1 or 0; NaN where nobody could gain any more."""
+    """[game, update] whether Theorem 2 guarantees that it does not: 1 or 0; NaN where no agent could gain any more."""
     moved = values["surrogate"][budget] > ROUNDING
     return np.where(moved, values["guaranteed"][budget] >= 0, np.nan)
 
 
-def _budget_row(results: Results, size: Size, method: str) -> Row:
-    values = results.pieces[f"budget-{method}"]
-    budgets = range(len(size.budgets))
-    fallen = [study.proportion(fell(values, b).any(-1)) for b in budgets]
-    updates = [int(fell(values, b).sum()) for b in budgets]
-    promised = [100 * np.nanmean(guaranteed(values, b)) for b in budgets]
-    broken = sum(int((fell(values, b) & (guaranteed(values, b) == 1)).sum()) for b in budgets)
-    verdict = HOLDS if not sum(updates) else MIXED if not updates[0] and not broken else CONTRARY
-    reasons = {
-        HOLDS: "The bound is far too careful: steps beyond it did not lower the return either, in small games with "
-        "exact advantages. The guarantee itself is lost once thresholds do not shrink with C, whoever shares them out.",
-        MIXED: "Not at the smallest budget, but at larger ones: the visits of states change behind the surrogate's "
-        "back." + _tried(size),
-        CONTRARY: "It fell at the smallest budget too, or where Theorem 2 promises otherwise." + _tried(size),
-    }
-    return Row(
-        f"The return never falls under {study.LABELS[method]}'s thresholds in place of the penalty either (no theorem)",
-        f"games in which any of {size.budgeted} updates lowered it: "
-        + ", ".join(f"{f.number(0, True)} at {b:g}" for f, b in zip(fallen, size.budgets))
-        + f" (in all {sum(updates)} updates of {fell(values, 0).size * len(size.budgets)}); of those that moved, "
-        "guaranteed by Theorem 2: " + ", ".join(f"{p:.0f} %" for p in promised) + f"; promises broken: {broken}",
-        "games: " + "; ".join(f"{f.interval(0, True)} %" for f in fallen),
-        verdict,
-        study.because(verdict, reasons),
-    )  # fmt: skip
+def gained(values: dict) -> np.ndarray:
+    """[budget, game] gain in return of all updates together."""
+    return values["value"][..., -1] - values["value"][..., 0]
 
 
-def _greater_gain_row(results: Results, size: Size, method: str) -> Row:
-    """Gains of the first update from the same policies, against equal thresholds."""
-    own, equal = (results.pieces[f"budget-{m}"]["real"][:, :, 0] for m in (method, "hatrpo"))
-    found = [study.estimate(o / e, np.mean) for o, e in zip(own, equal)]
-    verdict = study.counted([study.judged(f, 1.01, 1.0) for f in found])
-    gain = "A few per cent are what the local model promises for utilities that differ as little as these."
-    starved = (
-        " Where the budget is smaller than its epsilon of 1e-4, HATRPO-W gives nearly all to one agent, which that "
-        "model calls a mistake."
-    )
-    reasons = {
-        PARTLY: gain,
-        MIXED: gain + starved * (method == "hatrpo_w"),
-        HOLDS: "Unequal thresholds are the better answer to exact utilities, as the KKT conditions say.",
-        NOT_SEEN: "The agents' utilities differ too little.",
-    }
-    return Row(
-        f"{study.LABELS[method]}'s first update gains at least 1 % more return than equal thresholds (same policies, "
-        "exact utilities), at every budget",
-        "mean ratio of gains: " + ", ".join(f"{f.number()} at {b:g}" for f, b in zip(found, size.budgets)),
-        "; ".join(f.interval() for f in found),
-        verdict,
-        study.because(verdict, reasons) + _tried(size),
-    )
+def _monotone_cell(values: dict, budget: int) -> str:
+    games = proportion(fell(values, budget).any(-1)).text(0, percent=True)
+    return f"{games}; {100 * np.nanmean(guaranteed(values, budget)):.0f} %"
 
 
-def _end_row(results: Results, size: Size, method: str) -> Row:
-    """Gains of all updates together, against equal thresholds."""
-    own, equal = (
-        results.pieces[f"budget-{m}"]["value"][..., -1] - results.pieces[f"budget-{m}"]["value"][..., 0]
-        for m in (method, "hatrpo")
-    )
-    found = [study.estimate(o / e, np.mean) for o, e in zip(own, equal)]
-    verdict = study.counted([study.judged(f, 1.01, 1.0) for f in found])
+def _ratios(own: np.ndarray, equal: np.ndarray) -> list[Estimate]:
+    """By budget: mean over games of own / equal [budget, game]."""
+    return [estimate(ratio, np.mean) for ratio in own / equal]
+
+
+def _last_cells(own: np.ndarray, equal: np.ndarray) -> list[str]:
+    """The ratio of the gains, and the games that end more than 1 % lower and higher."""
     lower, higher = (own / equal < 0.99).sum(-1), (own / equal > 1.01).sum(-1)
-    apart = (
-        "Where the budget is large, all are in a Nash equilibrium by then: in most games the same, in some a better or "
-        "a worse one, and which is no matter of shares."
-    )
-    on_the_way = "Where it is small, nobody has arrived, and who gained more at first is still ahead. " + apart
-    reasons = {
-        HOLDS: on_the_way,
-        PARTLY: on_the_way,
-        MIXED: "Where it is small, nobody has arrived, and who gained more or less at first is still ahead or behind. "
-        + apart,
-        NOT_SEEN: apart,
-        CONTRARY: apart,
-    }  # fmt: skip
-    return Row(
-        f"After {size.budgeted} updates {study.LABELS[method]} has gained at least 1 % more return than equal "
-        "thresholds, at every budget",
-        "mean ratio of gains: " + ", ".join(f"{f.number(3)} at {b:g}" for f, b in zip(found, size.budgets))
-        + "; games that end more than 1 % lower / higher: "
-        + ", ".join(f"{down} / {up} at {b:g}" for down, up, b in zip(lower, higher, size.budgets)),
-        "; ".join(f.interval(3) for f in found),
-        verdict,
-        study.because(verdict, reasons) + _tried(size),
-    )  # fmt: skip
+    return [f"{f.text(3)}; {low} / {high}" for f, low, high in zip(_ratios(own, equal), lower, higher)]
 
 
-def order_ratios(results: Results, name: str, order: str, updates: int) -> list[study.Estimate]:
+def _end_table(of_budgets: dict, size: Size) -> str:
+    """Gains as a share of the largest of all methods and budgets in that game, and what is left to exploit."""
+    gains = np.stack([gained(values) for values in of_budgets.values()])
+    relative = 100 * (gains / gains.max((0, 1))).mean(-1)
+    rows = []
+    for b, budget in enumerate(size.budgets):
+        ends = [values["exploitability"][b] for values in of_budgets.values()]
+        left = [100 * np.mean(end[:, 1] / end[:, 0]) for end in ends]
+        rows.append([f"{budget:g}", *(f"{share:.1f} %, {rest:.1f} %" for share, rest in zip(relative[:, b], left))])
+    return study.table(["joint KL budget", *map(label, of_budgets)], rows)
+
+
+def order_ratios(results: Results, name: str, order: str, updates: int) -> list[Estimate]:
     """By budget: mean over games of the gain in `order` over that with the smallest utility first; `updates`: 0 for the
     first update, 1 for the first `EARLY`."""
     gains = results.pieces["orders"][name][..., updates]
-    own, reverse = (gains[ORDERS.index(o)] for o in (order, "smallest"))
-    return [study.estimate(a / b, np.mean) for a, b in zip(own, reverse)]
-
-
-def _order_row(results: Results, size: Size, name: str) -> Row:
-    first, early = (order_ratios(results, name, "largest", u) for u in (0, 1))
-    drawn = order_ratios(results, name, "random", 0)
-    verdict = study.counted([study.judged(f, 1.01, 1.0) for f in first])
-    told = "The sequential factor tells every agent what the others have done, so little depends on who is first"
-    reasons = {
-        NOT_SEEN: f"{told}.",
-        PARTLY: f"{told}; where steps are long it counts who finds the others as the samples saw them.",
-        MIXED: f"{told}; by chance it is a little more or less.",
-    }
-
-    def listed(found) -> str:
-        return ", ".join(f"{f.number(3)} at {b:g}" for f, b in zip(found, size.budgets))
-
-    return Row(
-        f"With {_OF_SHARES[name]} thresholds, moving in the order of utility, largest first (our choice), gains at "
-        "least 1 % more than in the reverse order, at every budget",
-        f"mean ratio of gains of the first update: {listed(first)}; of the first {EARLY} together: {listed(early)}; "
-        f"{size.permutations} random orders over the reverse, first update: {listed(drawn)}",
-        "first update: " + "; ".join(f.interval(3) for f in first),
-        verdict,
-        study.because(verdict, reasons) + _tried(size),
-    )
+    return _ratios(*(gains[ORDERS.index(o)] for o in (order, "smallest")))
 
 
 def _algorithm_1_figure(exact: dict, size: Size) -> Figure:
@@ -363,34 +281,34 @@ def _algorithm_1_figure(exact: dict, size: Size) -> Figure:
     value = exact["value"]
     x = np.arange(value.shape[1]) * max(1, size.iterations // 60)
     share = (value - value[:, :1]) / np.maximum(value[:, -1:] - value[:, :1], 1e-12)
-    axes.plot(x, share.T, color=study.COLOURS["hatrpo"], linewidth=1, alpha=0.6)
+    axes.plot(x, share.T, color="0.2", linewidth=1, alpha=0.6)
     axes.set_xlabel("iteration")
     axes.set_ylabel("share of the way from\nfirst to last return")
-    study.strip(axes)
+    styles.clean(axes)
     return figure
 
 
-def _budgets_figure(results: Results, size: Size) -> Figure:
+def _budgets_figure(of_budgets: dict, size: Size) -> Figure:
     figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    for place, method in enumerate(study.TRUST_REGION):
-        values = results.pieces[f"budget-{method}"]
-        x = np.asarray(size.budgets) * 1.12 ** (place - 1.5)
-        _with_bars(left, x, [study.estimate(share, np.mean) for share in values["largest"][:, :, 0]], method)
-        promised = [np.nanmean(guaranteed(values, b), -1) for b in range(len(size.budgets))]
-        _with_bars(middle, x, [study.estimate(100 * share, np.mean) for share in promised], method)
-        ratios = values["real"][:, :, :EARLY].sum(-1) / values["predicted"][:, :, :EARLY].sum(-1)
-        _with_bars(right, x, [study.estimate(ratio, np.mean) for ratio in ratios], method)
+    panels = left, middle, right = figure.subplots(1, 3)
+    for axes in panels:
+        styles.budget_axis(axes, size.budgets)
+    for place, (method, values) in enumerate(of_budgets.items()):
+        look = styles.point_style(method)
+        found = [estimate(share, np.mean) for share in values["largest"][:, :, 0]]
+        styles.error_bars(left, size.budgets, found, place - 1.5, **look)
+        promised = [100 * np.nanmean(guaranteed(values, b), -1) for b in range(len(size.budgets))]
+        styles.error_bars(middle, size.budgets, [estimate(p, np.mean) for p in promised], place - 1.5, **look)
+        ratios = _ratios(*(values[name][:, :, :EARLY].sum(-1) for name in ("real", "predicted")))
+        styles.error_bars(right, size.budgets, ratios, place - 1.5, **look)
     left.set_ylim(0, 1.05)
     left.set_ylabel("largest share of the budget,\nfirst update")
     middle.set_ylabel("% of updates guaranteed\nby Theorem 2")
     right.set_ylabel(f"real / predicted gain,\nfirst {EARLY} updates")
     right.axhline(1, color="0.6", linewidth=0.8)
-    for axes in (left, middle, right):
-        axes.set_xscale("log")
-        axes.set_xlabel("joint KL budget")
-        study.strip(axes)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    for axes in panels:
+        styles.clean(axes)
+    styles.legend_below(figure, [left])
     return figure
 
 
@@ -399,65 +317,19 @@ def _orders_figure(results: Results, size: Size) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     methods = {"uniform": "hatrpo", "water_filling": "hatrpo_w", "natural": "hatrpo_n"}
     for axes, order, title in zip(panels, ("largest", "random"), ("largest utility first", "random order")):
+        styles.budget_axis(axes, size.budgets)
         for place, (name, method) in enumerate(methods.items()):
-            x = np.asarray(size.budgets) * 1.12 ** (place - 1)
-            _with_bars(axes, x, order_ratios(results, name, order, 0), method, label=f"{_OF_SHARES[name]} thresholds")
+            look = styles.point_style(method) | {"label": f"{_OF_SHARES[name]} thresholds"}
+            styles.error_bars(axes, size.budgets, order_ratios(results, name, order, 0), place - 1, **look)
         axes.axhline(1, color="0.6", linewidth=0.8)
         axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xscale("log")
-        axes.set_xlabel("joint KL budget")
-        study.strip(axes)
+        styles.clean(axes)
     panels[0].set_ylabel("gain of the first update over\nthat with the smallest first")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    styles.legend_below(figure, panels[:1], 3)
     return figure
 
 
-def _with_bars(axes, x, found, method: str, **style) -> None:
-    middle = np.array([f.value for f in found])
-    around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-    style = study.point_style(method) | style
-    axes.errorbar(x, middle, np.maximum(around, 0), linewidth=1.2, markersize=4.5, **style)
-
-
-def _text(results: Results, size: Size) -> str:
-    lines = [
-        f"Random cooperative games: {STATES} states, {', '.join('x'.join(map(str, s)) for s in SHAPES)} actions, "
-        f"normal rewards, Dirichlet transitions; {size.games} games. Algorithm 1: discounts {list(DISCOUNTS)} (C grows "
-        f"like 1 / (1 - γ)²), {size.iterations} iterations, random orders. Budgets: discount {size.gamma}, "
-        f"{size.budgeted} updates, each agent maximises the exact surrogate inside max KL over states <= its "
-        "threshold; nothing is sampled and nothing searched. A game counts as one in which the return fell if any "
-        "of its updates lowered it. Orders: by the utilities before anyone moves.",
-        "",
-        "After the last update: gain in return as a share of the largest that any of the four reached in that game, "
-        "and what the best deviation of one agent still gains, as a share of that at the start (means over games):",
-        "",
-        "| joint budget | " + " | ".join(study.LABELS[m] for m in study.TRUST_REGION) + " |",
-        "|---|" + "---|" * 4,
-    ]
-    gained = np.stack([results.pieces[f"budget-{m}"]["value"] for m in study.TRUST_REGION])
-    gained = gained[..., -1] - gained[..., 0]
-    relative = gained / gained.max((0, 1))
-    for b, budget in enumerate(size.budgets):
-        cells = []
-        for m, method in enumerate(study.TRUST_REGION):
-            start, end = results.pieces[f"budget-{method}"]["exploitability"][b].T
-            cells.append(f"{100 * relative[m, b].mean():.1f} %, {100 * np.mean(end / start):.1f} %")
-        lines.append(f"| {budget:g} | " + " | ".join(cells) + " |")
-    last = 100 * relative[:, -1].mean(-1)
-    best = ", ".join(study.LABELS[m] for m, mean in zip(study.TRUST_REGION, last) if mean == last.max())
-    lines += ["", f"At the largest budget {best} ends best in the mean; whether that is more than a few games' luck, "
-              "the rows on the gain after all updates say."]  # fmt: skip
-    return "\n".join(lines)
-
-
-STUDY = study.Study(
-    "theory",
-    "Theory: monotone improvement and Nash equilibria",
-    "Does Algorithm 1 with exact advantages do what its theorems say, and what remains of the guarantee when equal or "
-    "unequal thresholds take the place of its penalty?",
-    pieces,
-    report,
-)
+STUDY = study.Study("theory", "Theory: monotone improvement and Nash equilibria", pieces, report)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 import envs
 from envs.games import two_peaks_expectation
-from experiments import exact_gaussians, settings, stage_games, study
+from experiments import exact_gaussians, settings, stage_games, study, styles
 from experiments.exact_gaussians import Team
-from experiments.study import CONTRARY, MIXED, NOT_SEEN, PARTLY, Piece, Report, Results, Row
+from experiments.intervals import Estimate, estimate, proportion
+from experiments.study import Piece, Report, Results
+from experiments.styles import TRUST_REGION, label
 
 GLOBAL, LOCAL = np.array([5.62, 5.00]), np.array([1.60, 1.02])
 """The peaks of the expected reward at standard deviation 1, worth 0.885 and 0.554."""
@@ -28,15 +30,15 @@ AT_GLOBAL, AT_LOCAL, ELSEWHERE = 0, 1, 2
 SHOWN_STARTS = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [2.0, 3.0], [-0.5, 2.0]])
 BATCH = 128
 DRAWN = 60
-"""Updates of a path that are kept; at the middle budget all have arrived by then."""
+"""Updates of a path that are kept; enough to reach a peak at the middle budget."""
 BASIN_COLOURS = ("#4B4B8F", "#E3D28B", "0.87")
 """Of `AT_GLOBAL`, `AT_LOCAL`, `ELSEWHERE`: no algorithm's."""
 
 
 class Size(NamedTuple):
     """budgets: joint. grid: starts along a side. updates: of every run; enough for the smallest budget to cross the
-    box. orders: sequences of random orders that HATRPO goes through with exact gradients from each start; those of one
-    start are no other's. The other allocators leave nothing to chance."""
+    box. orders: sequences of random orders of HATRPO with exact gradients, different ones for each start. The
+    other allocators have no randomness."""
 
     budgets: tuple[float, ...]
     grid: int
@@ -95,7 +97,7 @@ def pieces(size: str) -> list[Piece]:
 
 
 def chosen_methods(size: str) -> tuple[str, ...]:
-    return study.TRUST_REGION[:2] if size == "smoke" else study.TRUST_REGION
+    return TRUST_REGION[:2] if size == "smoke" else TRUST_REGION
 
 
 def ended(mean: np.ndarray) -> np.ndarray:
@@ -163,11 +165,16 @@ _CASES = {
 
 
 def methods_of(results: Results) -> list[str]:
-    return [m for m in study.TRUST_REGION if f"sampled-{m}" in results.pieces]
+    return [m for m in TRUST_REGION if f"sampled-{m}" in results.pieces]
 
 
 def budgets_of(size: Size, case: str) -> tuple[float, ...]:
     return size.sampled_budgets if case == "sampled" else size.budgets
+
+
+def cases_of(size: Size) -> list[tuple[str, int, float]]:
+    """Every case with the index and value of each of its budgets."""
+    return [(case, *indexed) for case in _CASES for indexed in enumerate(budgets_of(size, case))]
 
 
 def at_global(results: Results, case: str, method: str) -> np.ndarray:
@@ -175,101 +182,64 @@ def at_global(results: Results, case: str, method: str) -> np.ndarray:
     return (results.pieces[f"{case}-{method}"]["ended"] == AT_GLOBAL).astype(float)
 
 
-def more_often(results: Results, case: str, method: str, index: int) -> study.Estimate:
-    """Share of starts that end at the global peak, less HATRPO's; the starts are resampled, in pairs. Every start has
-    orders of its own, so that the interval covers their chance as well."""
+def more_often(results: Results, case: str, method: str, index: int) -> Estimate:
+    """Share of starts that end at the global peak minus HATRPO's; starts are resampled in pairs. Every start has
+    its own orders, so the interval covers their randomness too."""
     own, base = (at_global(results, case, m)[index].mean(-1) for m in (method, "hatrpo"))
-    return study.estimate(own - base, np.mean)
-
-
-_BENT = (
-    "Unequal shares bend the path (equal ones go diagonally), so starts near the ridge change sides, in both "
-    "directions; a local optimum that has been reached is not left. "
-)
-_TRIED = (
-    "Tried: a whole grid of starts, joint budgets over a factor of a hundred, standard deviations fixed and learned, "
-    "exact gradients and sampled ones."
-)
-_WHY = {
-    NOT_SEEN: "Which peak is climbed is decided by the slope at the start; no allocation steps over a valley that "
-    "wide. " + _TRIED,
-    PARTLY: "In some cases only, and from a few starts in a hundred. " + _BENT + _TRIED,
-    MIXED: "From a few starts in a hundred more in some cases, from a few less in others. " + _BENT + _TRIED,
-    CONTRARY: "From a few starts in a hundred fewer. " + _BENT + _TRIED,
-}
+    return estimate(own - base, np.mean)
 
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    rows = [_row(results, size, method) for method in methods_of(results)[1:]]
-    rows.append(_left_row(results, size))
-    figures = {
-        "paths": (_paths(results, size), "Means of the two policies on the expected reward, exact gradients, standard "
-                  "deviation 1, from five starts (circles), a dot after every update; + is the global peak, x the "
-                  "local one."),
-        "basins": (_basins(results, size), "Where a start ends, exact gradients, standard deviation 1: at the global "
-                   "peak, at the local one, or elsewhere (off along the slope). HATRPO: with the first of its "
-                   "sequences of random orders, another one for each start; the percentage is that of all sequences."),
-        "shares": (_share_figure(results, size), "Share of the starts that end at the global peak, with 95 % intervals "
-                   "over starts."),
-    }  # fmt: skip
-    return Report(rows, figures, _text(results, size))
-
-
-def _row(results: Results, size: Size, method: str) -> Row:
-    found = {
-        (case, budget): more_often(results, case, method, index)
-        for case in _CASES
-        for index, budget in enumerate(budgets_of(size, case))
+    methods = methods_of(results)
+    tables = {
+        "differences": study.table(
+            ["case", "joint KL budget", *(f"{label(m)} − HATRPO, points" for m in methods[1:])],
+            [
+                [_CASES[case], f"{budget:g}", *(_points(more_often(results, case, m, index)) for m in methods[1:])]
+                for case, index, budget in cases_of(size)
+            ],
+        ),
+        "basins": study.table(
+            ["case", "joint KL budget", *map(label, methods), "starts gained / lost against HATRPO"],
+            [
+                [_CASES[case], f"{budget:g}", *_basin_cells(results, methods, case, index)]
+                for case, index, budget in cases_of(size)
+            ],
+        ),
+        "leaving": _leaving_table(results, size),
     }
-    verdict = study.counted([study.judged(difference, 0.1, 0.0) for difference in found.values()])
-    best = max(found, key=lambda key: found[key].value)
-    worst = min(found, key=lambda key: found[key].value)
-    return Row(
-        f"{study.LABELS[method]} ends at the global optimum where HATRPO stays at the local one (Shek et al. 2025): "
-        "from at least a tenth of the starts more, in every case",
-        f"difference of the share of starts: best {found[best].number(1, True)} ({_CASES[best[0]]}, joint budget "
-        f"{best[1]}), worst {found[worst].number(1, True)} ({_CASES[worst[0]]}, joint budget {worst[1]})",
-        f"{found[best].interval(1, True)} % and {found[worst].interval(1, True)} %",
-        verdict,
-        study.because(verdict, _WHY),
-    )
+    figures = {
+        "paths": _paths(results, size),
+        "basins": _basins(results, size),
+        "shares": _share_figure(results, size),
+    }
+    return Report(tables, figures)
 
 
-def _left_row(results: Results, size: Size) -> Row:
+def _points(found: Estimate) -> str:
+    return Estimate(*(100 * number for number in found)).text(1, sign="+")
+
+
+def _basin_cells(results: Results, methods: list[str], case: str, index: int) -> list[str]:
+    ends = {m: results.pieces[f"{case}-{m}"]["ended"][index] for m in methods}
+    shares = [f"{100 * np.mean(e == AT_GLOBAL):.0f} % / {100 * np.mean(e == AT_LOCAL):.0f} %" for e in ends.values()]
+    won = {m: at_global(results, case, m)[index] for m in methods}
+    base = won.pop("hatrpo")
+    moved = [f"{100 * np.mean(own > base):.0f} / {100 * np.mean(own < base):.0f} %" for own in won.values()]
+    return [*shares, ", ".join(moved)]
+
+
+def _leaving_table(results: Results, size: Size) -> str:
     """What becomes of starts at the local optimum: those within half of `NEAR` of it, or the nearest there is."""
-    ends, escaped = [], {}
+    rows = []
     for case in _CASES:
         points = starts(size.sampled_grid if case == "sampled" else size.grid)
         distance = np.abs(points - LOCAL).max(-1)
         close = distance <= max(NEAR / 2, distance.min())
-        for method in methods_of(results):
-            for index, budget in enumerate(budgets_of(size, case)):
-                left = at_global(results, case, method)[index][close]
-                escaped[case, method, budget] = left.mean()
-                ends.append(left.ravel())
-    best = max(escaped, key=lambda key: escaped[key])
-    verdict = study.HOLDS if escaped[best] > 0.5 else PARTLY if escaped[best] > 0 else NOT_SEEN
-    everywhere = study.proportion(np.concatenate(ends))
-    largest = max(size.budgets)
-    tried = (
-        f"Tried: all methods, all budgets up to {largest:g}, where an agent's step is up to "
-        f"{np.sqrt(2 * largest):.1f} standard deviations; fixed and learned ones; exact gradients and sampled ones. "
-        f"The global peak is {np.abs(GLOBAL - LOCAL).max():.1f} away."
-    )
-    reasons = {
-        NOT_SEEN: "Nothing in a sequential trust-region step looks further than its radius, whoever gets the budget, "
-        "and the largest of these radii does not reach across the valley. " + tried,
-        PARTLY: "Only with the largest steps, where a step can land on the other side. " + tried,
-    }
-    return Row(
-        f"A local optimum can be left once a team is there (starts within {NEAR / 2:g} of it, or the nearest)",
-        f"of {sum(map(len, ends))} runs, all cases, methods and budgets, {everywhere.number(1, True)} ended at the "
-        f"global peak; at most {100 * escaped[best]:.0f} % of those of one method, case and budget",
-        f"{everywhere.interval(1, True)} %",
-        verdict,
-        study.because(verdict, reasons),
-    )
+        left = np.concatenate([at_global(results, case, m)[:, close].ravel() for m in methods_of(results)])
+        rows.append([_CASES[case], str(len(left)), proportion(left).text(1, percent=True)])
+    return study.table(["case", "runs that start at the local peak", "end at the global peak"], rows)
 
 
 def _surface(axes) -> None:
@@ -284,16 +254,18 @@ def _surface(axes) -> None:
 
 def _paths(results: Results, size: Size) -> Figure:
     figure = Figure(figsize=(11.5, 3.5), layout="constrained")
-    for place, (axes, method) in enumerate(zip(figure.subplots(1, 4, sharey=True), methods_of(results))):
+    panels = figure.subplots(1, 4, sharey=True)
+    panels[0].set_ylabel("mean of agent 2")
+    for axes, method in zip(panels, methods_of(results)):
         _surface(axes)
+        colour = styles.STYLES[method].colour
         for start, path in zip(SHOWN_STARTS, results.pieces[f"exact-fixed-{method}"]["paths"]):
-            points = np.concatenate([start[None], path])
-            axes.plot(*points.T, "-", color=study.COLOURS[method], linewidth=1.1, marker=".", markersize=3.5)
-            axes.plot(*start, "o", color=study.COLOURS[method], markersize=6, markeredgecolor="white")
-        axes.set_xlim(-1.5, 7.5)
-        axes.set_ylim(-1.5, 7.5)
-        axes.set_title(study.LABELS[method], fontsize=10, loc="left")
-        axes.set_ylabel("mean of agent 2" if place == 0 else "")
+            axes.plot(
+                *np.concatenate([start[None], path]).T, "-", color=colour, linewidth=1.1, marker=".", markersize=3.5
+            )
+            axes.plot(*start, "o", color=colour, markersize=6, markeredgecolor="white")
+        axes.set(xlim=(-1.5, 7.5), ylim=(-1.5, 7.5))
+        axes.set_title(label(method), fontsize=10, loc="left")
     return figure
 
 
@@ -308,90 +280,41 @@ def _basins(results: Results, size: Size) -> Figure:
         ends = everything[..., 0].reshape(lines, size.grid, size.grid)
         for line, budget in enumerate(size.budgets):
             axes = panels[line, column]
-            axes.pcolormesh(
-                edges, edges, ends[line].T, cmap=colours, vmin=-0.5, vmax=2.5, shading="nearest", rasterized=True
-            )
+            options = {"cmap": colours, "vmin": -0.5, "vmax": 2.5, "shading": "nearest", "rasterized": True}
+            axes.pcolormesh(edges, edges, ends[line].T, **options)
             axes.plot(*GLOBAL, "+", color="white", markersize=8, markeredgewidth=1.6)
             axes.plot(*LOCAL, "x", color="black", markersize=6, markeredgewidth=1.6)
             share = 100 * np.mean(everything[line] == AT_GLOBAL)
-            axes.set_title(f"{study.LABELS[method]}, {budget:g}: {share:.0f} %", fontsize=8.5, loc="left")
+            axes.set_title(f"{label(method)}, {budget:g}: {share:.0f} %", fontsize=8.5, loc="left")
             axes.set_aspect("equal")
-            if column == 0:
-                axes.set_ylabel("mean of agent 2", fontsize=8)
-            if line == lines - 1:
-                axes.set_xlabel("mean of agent 1", fontsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("mean of agent 2", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("mean of agent 1", fontsize=8)
     names = ("ends at the global peak", "ends at the local peak", "elsewhere")
-    handles = [panels[0, 0].scatter([], [], marker="s", color=colours(i), label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    for index, name in enumerate(names):
+        panels[0, 0].scatter([], [], marker="s", color=colours(index), label=name)
+    styles.legend_below(figure, panels[0, :1], 3)
     return figure
 
 
 def _share_figure(results: Results, size: Size) -> Figure:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axes, (case, title) in zip(figure.subplots(1, 3, sharey=True), _CASES.items()):
-        budgets = np.asarray(budgets_of(size, case))
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (case, title) in zip(panels, _CASES.items()):
+        styles.budget_axis(axes, budgets_of(size, case))
         for place, method in enumerate(methods_of(results)):
-            shares = at_global(results, case, method).mean(-1)
-            found = [study.estimate(share, np.mean) for share in shares]
-            middle = np.array([f.value for f in found])
-            around = [middle - [f.low for f in found], [f.high for f in found] - middle]
-            axes.errorbar(
-                budgets * 1.06 ** (place - 1.5),
-                middle,
-                around,
-                linewidth=1.2,
-                markersize=4.5,
-                **study.point_style(method),
-            )
-        axes.set_xscale("log")
-        axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
-        axes.set_xticks([], minor=True)
+            found = [estimate(share, np.mean) for share in at_global(results, case, method).mean(-1)]
+            styles.error_bars(axes, budgets_of(size, case), found, place - 1.5, **styles.point_style(method))
         axes.set_ylim(0, 1)
         axes.set_title(title, fontsize=9, loc="left")
-        axes.set_xlabel("joint KL budget")
-        study.strip(axes)
-    figure.axes[0].set_ylabel("share of starts that end\nat the global peak")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        styles.clean(axes)
+    panels[0].set_ylabel("share of starts that end\nat the global peak")
+    styles.legend_below(figure, panels[:1])
     return figure
 
 
-def _text(results: Results, size: Size) -> str:
-    lines = [
-        f"*The global peak* is the higher one of the two, at means ({GLOBAL[0]}, {GLOBAL[1]:.2f}); it is no maximum of "
-        "the whole plane, because beyond a mean of 8.86 the slope 0.1 a1 alone pays more. A start belongs to its basin "
-        f"if the team's last means are both within {NEAR:g} of it. Starts: a grid of {size.grid} x {size.grid} on [-1, "
-        f"6]^2 (exact; HATRPO with {size.orders} sequences of random orders from each), {size.sampled_grid} x "
-        f"{size.sampled_grid} with {size.seeds} seeds each and batches of {BATCH} (sampled); {size.updates} and "
-        f"{size.sampled_updates} updates, more than every budget needs to cross the box. "
-        "Nothing is searched: all four have the same budgets and the same line search.",
-        "",
-        "Share of starts that end at the global peak / at the local peak:",
-        "",
-        "| case | joint budget | " + " | ".join(study.LABELS[m] for m in methods_of(results)) + " | starts that W, G, "
-        "N gain / lose against HATRPO |",
-        "|---|---|" + "---|" * (len(methods_of(results)) + 1),
-    ]  # fmt: skip
-    for case, title in _CASES.items():
-        for index, budget in enumerate(budgets_of(size, case)):
-            shares, moved = [], []
-            base = at_global(results, case, "hatrpo")[index]
-            for method in methods_of(results):
-                ends = results.pieces[f"{case}-{method}"]["ended"][index]
-                shares.append(f"{100 * np.mean(ends == AT_GLOBAL):.0f} % / {100 * np.mean(ends == AT_LOCAL):.0f} %")
-                own = at_global(results, case, method)[index]
-                moved.append(f"{100 * np.mean(own > base):.0f} / {100 * np.mean(own < base):.0f} %")
-            lines.append(f"| {title} | {budget} | " + " | ".join(shares) + f" | {', '.join(moved[1:])} |")
-    return "\n".join(lines)
-
-
-STUDY = study.Study(
-    "two_peaks",
-    "Two peaks: basins of attraction",
-    "Does adaptive allocation reach the higher peak from starts where HATRPO ends at the lower one? One pretty "
-    "trajectory proves nothing, so a whole grid of starts is run.",
-    pieces,
-    report,
-)
+STUDY = study.Study("two_peaks", "Two peaks: basins of attraction", pieces, report)
 
 
 if __name__ == "__main__":

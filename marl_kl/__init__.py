@@ -1,8 +1,8 @@
 """Trust-region multi-agent RL with one joint KL budget, in pure JAX.
 
-See `train`, `sweep`, `compare`, `make_train` and `load`.
+See `train`, `sweep`, `load`, `evaluate`, `compare` and `make_train`.
 
-Names are imported on first use: a stored policy acts without the training code, and `marl-kl --help` answers at once.
+Names are imported on first use, so that `load` does not import the training code, and `marl-kl --help` is fast.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# at once: it sets the size of XLA's thread pool, before anything uses jax
+# imported now: it sets the size of XLA's thread pool, before anything uses jax
 from marl_kl.devices import use_all_cpu_cores
 
 if TYPE_CHECKING:
     from marl_kl import envs
-    from marl_kl.analysis.comparison import Comparison, compare
+    from marl_kl.analysis.comparison.compare_runs import compare
+    from marl_kl.analysis.comparison.estimates import Comparison
+    from marl_kl.analysis.reevaluation import EvaluationResult, evaluate
     from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
     from marl_kl.core import advantages, algorithms, allocators, schemes, surrogates, trust_region
     from marl_kl.core.trainer import Train, TrainState, make_train
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "analysis.comparison": ("Comparison", "compare"),
+    "analysis.comparison.compare_runs": ("compare",),
+    "analysis.comparison.estimates": ("Comparison",),
+    "analysis.reevaluation": ("EvaluationResult", "evaluate"),
     "config": ("Config", "FirstOrderConfig", "TrustRegionConfig"),
     "core.trainer": ("Train", "TrainState", "make_train"),
     "results": ("SweepResult", "TrainResult"),

@@ -1,12 +1,5 @@
 """Statistics over a handful of seeds: interquartile mean, performance profile, probability of improvement, and their
-bootstrap intervals.
-
-After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
-
-There are two interquartile means, which agree where 4 divides the number of scores: `trimmed_mean` cuts whole scores,
-as the paper's library rliable does, and is what `compare` reports, so that its figures stand beside published ones;
-`interquartile_mean` cuts single scores in part, which is smoother in their number, and is what the tables and pictures
-of one run or sweep and the experiments show.
+bootstrap intervals (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice").
 """
 
 from __future__ import annotations
@@ -14,53 +7,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import stats
 
 _BLOCK = 4_000_000
-"""TracedFields resampled at once."""
+"""Numbers resampled at once."""
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of the middle half of `scores` along `axis`.
-
-    A quarter of the total weight is cut at each end, from single scores in part when n is no multiple of 4. The other
-    choice is `trimmed_mean`.
+    """Mean of `scores` along `axis` without the floor(n / 4) lowest and as many highest, as rliable computes it.
 
     Args:
-        scores: any shape; NaN makes the result NaN.
-        axis: the axis that is averaged away.
+        scores: any shape, n along `axis`; NaN makes the result NaN.
+        axis: the axis that is reduced.
 
     Raises:
         ValueError: there are no scores along `axis`.
     """
-    scores = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, 0), axis=0)
-    count = scores.shape[0]
-    if count == 0:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape[axis] == 0:
         raise ValueError("the interquartile mean of no scores")
-    ranks = np.arange(count)
-    # Score k fills [k, k + 1] of the n units of weight; what lies within [n/4, 3n/4] is kept.
-    weights = np.clip(np.minimum(ranks + 1, 0.75 * count) - np.maximum(ranks, 0.25 * count), 0.0, None)
-    mean = np.tensordot(weights / weights.sum(), np.where(np.isnan(scores), 0.0, scores), axes=1)
-    return np.where(np.isnan(scores).any(axis=0), np.nan, mean)[()]
-
-
-def trimmed_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of `scores` along `axis` without the floor(n / 4) lowest and as many highest: rliable's interquartile mean.
-
-    It is `scipy.stats.trim_mean(scores, 0.25)`, and the plain mean for n < 4.
-
-    Args:
-        scores: any shape; NaN makes the result NaN.
-        axis: the axis that is averaged away.
-
-    Raises:
-        ValueError: there are no scores along `axis`.
-    """
-    scores = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, 0), axis=0)
-    count = len(scores)
-    if count == 0:
-        raise ValueError("the interquartile mean of no scores")
-    middle = scores[count // 4 : count - count // 4]
-    return np.where(np.isnan(scores).any(axis=0), np.nan, middle.mean(axis=0))[()]
+    return np.where(np.isnan(scores).any(axis=axis), np.nan, stats.trim_mean(scores, 0.25, axis=axis))[()]
 
 
 def bootstrap_interval(
@@ -74,8 +40,9 @@ def bootstrap_interval(
 ) -> np.ndarray:
     """Stratified percentile bootstrap of `statistic` over runs.
 
-    Runs are drawn with replacement within each stratum, so that every resample has as many runs of a stratum (a
-    task, an algorithm) as there really are.
+    Runs are drawn with replacement within each stratum (a task, an algorithm), so that every resample has as many runs
+    of a stratum as the data. `scipy.stats.bootstrap` gives the same interval for one stratum; it has no strata, and
+    refuses a sample of one run.
 
     Args:
         scores: [R, ...] one score, or one curve, per run. Curves are resampled whole.
@@ -83,7 +50,7 @@ def bootstrap_interval(
         statistic: called as `statistic(resampled, axis=1)` with `resampled` [num_resamples, R, ...].
         confidence: probability mass of the interval, in (0, 1).
         num_resamples: number of resamples.
-        seed: of numpy's generator; the same seed gives the same interval.
+        seed: of NumPy's generator.
 
     Returns:
         [2, ...]: lower and upper end.
@@ -93,12 +60,12 @@ def bootstrap_interval(
     """
     scores = np.asarray(scores, dtype=np.float64)
     num_runs = len(scores)
-    of_strata = _members(strata, num_runs)
+    strata_members = _members(strata, num_runs)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r}; it must be in (0, 1)")
     generator = np.random.default_rng(seed)
     drawn = np.empty((num_resamples, num_runs), dtype=np.int64)
-    for members in of_strata:
+    for members in strata_members:
         drawn[:, members] = generator.choice(members, size=(num_resamples, len(members)))
     # In blocks: all resamples of a long curve at once would take gigabytes.
     blocks = np.array_split(drawn, max(1, num_resamples * scores.size // _BLOCK))
@@ -110,18 +77,18 @@ def bootstrap_interval(
 def performance_profile(
     scores: np.ndarray, thresholds: np.ndarray, strata: Sequence | None = None, axis: int = 0
 ) -> np.ndarray:
-    """Share of runs above each threshold, every stratum (task) counting the same (Agarwal et al. 2021, section 4.2):
+    """Share of runs above each threshold, weighted equally over strata (tasks) (Agarwal et al. 2021, section 4.2):
 
         F(tau) = 1/M sum_m 1/N_m sum_n 1[x_mn > tau]
 
     Args:
-        scores: [..., R, ...] with R runs along `axis`, of M strata with N_m runs each; NaN is above nothing.
+        scores: [..., R, ...] with R runs along `axis`, of M strata with N_m runs each; NaN is above no threshold.
         thresholds: [T].
         strata: [R] labels; None: one stratum.
         axis: the axis of the runs.
 
     Returns:
-        [..., T], the axis of the runs taken away.
+        [..., T], without the axis of the runs.
 
     Raises:
         ValueError: no runs, or labels of another length.
@@ -158,18 +125,18 @@ def probability_of_improvement(
         [...] in [0, 1]; P(X > Y) + P(Y > X) = 1.
 
     Raises:
-        ValueError: no runs, labels of another length, or a stratum that only one of the two has.
+        ValueError: no runs, labels of another length, or strata that differ between X and Y.
     """
     x, y = (np.moveaxis(np.asarray(scores, dtype=np.float64), axis, -1) for scores in (better, worse))
     labels = [_labels(own, scores.shape[-1]) for own, scores in ((strata, x), (worse_strata, y))]
     if set(labels[0]) != set(labels[1]):
-        named = " and ".join(str(sorted(set(own))) for own in labels)
-        raise ValueError(f"strata {named}; both need runs of the same ones")
-    of_strata = []
+        both = " and ".join(str(sorted(set(own))) for own in labels)
+        raise ValueError(f"strata {both}; X and Y need runs of the same strata")
+    per_stratum = []
     for label in np.unique(labels[0]):
         left, right = x[..., labels[0] == label, None], y[..., None, labels[1] == label]
-        of_strata.append(np.mean((left > right) + 0.5 * (left == right), axis=(-2, -1)))
-    return np.mean(of_strata, axis=0)[()]
+        per_stratum.append(np.mean((left > right) + 0.5 * (left == right), axis=(-2, -1)))
+    return np.mean(per_stratum, axis=0)[()]
 
 
 def improvement_interval(
@@ -179,8 +146,10 @@ def improvement_interval(
     worse_strata: Sequence | None = None,
     **options,
 ) -> np.ndarray:
-    """[2] bootstrap interval of `probability_of_improvement` of X [N] over Y [K]: both are resampled, apart, within
-    each stratum. `options` are those of `bootstrap_interval`."""
+    """[2] bootstrap interval of `probability_of_improvement` of X [N] over Y [K], each resampled within each stratum.
+
+    `options` are those of `bootstrap_interval`.
+    """
     count = len(better)
     own, other = _labels(strata, count), _labels(worse_strata, len(worse))
     names = {label: index for index, label in enumerate(np.unique(np.concatenate([own, other])))}

@@ -1,1 +1,1 @@
-"""The commands of `marl-kl`, one module each: `add_...(commands)` describes a command and binds what runs it."""
+"""The commands of `marl-kl`: `add_...(commands)` adds a command's parser and the function that runs it."""

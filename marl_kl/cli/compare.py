@@ -17,11 +17,11 @@ EXAMPLE = """examples:
 
 
 def add_compare(commands) -> None:
-    """Describes `marl-kl compare`."""
-    text = "put runs beside each other: curves, final returns, intervals, who is better"
+    """Adds `marl-kl compare`."""
+    text = "compare runs: learning curves, final returns, intervals, probabilities of improvement"
     parser = add_command(
         commands, _compare, "compare RUN|SWEEP [RUN|SWEEP ...] [--out FOLDER] [options]", text,
-        ". Runs of one algorithm and setting are pooled, seed by seed; every setting of a sweep is a method.",
+        ". Seeds of runs with the same algorithm and config are pooled; every setting of a sweep is a method.",
         epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
@@ -31,49 +31,49 @@ def add_compare(commands) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where to write the table, the figures (PNG, PDF) and marl_eval.json (default: only the table is shown)",
+        help="write the tables, figures (PNG, PDF) and marl_eval.json here (default: only print the tables)",
     )
     parser.add_argument(
         "--metric",
         default="evaluation",
         choices=METRICS,
-        help="returns of deterministic policies, or of training episodes (default: evaluation)",
+        help="evaluation returns (deterministic policies) or training returns (stochastic policies) (default: evaluation)",
     )
     parser.add_argument(
         "--threshold",
         action="append",
         default=[],
         metavar="[TASK=]X",
-        help="count the env steps to this return; may be repeated with tasks",
+        help="report the env steps to this return; may be repeated for several tasks",
     )
     parser.add_argument(
         "--reference",
         action="append",
         default=[],
         metavar="TASK=LOW,HIGH",
-        help="the returns that are normalised to 0 and 1 (default: where the runs begin, and the best end of a run)",
+        help="the returns that are normalised to 0 and 1 (default: initial mean, best final return of a run)",
     )
     parser.add_argument("--bootstrap", default="2000", metavar="N", help="resamples of the bootstrap (default: 2000)")
     parser.add_argument("--seed", default="0", metavar="S", help="seed of the bootstrap (default: 0)")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from marl_kl.analysis.comparison import tables
-    from marl_kl.training import reporting
+    from marl_kl.analysis.comparison import comparison_tables
+    from marl_kl.analysis.text_tables import wide_console
 
     comparison = marl_kl.compare(
         arguments.runs,
         metric=arguments.metric,
         threshold=_thresholds(arguments.threshold),
-        references={task: _pair(task, text) for task, text in map(_named, arguments.reference)},
+        references={task: _pair(task, text) for task, text in map(_task_and_value, arguments.reference)},
         bootstrap=_integer("bootstrap", arguments.bootstrap),
         seed=_integer("seed", arguments.seed),
         out=arguments.out,
     )
-    console = reporting.wide_console()
-    console.print(tables.table(comparison))
+    console = wide_console()
+    console.print(comparison_tables.table(comparison))
     if arguments.out is not None:
-        console.print(f"everything is in {arguments.out}", soft_wrap=True, markup=False)
+        console.print(f"results are in {arguments.out}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -82,14 +82,14 @@ def _thresholds(texts: list[str]) -> float | dict[str, float] | None:
         return None
     if len(texts) == 1 and "=" not in texts[0]:
         return _number("threshold", texts[0])
-    return {task: _number("threshold", text) for task, text in map(_named, texts)}
+    return {task: _number("threshold", text) for task, text in map(_task_and_value, texts)}
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Cut at the last "=": the name of a task may have others."""
+def _task_and_value(text: str) -> tuple[str, str]:
+    """Split at the last "=", since the label of a task may contain others."""
     task, equals, value = text.rpartition("=")
     if not equals:
-        raise ValueError(f"{text!r} names no task; write TASK={text}")
+        raise ValueError(f"{text!r} has no task; write TASK={text}")
     return task, value
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C on the command line: the first one stops tidily, the second one ends the process at once."""
+"""Ctrl-C on the command line: the first one stops and saves, the second one ends the process immediately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-STOPPING = "marl-kl: stopping, which may wait for a compilation or a save; Ctrl-C again ends it at once"
+STOPPING = "marl-kl: stopping after the current compilation or save; press Ctrl-C again to end immediately"
 
 
 def _end() -> None:
@@ -19,12 +19,12 @@ def _end() -> None:
 
 
 @contextlib.contextmanager
-def second_one_ends_at_once(end: Callable[[], None] = _end):
-    """Inside this context the second SIGINT calls `end`, whatever the main thread is doing; the first one says so.
+def end_on_second_interrupt(end: Callable[[], None] = _end):
+    """Inside this context the second SIGINT calls `end`, whatever the main thread is doing; the first prints `STOPPING`.
 
-    Python itself handles a signal only between two of its own instructions, so that XLA, compiling for minutes, would
-    hold back any number of them. A thread hears of signals as they come. Ending like this is what a kill does: the run
-    folder loses nothing for it but the last interval. Without effect outside the main thread, which gets no signals.
+    Python handles a signal between two of its own instructions, so a compilation by XLA delays it for minutes; a thread
+    that reads the wakeup file descriptor gets it at once. Ending here is the same as a kill: the run folder loses the
+    last save interval. Outside the main thread, which gets the signals, this has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,7 +38,7 @@ def second_one_ends_at_once(end: Callable[[], None] = _end):
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(writing)  # which the watcher takes as the end
+        os.close(writing)  # ends the watcher
         watcher.join()
         os.close(reading)
 

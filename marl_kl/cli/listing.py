@@ -1,4 +1,4 @@
-"""`marl-kl envs`, `marl-kl algorithms` and `marl-kl presets`: what can be named."""
+"""`marl-kl envs`, `marl-kl algorithms` and `marl-kl presets`: lists of names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from marl_kl.training import presets
 
 
 def add_envs(commands) -> None:
-    """Describes `marl-kl envs`."""
+    """Adds `marl-kl envs`."""
     add_command(commands, _envs, "envs", "list the environments", ".")
 
 
 def add_algorithms(commands) -> None:
-    """Describes `marl-kl algorithms`."""
+    """Adds `marl-kl algorithms`."""
     add_command(commands, _algorithms, "algorithms", "list the algorithms", ".")
 
 
 def add_presets(commands) -> None:
-    """Describes `marl-kl presets`."""
-    add_command(commands, _presets, "presets", "list the presets, with their scenarios and algorithms", ".")
+    """Adds `marl-kl presets`."""
+    add_command(commands, _presets, "presets", "list the presets with their scenarios and algorithms", ".")
 
 
 def _envs(arguments: argparse.Namespace) -> int:

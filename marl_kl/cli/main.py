@@ -1,7 +1,7 @@
-"""The command line: `marl-kl COMMAND`; the commands are in `marl_kl.cli`.
+"""The command line: `marl-kl COMMAND`, or `python -m marl_kl COMMAND`.
 
-The options of `train` are the fields of the algorithm's config class, with their help, range and default; there is
-no second list of them. Bad input ends in one sentence on standard error and exit code 2.
+The options of `train` are generated from the fields of the algorithm's config class, with help, range and default.
+Invalid input gives one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 
 import marl_kl
-from marl_kl.cli import compare, evaluate, listing, render, report, sweep, train
-from marl_kl.cli.ctrl_c import second_one_ends_at_once
+from marl_kl.cli import compare, evaluate, listing, render, report, resume, show, sweep, train
+from marl_kl.cli.ctrl_c import end_on_second_interrupt
 from marl_kl.core import algorithms
 
 
@@ -24,27 +24,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the words after `marl-kl`; None: those of this process.
+        argv: the arguments after `marl-kl`; None: those of this process; without any, the help is printed.
 
     Returns:
-        The exit code: 0; 1 if every seed failed; 2 for bad input, said in one sentence; 130 after Ctrl-C. A second
-        Ctrl-C ends the process at once.
+        The exit code: 0; 1 if every seed failed; 2 for invalid input; 130 after Ctrl-C. A second Ctrl-C ends the
+        process immediately.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = _parse(argv)
-        with second_one_ends_at_once():
+        with end_on_second_interrupt():
             return arguments.command(arguments)
     except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         is_fault = isinstance(error, ModuleNotFoundError) and error.name is not None
         if is_fault or len(str(error).splitlines()) > 1:
-            raise  # not one of our sentences but a fault, whose traceback is wanted
+            raise  # a bug: keep its traceback
         print(f"marl-kl: {error}", file=sys.stderr)
         return 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence, without the usage of forty options before it."""
+    """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message):
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -53,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="marl-kl",
-        description="Multi-agent RL: trust regions with one joint KL budget, and first-order methods beside them.",
+        description="Multi-agent RL with trust regions and one joint KL budget, and first-order baselines.",
         epilog=train.EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -61,17 +61,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"marl-kl {marl_kl.__version__} (jax {jax.__version__})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add_train(commands, _algorithm_in(argv))
-    train.add_resume(commands)
+    resume.add_resume(commands)
     sweep.add_sweep(commands)
     evaluate.add_evaluate(commands)
     render.add_render(commands)
     compare.add_compare(commands)
     report.add_report(commands)
-    report.add_show(commands)
+    show.add_show(commands)
     listing.add_envs(commands)
     listing.add_algorithms(commands)
     listing.add_presets(commands)
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = parser.parse_known_args(argv or ["--help"])
     if unknown:
         chosen = next(p for p in commands.choices.values() if p.get_default("command") is arguments.command)
         known = [option for action in chosen._actions for option in action.option_strings]
@@ -80,14 +80,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _algorithm_in(argv: list[str]) -> algorithms.Entry:
-    """The algorithm asked for: which options exist depends on it, so it is looked up before they are parsed."""
+    """The requested algorithm, needed before parsing, since the options of `train` depend on it."""
     if argv[:1] != ["train"]:
         return algorithms.get(train.DEFAULT_ALGORITHM)
-    first_look = _Parser(prog="marl-kl train", add_help=False, allow_abbrev=False)
-    first_look.add_argument("--algorithm")
-    first_look.add_argument("--config", type=Path)
-    given = first_look.parse_known_args(argv)[0]
-    return algorithms.get(given.algorithm or train.described(given.config).algorithm)
+    pre_parser = _Parser(prog="marl-kl train", add_help=False, allow_abbrev=False)
+    pre_parser.add_argument("--algorithm")
+    pre_parser.add_argument("--config", type=Path)
+    given = pre_parser.parse_known_args(argv)[0]
+    return algorithms.get(given.algorithm or train.read_run_file(given.config).algorithm)
 
 
 def _unknown_word(word: str, known: list[str]) -> str:
@@ -95,7 +95,3 @@ def _unknown_word(word: str, known: list[str]) -> str:
     kind = "option" if word.startswith("-") else "argument"
     hint = f"did you mean {near[0]}?" if near else "see --help"
     return f"unknown {kind} {word}; {hint}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

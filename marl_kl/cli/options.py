@@ -1,4 +1,4 @@
-"""From words on the command line to values, and the options that several commands have."""
+"""Options that several commands share, and parsing of their values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import envs
 import marl_kl
 from envs.base import Env
+from marl_kl.storage import run_folder
 from marl_kl.storage.files import first_line
 from marl_kl.training import loggers
 from marl_kl.training.progress import MODES
@@ -23,7 +26,7 @@ from marl_kl.training.progress import MODES
 def add_command(
     commands, command: Callable[[argparse.Namespace], int], usage: str, text: str, more: str, **options
 ) -> argparse.ArgumentParser:
-    """A command whose help is `text` and whose description goes on with `more`; `usage` begins with its name."""
+    """Adds a command: `usage` begins with its name, `text` is its help, `text` + `more` its description."""
     parser = commands.add_parser(
         usage.split()[0],
         usage=f"marl-kl {usage}",
@@ -42,7 +45,7 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         "--progress",
         default="auto",
         choices=MODES,
-        help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: silence (default: auto)",
+        help="auto: a bar on a terminal, lines elsewhere; plain: lines; none: no output (default: auto)",
     )
 
 
@@ -54,18 +57,22 @@ def add_log(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=loggers.NAMES,
         metavar="NAME",
-        help=f"where the numbers go besides, while it runs: {', '.join(loggers.NAMES)} (each an extra of that name)",
+        help=f"also log metrics during the run: {', '.join(loggers.NAMES)} (each needs the extra of that name)",
     )
 
 
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """`--setting`."""
+    parser.add_argument("--setting", type=int, metavar="K", help="of a sweep: the index of the setting")
+
+
 def add_field(group, field: dataclasses.Field) -> None:
-    """The option of a config field; only what was given is in the namespace."""
+    """Adds the option of a config field; it is in the namespace only if it was given."""
     name = f"--{field.name.replace('_', '-')}"
-    # The metavar already says that it is a number.
+    # the metavar already shows that it is a number
     range_text = field.metadata["check"][1].removeprefix("a finite number ").removeprefix("a number ")
     notes = "; ".join(part for part in (range_text, f"default: {default_text(field.default)}") if part)
     text = f"{field.metadata['help']} ({notes})".replace("%", "%%")
-    # SUPPRESS: only what was given reaches the config, whose own defaults hold for the rest.
     if isinstance(field.default, bool):
         group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
@@ -74,7 +81,7 @@ def add_field(group, field: dataclasses.Field) -> None:
 
 
 def default_text(value) -> str:
-    """A field's default as it would be typed."""
+    """A field's default as on the command line."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
@@ -82,8 +89,8 @@ def default_text(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def parsed(field: dataclasses.Field, text: Any):
-    """The value that `text` means for `field`; text that means none goes on to the config, which knows what to say."""
+def parse_field(field: dataclasses.Field, text: Any):
+    """The value of `text` for `field`; text that is none is returned as it is, for the config to refuse."""
     kind = type(field.default)
     with contextlib.suppress(ValueError):
         if kind is int:
@@ -96,24 +103,24 @@ def parsed(field: dataclasses.Field, text: Any):
 
 
 def _whole(text: str) -> int | float:
-    """An int where it is one; 2e6 as a float, which the config turns into an int or refuses."""
+    """An int if possible; 2e6 as a float, which the config converts or refuses."""
     try:
         return int(text)
     except ValueError:
         return float(text)
 
 
-def seed_numbers(text: str) -> int | list[int]:
-    """`--seeds`: a number of seeds, or which; ValueError otherwise."""
+def parse_seeds(text: str) -> int | list[int]:
+    """`--seeds`: the number of seeds, or a list of them; ValueError otherwise."""
     try:
         seeds = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ValueError(f"seeds={text!r}; it must be a number of seeds, such as 4, or seeds such as 3,5,8") from None
+        raise ValueError(f"seeds={text!r}; it must be a number of seeds, such as 4, or a list such as 3,5,8") from None
     return seeds if "," in text else seeds[0] if seeds else 0
 
 
-def env_options(pairs: list[str]) -> dict[str, Any]:
-    """`--env KEY=VALUE`, as keyword arguments of `envs.make`."""
+def parse_env_options(pairs: list[str]) -> dict[str, Any]:
+    """`--env KEY=VALUE` as keyword arguments of `envs.make`."""
     options = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -124,7 +131,7 @@ def env_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _literal(text: str):
-    """A Python literal where `text` is one (1, 0.5, True, (2, 3), None), else `text` itself."""
+    """A Python literal if `text` is one (1, 0.5, True, (2, 3), None), else `text`."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -132,21 +139,44 @@ def _literal(text: str):
 
 
 def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
-    """The folder of a run that was given none; one that is not there yet, whatever the clock says."""
+    """The default folder of a run; a number is added if it exists."""
     name = f"{env_name.replace('/', '-')}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(out for out in (Path(parent) / name for name in names) if not out.exists())
 
 
 def use_all_cpu_cores() -> None:
-    """A device per core, unless jax is in use already."""
-    with contextlib.suppress(RuntimeError):  # an embedding program that has used jax keeps its devices
+    """One device per core, unless jax has already been used."""
+    with contextlib.suppress(RuntimeError):  # a program that calls `main` and has used jax keeps its devices
         marl_kl.use_all_cpu_cores()
 
 
 def make_env(name: str, options: dict[str, Any]) -> Env:
-    """`envs.make`, whose every complaint is a ValueError."""
+    """`envs.make`, with a ValueError for unknown options too."""
     try:
         return envs.make(name, **options)
     except TypeError as error:
         raise ValueError(f"env {name!r} does not take {options}: {first_line(error)}") from error
+
+
+def use_devices_of(record: run_folder.RunRecord) -> None:
+    """All CPU cores as devices if the run used several devices: results are bitwise equal on as many devices only."""
+    if run_folder.last_session(record.document)["device"]["count"] > 1:
+        use_all_cpu_cores()
+
+
+@contextlib.contextmanager
+def one_line_warnings():
+    """Prints `RunWarning`s on one line, without the code location."""
+    show = warnings.showwarning
+
+    def show_line(message, category, *location, **options):
+        if issubclass(category, run_folder.RunWarning):
+            print(f"marl-kl: {message}", file=sys.stderr)
+        else:
+            show(message, category, *location, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", run_folder.RunWarning)
+        warnings.showwarning = show_line
+        yield

@@ -5,39 +5,42 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from marl_kl.cli.options import add_command
-from marl_kl.cli.stored import add_setting, run_and_env
+from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of
 from marl_kl.storage import files
+from marl_kl.training import stored_sweeps
 
 
 def add_render(commands) -> None:
-    """Describes `marl-kl render`."""
-    text = "draw one episode of a trained team as an animated GIF, limbs coloured by agent"
+    """Adds `marl-kl render`."""
+    text = "draw one episode of trained policies as an animated GIF, limbs coloured by agent"
     usage = "render RUN|SWEEP [--setting K] [--seed S] [--steps N] [--out FILE]"
     more = "; for environments that are bodies. The policies are deterministic."
     parser = add_command(commands, _render, usage, text, more)
-    parser.add_argument("run", type=Path, metavar="RUN|SWEEP", help="the folder of a run, or of a sweep")
+    parser.add_argument("run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep")
     add_setting(parser)
-    parser.add_argument("--seed", type=int, metavar="S", help="the team that this seed trained (default: the first)")
+    parser.add_argument("--seed", type=int, metavar="S", help="the training seed to draw (default: the first)")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="env steps at most (default: 300)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default: episode-seedS.gif in the folder)")
 
 
 def _render(arguments: argparse.Namespace) -> int:
     from marl_kl.analysis.bodies import drawing, recording
+    from marl_kl.analysis.rebuild import load_with_env
     from marl_kl.core import evaluation
 
     out = arguments.out
     if out is not None and (out.suffix != ".gif" or not out.parent.is_dir()):
-        raise ValueError(f"out={str(out)!r}; it must be a .gif file in a folder that exists")
-    from_python = "draw it from Python: marl_kl.analysis.bodies.drawing.animation(env, ...)"
-    run, env = run_and_env(arguments.run, from_python, setting=arguments.setting)
+        raise ValueError(f"out={str(out)!r}; it must be a .gif file in an existing folder")
+    use_devices_of(stored_sweeps.record_of(arguments.run, arguments.setting))
+    advice = "draw it from Python: marl_kl.analysis.bodies.drawing.animation(env, ...)"
+    with one_line_warnings():
+        run, env = load_with_env(arguments.run, setting=arguments.setting, advice=advice)
     seed = run.seeds[0] if arguments.seed is None else arguments.seed
     key = evaluation.keys((seed,), run.update)[0]
     episode = recording.record(env, run.config, run.learner_of(seed), key, arguments.steps)
     setting = "" if arguments.setting is None else f"-setting{arguments.setting}"
     out = out or arguments.run / f"episode{setting}-seed{seed}.gif"
     files.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
-    ended = episode.ended or "cut"
+    ended = episode.ended or "not ended"
     print(f"{out}: {len(episode.poses) - 1} steps ({ended}), return {episode.episode_return[-1]:.1f}")
     return 0

@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 
 import marl_kl
-from marl_kl.cli.options import add_command, add_log, add_progress, default_out, make_env, use_all_cpu_cores
-from marl_kl.cli.stored import warnings_as_sentences
+from marl_kl.cli.options import (
+    add_command,
+    add_log,
+    add_progress,
+    default_out,
+    make_env,
+    one_line_warnings,
+    use_all_cpu_cores,
+)
 from marl_kl.storage import run_folder
-from marl_kl.training import sweep_file as sweep_file
+from marl_kl.training import sweep_file
 
 
 def add_sweep(commands) -> None:
-    """Describes `marl-kl sweep`."""
-    text = "train many settings side by side, as a TOML file says"
+    """Adds `marl-kl sweep`."""
+    text = "train many settings in parallel, as described in a TOML file"
     parser = add_command(
         commands, _sweep, "sweep FILE.toml [--out FOLDER] [--resume] [--log NAME ...] [--progress MODE]", text, ".",
         epilog=sweep_file.EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -24,35 +31,33 @@ def add_sweep(commands) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder for the tables (default: a new sweeps/ENV-ALGORITHM-TIME)"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the sweep in --out, as if it had never stopped"
-    )
+    parser.add_argument("--resume", action="store_true", help="resume the sweep in --out")
     add_log(parser)
     add_progress(parser)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.out is None:
-        raise ValueError("--resume needs --out FOLDER, the folder of the sweep that is to go on")
-    plan = sweep_file.read(arguments.file)
+        raise ValueError("--resume needs --out FOLDER, the folder of the sweep to resume")
+    description = sweep_file.read(arguments.file)
     use_all_cpu_cores()
-    env = make_env(plan.env, plan.env_options)
-    out = arguments.out or default_out(plan.env, plan.algorithm, "sweeps")
+    env = make_env(description.env, description.env_options)
+    out = arguments.out or default_out(description.env, description.algorithm, "sweeps")
     try:
-        with warnings_as_sentences():
+        with one_line_warnings():
             result = marl_kl.sweep(
                 env,
-                plan.algorithm,
+                description.algorithm,
                 out=out,
                 resume=arguments.resume,
                 progress=arguments.progress,
                 loggers=arguments.log,
-                **plan.options,
-                **plan.config,
+                **description.options,
+                **description.config,
             )
     except KeyboardInterrupt:
         again = f"marl-kl sweep {arguments.file} --out {out} --resume"
-        kept = f"; what is done is in {out}, and {again} goes on" if run_folder.holds_run(out, run_folder.SWEEP) else ""
-        print(f"marl-kl: interrupted{kept}", file=sys.stderr)
+        saved = f"; finished runs are saved in {out}, continue with: {again}"
+        print(f"marl-kl: interrupted{saved if run_folder.holds_run(out, run_folder.SWEEP) else ''}", file=sys.stderr)
         return 130
     return 1 if len(result.failures) == len(result.settings) * len(result.seeds) else 0

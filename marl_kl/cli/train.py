@@ -1,28 +1,27 @@
-"""`marl-kl train` and `marl-kl resume`."""
+"""`marl-kl train`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import marl_kl
+from envs.base import Env
 from envs.bodies import scenarios
-from marl_kl.cli.options import (  # fmt: skip
-    add_command,
+from marl_kl.cli.options import (
     add_field,
     add_log,
     add_progress,
     default_out,
-    env_options,
     make_env,
-    parsed,
-    seed_numbers,
+    one_line_warnings,
+    parse_env_options,
+    parse_field,
+    parse_seeds,
     use_all_cpu_cores,
 )
-from marl_kl.cli.stored import made_again, use_cores_as_before, warnings_as_sentences
 from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.storage import run_folder
@@ -38,14 +37,14 @@ EXAMPLE = f"""examples:
 {run_file.EXAMPLE}"""
 
 
-def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
-    """Describes `marl-kl train`."""
+def add_train(commands, algorithm: algorithms.Entry) -> None:
+    """Adds `marl-kl train`, with the config fields of `algorithm` as options."""
     parser = commands.add_parser(
         "train",
         usage="marl-kl train [ENV] [--config FILE] [--preset NAME] [--algorithm NAME] [--seeds N] [--out FOLDER] "
         "[--env KEY=VALUE ...] [--log NAME ...] [config options]",
-        help="train a team and write metrics, pictures and the learned policies to a folder",
-        description=f"Trains one team per seed. Options below are those of --algorithm {algorithm.name}.",
+        help="train and write metrics, figures and the learned policies to a folder",
+        description=f"Trains independent policies per seed. The options below are those of --algorithm {algorithm.name}.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,20 +55,20 @@ def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"a TOML file that describes a run, see below, or a run folder's {run_file.NAME}; options override it",
+        help=f"TOML file that describes a run, see below, or a run folder's {run_file.NAME}; options override it",
     )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"settings for this scenario: {', '.join(presets.names())} (see marl-kl presets); the file and other "
-        "options override them",
+        help=f"config for this scenario: {', '.join(presets.names())} (see marl-kl presets); the file and other "
+        "options override it",
     )
     parser.add_argument(
         "--algorithm",
         metavar="NAME",
         help=f"one of {', '.join(algorithms.names())} (default: {DEFAULT_ALGORITHM})",
     )
-    parser.add_argument("--seeds", metavar="N", help="how many seeds (0, 1, ...), or which: 3,5,8 (default: 1)")
+    parser.add_argument("--seeds", metavar="N", help="number of seeds (0, 1, ...), or a list: 3,5,8 (default: 1)")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="new folder for the run (default: runs/ENV-ALGORITHM-TIME)"
     )
@@ -90,113 +89,55 @@ def add_train(commands, algorithm: algorithms.Entry) -> argparse.ArgumentParser:
     }
     for field in dataclasses.fields(algorithm.config_class):
         add_field(groups[field.name in shared], field)
-    return parser
 
 
-def described(file: Path | None) -> run_file.RunFile:
-    """What the file says, or what holds where nothing is said; the latter's environment has no name."""
+def read_run_file(file: Path | None) -> run_file.RunFile:
+    """The run that `file` describes; without a file the defaults, with an empty environment name."""
     return run_file.RunFile("", {}, DEFAULT_ALGORITHM, 1, {}) if file is None else run_file.read(file)
 
 
-def _planned(arguments: argparse.Namespace) -> run_file.RunFile:
-    """The run asked for: the command line before the file before the preset."""
-    said, given = described(arguments.config), vars(arguments)
-    env = arguments.env_name or said.env
+def train_and_exit_code(env: Env, algorithm: str, *, out: Path, **options) -> int:
+    """Calls `marl_kl.train`: exit code 1 if every seed failed, 130 after Ctrl-C."""
+    try:
+        with one_line_warnings():
+            result = marl_kl.train(env, algorithm, out=out, **options)
+    except KeyboardInterrupt:
+        saved = f"; the run is saved in {out}, continue with: marl-kl resume {out}"
+        print(f"marl-kl: interrupted{saved if run_folder.holds_run(out) else ''}", file=sys.stderr)
+        return 130
+    return 1 if len(result.failures) == len(result.seeds) else 0
+
+
+def _requested_run(arguments: argparse.Namespace) -> run_file.RunFile:
+    """The command line overrides the file, the file overrides the preset."""
+    from_file, given = read_run_file(arguments.config), vars(arguments)
+    env = arguments.env_name or from_file.env
     if not env:
         raise ValueError("the following arguments are required: ENV, or --config FILE (see marl-kl train --help)")
-    algorithm = arguments.algorithm or said.algorithm
+    algorithm = arguments.algorithm or from_file.algorithm
     preset = {}
     if arguments.preset is not None:
         preset = presets.fields(arguments.preset, scenarios.scenario_name(env) or env, algorithm)
     fields = {
-        field.name: parsed(field, given[field.name])
+        field.name: parse_field(field, given[field.name])
         for field in dataclasses.fields(arguments.config_class)
         if field.name in given
     }
     return run_file.RunFile(
         env=env,
-        env_options=said.env_options | env_options(arguments.env_options),
+        env_options=from_file.env_options | parse_env_options(arguments.env_options),
         algorithm=algorithm,
-        seeds=said.seeds if arguments.seeds is None else seed_numbers(arguments.seeds),
-        config=preset | said.config | fields,
+        seeds=from_file.seeds if arguments.seeds is None else parse_seeds(arguments.seeds),
+        config=preset | from_file.config | fields,
     )
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    plan = _planned(arguments)
+    run = _requested_run(arguments)
     use_all_cpu_cores()
-    plan.make_config()  # refuses bad values before an environment is built
-    env = make_env(plan.env, plan.env_options)
-    out = arguments.out or default_out(plan.env, plan.algorithm)
-    with warnings_as_sentences():
-        return _exit_code(
-            lambda: marl_kl.train(
-                env,
-                plan.algorithm,
-                seeds=plan.seeds,
-                out=out,
-                progress=arguments.progress,
-                loggers=arguments.log,
-                **plan.config,
-            ),
-            out,
-        )
-
-
-def _exit_code(train: Callable[[], marl_kl.TrainResult], out: Path) -> int:
-    try:
-        result = train()
-    except KeyboardInterrupt:
-        goes_on = f"; what was done until then is in {out}, and marl-kl resume {out} goes on"
-        kept = goes_on if run_folder.holds_run(out) else ""
-        print(f"marl-kl: interrupted{kept}", file=sys.stderr)
-        return 130
-    return 1 if len(result.failures) == len(result.seeds) else 0
-
-
-def add_resume(commands) -> None:
-    """Describes `marl-kl resume`."""
-    text = "go on with a run from its newest checkpoint, as if it had never stopped"
-    parser = add_command(
-        commands,
-        _resume,
-        "resume RUN [--total-env-steps N] [--log NAME ...] [--progress MODE]",
-        text,
-        ". Environment, algorithm, config and seeds are those of the run.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has stopped")
-    parser.add_argument(
-        "--total-env-steps",
-        metavar="N",
-        help="env steps per seed, those already taken included: makes a run longer (default: as it was)",
-    )
-    add_log(parser)
-    add_progress(parser)
-
-
-def _resume(arguments: argparse.Namespace) -> int:
-    out = arguments.run
-    if run_folder.is_sweep(out):
-        raise ValueError(f"{str(out)!r} holds a sweep; marl-kl sweep FILE.toml --out {out} --resume goes on with it")
-    record = run_folder.read_record(out)
-    config = record.config
-    if arguments.total_env_steps is not None:
-        field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
-        config = config.replace(total_env_steps=parsed(field, arguments.total_env_steps))
-    use_cores_as_before(record)
-    call = f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
-    env = made_again(record, out, f"resume it from Python: {call}")
-    with warnings_as_sentences():
-        return _exit_code(
-            lambda: marl_kl.train(
-                env,
-                record.algorithm,
-                seeds=record.seeds,
-                config=config,
-                out=out,
-                resume=True,
-                progress=arguments.progress,
-                loggers=arguments.log,
-            ),
-            out,
-        )
+    run.make_config()  # refuses bad values before an environment is built
+    return train_and_exit_code(
+        make_env(run.env, run.env_options), run.algorithm, seeds=run.seeds,
+        out=arguments.out or default_out(run.env, run.algorithm), progress=arguments.progress, loggers=arguments.log,
+        **run.config,
+    )  # fmt: skip

@@ -7,7 +7,7 @@
     absolute.csv      those of the absolute metric, once `marl-kl evaluate RUN --absolute` has measured it
     log.jsonl         the same while the run runs, a line per update and seed: `marl_kl.training.loggers`
     checkpoints/      where to go on after an interruption, learner included: `marl_kl.storage.checkpoints`
-    *.png, summary.md what `marl_kl.training.reporting` makes of them
+    *.png, summary.md what `marl_kl.analysis.reporting` makes of them
     .lock             locked by the process that trains; left behind unlocked
 
 The checkpoints are the truth and the two tables (`marl_kl.storage.run_tables`) copies of their numbers, written after

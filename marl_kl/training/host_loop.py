@@ -16,6 +16,7 @@ import numpy as np
 
 from envs.base import Env
 from marl_kl import devices
+from marl_kl.analysis import reporting
 from marl_kl.config import Config, is_due
 from marl_kl.core import algorithms
 from marl_kl.core.trainer import TrainState, make_train
@@ -24,7 +25,7 @@ from marl_kl.storage import checkpoints, files, run_folder, run_tables
 from marl_kl.storage.best import update_best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.interrupts import interrupts_wait
-from marl_kl.training import reporting, run_file
+from marl_kl.training import run_file
 from marl_kl.training.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.training.programs import Programs, TracedFields
 from marl_kl.training.progress import Progress

@@ -1,4 +1,4 @@
-"""Comparisons: who is pooled with whom, the numbers of small cases worked by hand, and what is said of unfair ones."""
+"""Comparisons: pooling of seeds, small cases worked by hand, and warnings of unfair comparisons."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from scipy import stats
 
 import marl_kl
 from marl_kl.analysis import statistics
-from marl_kl.analysis.comparison import figures, marl_eval, tables
+from marl_kl.analysis.comparison import comparison_figures, comparison_tables, marl_eval
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import EpisodeStatistics, Failure
@@ -30,11 +30,11 @@ def two(tmp_path):
 
 
 def test_numbers_of_one_task(two):
-    found = marl_kl.compare(two, threshold=25, bootstrap=200)
-    assert found.methods == ("hatrpo", "hatrpo_w") and [scale.name for scale in found.tasks] == ["legs"]
-    (scale,) = found.tasks
+    comparison = marl_kl.compare(two, threshold=25, bootstrap=200)
+    assert comparison.methods == ("hatrpo", "hatrpo_w") and [scale.name for scale in comparison.tasks] == ["legs"]
+    (scale,) = comparison.tasks
     np.testing.assert_array_equal(scale.env_steps, [0, 1000, 2000, 3000])
-    entry = found.entry("legs", "hatrpo")
+    entry = comparison.entry("legs", "hatrpo")
     np.testing.assert_array_equal(entry.returns, RISING)
     np.testing.assert_array_equal(entry.final, [40, 60, 50, 30])
     np.testing.assert_allclose(entry.area, [(5 + 15 + 30) / 3, (5 + 20 + 45) / 3, (10 + 30 + 45) / 3, (0 + 5 + 20) / 3])
@@ -46,9 +46,9 @@ def test_numbers_of_one_task(two):
     interval = statistics.bootstrap_interval(entry.final, num_resamples=200)
     assert (entry.final_iqm.lower, entry.final_iqm.upper) == tuple(interval)
     chance = stats.mannwhitneyu([55, 75, 65, 45], entry.final).statistic / 16
-    overall = found.overall.improvement
+    overall = comparison.overall.improvement
     assert overall.value[1, 0] == chance == 1 - overall.value[0, 1] and overall.lower[1, 0] == 1 - overall.upper[0, 1]
-    assert found.entry("legs", "happo") is None
+    assert comparison.entry("legs", "happo") is None
 
 
 def test_the_interquartile_mean_is_rliables(tmp_path):
@@ -56,29 +56,29 @@ def test_the_interquartile_mean_is_rliables(tmp_path):
     returns = np.array([[0.0, x] for x in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)])
     runs = [store(tmp_path / f"{a}{s}", returns + i, spec=spec(s), algorithm=a)
             for i, a in enumerate(("hatrpo", "happo")) for s in ("legs", "arms")]  # fmt: skip
-    found = marl_kl.compare(runs, bootstrap=50, references={"legs": (0, 1), "arms": (0, 1)})
-    entry = found.entry("legs", "hatrpo")
+    comparison = marl_kl.compare(runs, bootstrap=50, references={"legs": (0, 1), "arms": (0, 1)})
+    entry = comparison.entry("legs", "hatrpo")
     assert entry.final_iqm.value == 7.5 == stats.trim_mean(entry.final, 0.25)
-    interval = statistics.bootstrap_interval(entry.final, num_resamples=50, statistic=statistics.trimmed_mean)
+    interval = statistics.bootstrap_interval(entry.final, num_resamples=50, statistic=statistics.interquartile_mean)
     assert (entry.final_iqm.lower, entry.final_iqm.upper) == tuple(interval)
-    assert found.overall.iqm.value[0] == stats.trim_mean(np.repeat(entry.final, 2), 0.25)
+    assert comparison.overall.iqm.value[0] == stats.trim_mean(np.repeat(entry.final, 2), 0.25)
 
 
 def test_training_returns_are_averaged_over_the_last_tenth(tmp_path):
     steps = np.arange(42) * 100
     returns = np.random.default_rng(0).normal(size=(3, 42))
-    found = marl_kl.compare([store(tmp_path / "h", returns, steps=steps)], metric="training", bootstrap=10)
-    (entry,) = found.entries
-    np.testing.assert_allclose(found.tasks[0].env_steps, steps[1:])
+    comparison = marl_kl.compare([store(tmp_path / "h", returns, steps=steps)], metric="training", bootstrap=10)
+    (entry,) = comparison.entries
+    np.testing.assert_allclose(comparison.tasks[0].env_steps, steps[1:])
     np.testing.assert_allclose(entry.final, returns[:, -5:].mean(axis=1), err_msg="3700 to 4100: the last 400 of 4000")
-    assert found.overall is None, "one method alone is above nobody"
+    assert comparison.overall is None, "there is only one method"
 
 
 def test_long_curves_are_laid_on_a_hundred_steps(tmp_path):
     steps = np.arange(400)
-    found = marl_kl.compare([store(tmp_path / "h", np.tile(3.0 * steps, (3, 1)), steps=steps)], bootstrap=10)
-    np.testing.assert_allclose(found.tasks[0].env_steps, np.linspace(0, 399, 100))
-    np.testing.assert_allclose(found.entries[0].returns[0], 3 * np.linspace(0, 399, 100))
+    comparison = marl_kl.compare([store(tmp_path / "h", np.tile(3.0 * steps, (3, 1)), steps=steps)], bootstrap=10)
+    np.testing.assert_allclose(comparison.tasks[0].env_steps, np.linspace(0, 399, 100))
+    np.testing.assert_allclose(comparison.entries[0].returns[0], 3 * np.linspace(0, 399, 100))
 
 
 # Who is who
@@ -91,16 +91,16 @@ def test_runs_of_one_setting_are_pooled_and_other_settings_told_apart(tmp_path):
         store(tmp_path / "2", RISING, config=TrustRegionConfig(gamma=0.97)),
         store(tmp_path / "3", RISING, algorithm="happo", config=FirstOrderConfig(gamma=0.97, clip_eps=0.1)),
     ]
-    found = marl_kl.compare(runs, bootstrap=10)
-    assert found.methods == ("hatrpo, gamma=0.9", "hatrpo, gamma=0.97", "happo, gamma=0.97")
-    assert found.entry("legs", "hatrpo, gamma=0.9").seeds == (0, 1, 2, 3)
-    np.testing.assert_array_equal(found.entry("legs", "hatrpo, gamma=0.9").returns, RISING)
-    assert found.warnings == (), "budgets are equal"
+    comparison = marl_kl.compare(runs, bootstrap=10)
+    assert comparison.methods == ("hatrpo, gamma=0.9", "hatrpo, gamma=0.97", "happo, gamma=0.97")
+    assert comparison.entry("legs", "hatrpo, gamma=0.9").seeds == (0, 1, 2, 3)
+    np.testing.assert_array_equal(comparison.entry("legs", "hatrpo, gamma=0.9").returns, RISING)
+    assert comparison.warnings == (), "budgets are equal"
 
 
 def test_a_seed_counts_once(tmp_path):
     runs = [store(tmp_path / "0", RISING, seeds=(0, 1, 2, 3)), store(tmp_path / "1", RISING[:2], seeds=(3, 4))]
-    with pytest.raises(ValueError, match="seed 3 of hatrpo on legs is both in .*0 and in .*1; runs of one setting"):
+    with pytest.raises(ValueError, match="seed 3 of hatrpo on legs is both in .*0 and in .*1; the seeds of"):
         marl_kl.compare(runs)
     with pytest.raises(ValueError, match="seed 0 of hatrpo on legs is twice: "):
         marl_kl.compare([runs[0], runs[0]])
@@ -118,19 +118,21 @@ def test_tasks_of_one_name_are_told_apart_by_what_differs(tmp_path):
 
 
 def test_a_method_may_have_another_budget_on_another_task(tmp_path):
-    """n agents have n times the budget of one: the label is the same, and a note says so."""
+    """n agents have n times the budget of one: the label is the same, and a note names the budgets."""
     runs = [
         store(tmp_path / f"{name}-{algorithm}", RISING + 5 * (algorithm == "hatrpo_g"), spec=spec(name),
               algorithm=algorithm, config=TrustRegionConfig(kl_budget=budget))
         for name, budget in (("ant", 0.04), ("humanoid", 0.17)) for algorithm in ("hatrpo", "hatrpo_g")
     ]  # fmt: skip
-    found = marl_kl.compare(runs, bootstrap=100)
-    assert found.methods == ("hatrpo", "hatrpo_g") and found.overall.tasks == ("ant", "humanoid")
-    assert found.warnings == () and found.kl_budgets["hatrpo"] == (0.04, 0.17)
-    assert "hatrpo: kl_budget differs from task to task (0.04, 0.17)" in found.notes
+    comparison = marl_kl.compare(runs, bootstrap=100)
+    assert comparison.methods == ("hatrpo", "hatrpo_g") and comparison.overall.tasks == ("ant", "humanoid")
+    assert comparison.warnings == () and comparison.kl_budgets["hatrpo"] == (0.04, 0.17)
+    assert "hatrpo: kl_budget differs between tasks (0.04, 0.17)" in comparison.notes
     # 8 runs of each, the same 4 numbers on both tasks
-    assert found.overall.iqm.value[0] == pytest.approx(stats.trim_mean(np.tile([40, 60, 50, 30], 2) - 2.5, 0.25) / 62.5)
-    np.testing.assert_allclose(found.overall.profile.value[0][[0, -1]], [1, 0])
+    assert comparison.overall.iqm.value[0] == pytest.approx(
+        stats.trim_mean(np.tile([40, 60, 50, 30], 2) - 2.5, 0.25) / 62.5
+    )
+    np.testing.assert_allclose(comparison.overall.profile.value[0][[0, -1]], [1, 0])
 
 
 def test_tasks_that_not_all_methods_were_run_on_are_left_out_of_the_figures_over_tasks(tmp_path):
@@ -139,13 +141,15 @@ def test_tasks_that_not_all_methods_were_run_on_are_left_out_of_the_figures_over
         store(tmp_path / "1", RISING, spec=spec("ant"), algorithm="hatrpo_n"),
         store(tmp_path / "2", RISING, spec=spec("hopper")),
     ]
-    found = marl_kl.compare(runs, bootstrap=10)
-    assert found.overall.tasks == ("ant",) and "figures over tasks leave out hopper" in "; ".join(found.notes)
-    found = marl_kl.compare(runs[1:], bootstrap=10)
-    assert found.overall is None and "no task was run with all methods" in "; ".join(found.notes)
+    comparison = marl_kl.compare(runs, bootstrap=10)
+    assert comparison.overall.tasks == ("ant",) and "estimates over tasks leave out hopper" in "; ".join(
+        comparison.notes
+    )
+    comparison = marl_kl.compare(runs[1:], bootstrap=10)
+    assert comparison.overall is None and "no task was run with all methods" in "; ".join(comparison.notes)
 
 
-# What must be said
+# Warnings
 
 
 def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
@@ -154,19 +158,19 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
         store(tmp_path / "1", RISING, config=TrustRegionConfig(kl_budget=0.16), algorithm="hatrpo_w"),
         store(tmp_path / "2", RISING, config=FirstOrderConfig(), algorithm="happo"),
     ]
-    found = marl_kl.compare(runs, bootstrap=10)
-    said = "the joint KL budgets on legs differ (0.08, 0.16): how a budget is shared out compares at equal budgets only"
-    assert found.warnings == (said,)
-    assert [cells.split(" | ")[1] for cells in tables.markdown(found).splitlines()[6:9]] == [
+    comparison = marl_kl.compare(runs, bootstrap=10)
+    (warning,) = comparison.warnings
+    assert warning.startswith("the joint KL budgets on legs differ (0.08, 0.16)")
+    assert [cells.split(" | ")[1] for cells in comparison_tables.markdown(comparison).splitlines()[6:9]] == [
         "0.08",
         "0.16",
         "-",
     ]
-    lines = tables.markdown(found).splitlines()
-    (row,) = [line for line in lines if line.startswith(f"| **Warning: {said}")]
+    lines = comparison_tables.markdown(comparison).splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| **Warning: {warning}")]
     assert row.count("|") == lines[4].count("|"), "the row is one of the table"
     assert main.main(["compare", *map(str, runs), "--bootstrap", "10"]) == 0
-    assert said in " ".join(capsys.readouterr().out.split())
+    assert warning in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_lengths_are_compared_on_what_all_have(tmp_path):
@@ -174,11 +178,11 @@ def test_other_lengths_are_compared_on_what_all_have(tmp_path):
     shorter = store(
         tmp_path / "1", RISING[:, :3] + 1, steps=[0, 1000, 2000], algorithm="hatrpo_w", status="interrupted"
     )
-    found = marl_kl.compare([longer, shorter], bootstrap=10)
-    assert found.tasks[0].env_steps[-1] == 2000
-    np.testing.assert_array_equal(found.entry("legs", "hatrpo").final, RISING[:, 2])
-    assert f"compared up to 2,000 env steps, the end of {shorter}; the longest run has 3,000" in found.warnings[0]
-    assert f"{shorter} is interrupted, not finished: it counts as far as it was saved" in found.notes
+    comparison = marl_kl.compare([longer, shorter], bootstrap=10)
+    assert comparison.tasks[0].env_steps[-1] == 2000
+    np.testing.assert_array_equal(comparison.entry("legs", "hatrpo").final, RISING[:, 2])
+    assert f"compared up to 2,000 env steps, the end of {shorter}; the longest run has 3,000" in comparison.warnings[0]
+    assert f"{shorter} is interrupted, not finished: it is compared up to its last save" in comparison.notes
 
 
 def test_a_final_return_that_nobody_measured_is_warned_of(tmp_path):
@@ -186,40 +190,39 @@ def test_a_final_return_that_nobody_measured_is_warned_of(tmp_path):
         store(tmp_path / "0", RISING[:, [0, 3]], steps=[0, 10_000]),
         store(tmp_path / "1", RISING[:, [0, 3]], steps=[0, 5_000], algorithm="hatrpo_w"),
     ]
-    found = marl_kl.compare(runs, bootstrap=10)
-    np.testing.assert_allclose(found.entry("legs", "hatrpo").final, RISING[:, 3] / 2)
-    assert f"the final return of {runs[0]} is interpolated between 0 and 10,000 env steps" in found.warnings[1]
+    comparison = marl_kl.compare(runs, bootstrap=10)
+    np.testing.assert_allclose(comparison.entry("legs", "hatrpo").final, RISING[:, 3] / 2)
+    assert f"the final return of {runs[0]} is interpolated between 0 and 10,000 env steps" in comparison.warnings[1]
 
 
 def test_failed_seeds_are_left_out_and_named(tmp_path):
     run = store(tmp_path / "0", RISING, failures=[Failure(1, 4, "critic")])
-    found = marl_kl.compare([run], bootstrap=10)
-    assert found.entries[0].seeds == (0, 2, 3)
-    assert (
-        f"seed 1 of {run} failed (critic was not finite in update 5) and is left out, which flatters"
-        in found.warnings[0]
-    )
+    comparison = marl_kl.compare([run], bootstrap=10)
+    assert comparison.entries[0].seeds == (0, 2, 3)
+    assert f"seed 1 of {run} failed (critic was not finite in update 5) and is left out" in comparison.warnings[0]
 
 
 def test_intervals_need_three_seeds_on_every_task(tmp_path):
     runs = [store(tmp_path / "0", RISING), store(tmp_path / "1", RISING[:2], algorithm="hatrpo_w")]
-    found = marl_kl.compare(runs, bootstrap=10)
-    assert np.isfinite(found.entry("legs", "hatrpo").final_iqm.lower)
-    assert np.isnan(found.entry("legs", "hatrpo_w").final_iqm.lower)
-    assert np.isnan(found.overall.improvement.lower[0, 1]) and found.overall.improvement.value[0, 1] == 3 / 8
-    assert "fewer than 3 seeds" in "; ".join(found.notes) and "nan" not in tables.markdown(found)
+    comparison = marl_kl.compare(runs, bootstrap=10)
+    assert np.isfinite(comparison.entry("legs", "hatrpo").final_iqm.lower)
+    assert np.isnan(comparison.entry("legs", "hatrpo_w").final_iqm.lower)
+    assert np.isnan(comparison.overall.improvement.lower[0, 1]) and comparison.overall.improvement.value[0, 1] == 3 / 8
+    assert "fewer than 3 seeds" in "; ".join(comparison.notes) and "nan" not in comparison_tables.markdown(comparison)
 
 
 def test_a_task_on_which_nobody_learned_has_a_scale(tmp_path):
-    found = marl_kl.compare([store(tmp_path / "0", np.array([[5.0, 1.0], [5.0, 2.0]]))], bootstrap=10)
-    assert (found.tasks[0].low, found.tasks[0].high) == (1, 2) and "ended above" in "; ".join(found.notes)
-    found = marl_kl.compare([store(tmp_path / "1", np.ones((2, 2)))], bootstrap=10)
-    np.testing.assert_array_equal(found.entries[0].normalized, 0)
+    comparison = marl_kl.compare([store(tmp_path / "0", np.array([[5.0, 1.0], [5.0, 2.0]]))], bootstrap=10)
+    assert (comparison.tasks[0].low, comparison.tasks[0].high) == (1, 2) and "above the mean initial one" in "; ".join(
+        comparison.notes
+    )
+    comparison = marl_kl.compare([store(tmp_path / "1", np.ones((2, 2)))], bootstrap=10)
+    np.testing.assert_array_equal(comparison.entries[0].normalized, 0)
 
 
 def test_references_are_the_reader_s_own(two):
-    found = marl_kl.compare(two, references={"legs": (-100, 100)}, bootstrap=10)
-    np.testing.assert_allclose(found.entry("legs", "hatrpo").normalized, [0.7, 0.8, 0.75, 0.65])
+    comparison = marl_kl.compare(two, references={"legs": (-100, 100)}, bootstrap=10)
+    np.testing.assert_allclose(comparison.entry("legs", "hatrpo").normalized, [0.7, 0.8, 0.75, 0.65])
 
 
 def test_versions_that_differ_are_a_note(two):
@@ -231,7 +234,7 @@ def test_versions_that_differ_are_a_note(two):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"runs": []}, r"runs=\[\]; give the folder of one run at least"),
+        ({"runs": []}, r"runs=\[\]; at least one folder is needed"),
         ({"metric": "loss"}, "metric='loss'; it must be one of evaluation, training"),
         ({"bootstrap": 0}, "bootstrap=0; it must be an integer >= 1"),
         ({"seed": -1}, "seed=-1; it must be an integer >= 0"),
@@ -241,7 +244,7 @@ def test_versions_that_differ_are_a_note(two):
         ({"references": {"legs": (1, 0)}}, r"references: legs=\(1, 0\); it must be two finite numbers, low < high"),
     ],
 )
-def test_bad_input_is_one_sentence(two, options, message):
+def test_bad_input_is_one_line(two, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         marl_kl.compare(**{"runs": two, **options})
     assert "\n" not in str(caught.value)
@@ -285,21 +288,21 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
         store(tmp_path / f"{k}-{t}", RISING + k, spec=spec(f"task_{t}"), config=TrustRegionConfig(gamma=0.9 + k / 100))
         for k in range(num_methods) for t in range(num_tasks)
     ]  # fmt: skip
-    found = marl_kl.compare(runs, bootstrap=50)
+    comparison = marl_kl.compare(runs, bootstrap=50)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = figures.figures(found)
+        drawn = comparison_figures.figures(comparison)
         for figure in drawn.values():
             figure.savefig(io.BytesIO(), format="png", dpi=50)
     assert len(drawn) == (1 if num_methods == 1 else 4)
     for name, figure in drawn.items():
         text = _texts(figure).replace("\n", " ")
-        assert all(method.replace("\n", " ") in text for method in found.methods), name
+        assert all(method.replace("\n", " ") in text for method in comparison.methods), name
         assert "95 %" in text and "bootstrap intervals" in text
     styles = {(line.get_color(), str(line._dash_pattern)) for line in drawn["learning_curves"].axes[0].get_lines()}
     assert len(styles) == num_methods, "no two curves look alike"
-    text = _texts(figures["learning_curves"])
-    assert "env steps per seed" in text and "team return of an episode" in text
+    text = _texts(drawn["learning_curves"])
+    assert "env steps per seed" in text and "evaluation return" in text
 
 
 def test_the_folder_and_the_layout_of_marl_eval(two, tmp_path, capsys):
@@ -336,8 +339,10 @@ def test_the_absolute_metric_is_exported_where_it_was_measured(two):
 
 def test_marl_eval_is_given_no_commas_in_names(tmp_path):
     configs = [TrustRegionConfig(gamma=0.9, hidden_sizes=(8, 8)), TrustRegionConfig(gamma=0.8)]
-    found = marl_kl.compare([store(tmp_path / str(k), RISING, config=c) for k, c in enumerate(configs)], bootstrap=10)
-    document = json.loads(marl_eval.as_json(found))
+    comparison = marl_kl.compare(
+        [store(tmp_path / str(k), RISING, config=c) for k, c in enumerate(configs)], bootstrap=10
+    )
+    document = json.loads(marl_eval.as_json(comparison))
     assert list(document["marl_kl"]["legs"]) == [
         "hatrpo gamma=0.9 hidden_sizes=8x8",
         "hatrpo gamma=0.8 hidden_sizes=64x64",
@@ -348,12 +353,12 @@ def test_marl_eval_is_given_no_commas_in_names(tmp_path):
     "words, message",
     [
         ("--threshold x", "threshold='x'; it must be a number"),
-        ("--threshold 1 --threshold 2", "'1' names no task; write TASK=1"),
+        ("--threshold 1 --threshold 2", "'1' has no task; write TASK=1"),
         ("--reference legs=1", "references: legs=(1.0,); it must be two finite numbers"),
         ("--bootstrap many", "bootstrap='many'; it must be an integer"),
     ],
 )
-def test_bad_options_are_one_sentence(two, words, message, capsys):
+def test_bad_options_are_one_line(two, words, message, capsys):
     assert main.main(["compare", *map(str, two), *words.split()]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -26,13 +26,14 @@ LEGS_OF_THE_ANT = {
 
 
 def test_owners_of_the_ant():
-    """hip_1 moves the left leg, hip_2 the right one, hip_3 and hip_4 those behind; torso and stubs are nobody's."""
+    """hip_1 moves the left leg, hip_2 the right one, hip_3 and hip_4 those behind; torso and stubs belong to no agent."""
     env = envs.make("ant_4x2")
     model = env.drawing.model
     expected = [LEGS_OF_THE_ANT.get(model.geom(geom).name) for geom in range(model.ngeom)]
     assert drawing.owners(env) == tuple(() if agent is None else (agent,) for agent in expected)
 
 
+@pytest.mark.slow
 def test_a_limb_with_two_drivers_is_both_agents():
     """The humanoid's thigh has three joints, each with an agent of its own; knee and welded foot have one."""
     env = envs.make("humanoid_17x1")
@@ -79,7 +80,7 @@ def test_outlines_are_those_of_the_solid(kind):
     spec = EnvSpec("solid", ("j",), (1,), (1,), "continuous", 1, 1)
     env = Env(spec, None, None, drawing=Drawing(model, None, tree, 0.1))
     view = drawing._camera(-65.0, 28.0, False)
-    outlines = drawing._outlines(env, drawing._pieces(env), view, np.array([0.7]))
+    outlines = drawing._outlines(env, drawing._geom_parts(env), view, np.array([0.7]))
 
     data = mujoco.MjData(model)
     data.qpos[:] = 0.7
@@ -94,6 +95,7 @@ def test_outlines_are_those_of_the_solid(kind):
     assert outlines.agent.tolist() == [0]
 
 
+@pytest.mark.slow
 def test_where_the_camera_stands():
     """Beside the hopper, over the swimmer, obliquely at the ant; right, up and near are a right-handed frame."""
     views = {name: drawing.camera(envs.make(name)) for name in ("hopper_3x1", "swimmer_2x1", "ant_4x2")}
@@ -139,7 +141,7 @@ def test_a_still_of_any_pose_and_what_it_refuses():
         drawing.still(axes, env, np.zeros(3))
     with pytest.raises(ValueError, match="a pose is not finite"):
         drawing.still(axes, env, np.full(env.drawing.model.nq, np.nan))
-    with pytest.raises(ValueError, match="env 'bilinear' has no body to draw"):
+    with pytest.raises(ValueError, match="env 'bilinear' is not a body"):
         drawing.still(axes, envs.make("bilinear"), np.zeros(3))
 
 
@@ -171,7 +173,7 @@ def test_a_recording_ends_with_its_episode(terminate_at, steps, length, ended):
 
 
 def test_nothing_to_record():
-    with pytest.raises(ValueError, match="env 'bilinear' has no body to draw"):
+    with pytest.raises(ValueError, match="env 'bilinear' is not a body"):
         recording.record(envs.make("bilinear"), random_run.CONFIG, None, None, 3)
     with pytest.raises(ValueError, match="steps=0; it must be at least 1"):
         recording.record(_drawn(counting_env()), random_run.CONFIG, None, None, 0)

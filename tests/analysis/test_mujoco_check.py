@@ -23,21 +23,22 @@ from tests.support.counting_env import counting_env
 UNEVEN = (("thigh_joint", "foot_joint"), ("leg_joint",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squash", [False, True])
 def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     """Agents of two joints and of one, which see the root, their own joints and the nearest ones."""
     config = random_run.CONFIG.replace(squash=squash)
     env = envs.make("hopper", partition=UNEVEN, obs=1, agent_id=True, episode_length=40)
     spec, learner = env.spec, random_run.learner(env.spec, 0)
-    there = mujoco_check.counterpart(env)
-    scores = mujoco_check.evaluate(there, env, config, learner, seed=5, num_episodes=3)
+    counterpart = mujoco_check.counterpart(env)
+    scores = mujoco_check.evaluate_team(counterpart, env, config, learner, seed=5, num_episodes=3)
 
     actor = policies.make_actor(spec, config)
     seen = kinematics.observation_indices(env.drawing.tree, UNEVEN, 1)
     joints = ["thigh_joint", "leg_joint", "foot_joint"]
-    world = gymnasium.make("Hopper-v5")
+    gym_env = gymnasium.make("Hopper-v5")
     for episode, start in enumerate(np.random.SeedSequence(5).generate_state(3)):
-        observed, _ = world.reset(seed=int(start))
+        observed, _ = gym_env.reset(seed=int(start))
         total = 0.0
         for step in range(1, 41):
             obs, control = np.zeros((2, spec.observation_size), np.float32), np.zeros(3)
@@ -49,7 +50,7 @@ def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
                 for slot, joint in enumerate(own):
                     mean = means[agent, slot]
                     control[joints.index(joint)] = np.tanh(mean) if squash else np.clip(mean, -1, 1)
-            observed, reward, terminated, _, _ = world.step(control)
+            observed, reward, terminated, _, _ = gym_env.step(control)
             total += reward
             if terminated:
                 break
@@ -58,6 +59,7 @@ def test_a_team_in_the_c_engine_equals_a_loop_by_hand(squash):
     assert len(set(scores.episode_return)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "first_height"),
     [("hopper_3x1", {}, 1.25), ("hopper_3x1", {"engine": "mjx"}, 0.0), ("ant_4x2", {}, 0.0)],
@@ -67,36 +69,38 @@ def test_gymnasium_observes_what_the_training_engine_observes(name, options, fir
     env = envs.make(name, **options)
     jitted = jax.jit(env.reset, compiler_options=devices.compiler_options("cpu", env.spec.cpu_compiler_options))
     env_state, timestep = jax.device_get(jitted(jax.random.key(0), env.params))
-    there = mujoco_check.counterpart(env)
-    world = there.make().unwrapped
-    world.reset(seed=0)
+    counterpart = mujoco_check.counterpart(env)
+    gym_env = counterpart.make().unwrapped
+    gym_env.reset(seed=0)
     q = np.array(env.drawing.pose(env_state), np.float64)
     q[1] += first_height
-    qd = timestep.state[-world.model.nv :]  # the last entries of all three observations
-    world.set_state(q, qd.astype(np.float64))
-    observed = world._get_obs()[: there.matched]
-    assert there.matched == env.spec.state_size
+    qd = timestep.state[-gym_env.model.nv :]  # the last entries of all three observations
+    gym_env.set_state(q, qd.astype(np.float64))
+    observed = gym_env._get_obs()[: counterpart.matched]
+    assert counterpart.matched == env.spec.state_size
     np.testing.assert_allclose(observed, timestep.state, atol=1e-5)
     np.testing.assert_allclose(env.wiring.observe(observed.astype(np.float32)), timestep.obs, atol=1e-5)
 
 
-def test_controls_are_stretched_to_the_actuators_range():
+def test_controls_are_rescaled_to_the_actuators_range():
     """Brax's humanoid takes controls in [-1, 1], Gymnasium's in [-0.4, 0.4]."""
-    there = mujoco_check.counterpart(envs.make("humanoid_17x1", obs=1))
-    assert there.matched == 45
-    for control, stretched in ((1.0, 0.4), (-0.5, -0.2)):
-        np.testing.assert_allclose(there.stretched(np.full((2, 17), control)), np.full((2, 17), stretched), rtol=1e-6)
+    counterpart = mujoco_check.counterpart(envs.make("humanoid_17x1", obs=1))
+    assert counterpart.matched == 45
+    for control, rescaled in ((1.0, 0.4), (-0.5, -0.2)):
+        np.testing.assert_allclose(
+            counterpart.rescale(np.full((2, 17), control)), np.full((2, 17), rescaled), rtol=1e-6
+        )
 
 
 def test_chains_are_made_as_long_as_the_body():
-    there = mujoco_check.counterpart(envs.make("manyagent_ant_2x2", episode_length=7))
-    world = there.make()
-    assert world.unwrapped.model.nu == 16 and there.name == "Ant-v5" and world.spec.max_episode_steps == 7
+    counterpart = mujoco_check.counterpart(envs.make("manyagent_ant_2x2", episode_length=7))
+    gym_env = counterpart.make()
+    assert gym_env.unwrapped.model.nu == 16 and counterpart.name == "Ant-v5" and gym_env.spec.max_episode_steps == 7
 
 
 def test_known_differences_are_named():
-    there = mujoco_check.counterpart(envs.make("ant_4x2", backend="spring"))
-    assert [phrase.split()[:2] for phrase in there.differences] == [
+    counterpart = mujoco_check.counterpart(envs.make("ant_4x2", backend="spring"))
+    assert [phrase.split()[:2] for phrase in counterpart.differences] == [
         ["Brax's", "spring"], ["Brax's", "ant"], ["Brax", "pays"], ["Brax", "integrates"], ["4", "of"],
         ["contacts", "begin"],
     ]  # fmt: skip
@@ -104,27 +108,29 @@ def test_known_differences_are_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
-        ("humanoid_9|8", r"\(after the first 45 of 244\) that Humanoid-v5 does not have; what works: .* engine='mjx'"),
-        ("coupled_halfcheetah_1p1", "Multi-Agent MuJoCo's own does not run on recent versions of mujoco"),
-        ("matrix_game", "env 'matrix_game' is no body"),
+        ("humanoid_9|8", r"\(after the first 45 of 244\) that Humanoid-v5 does not have; train with engine='mjx'"),
+        ("coupled_halfcheetah_1p1", "that of Multi-Agent MuJoCo does not run on recent versions of mujoco"),
+        ("matrix_game", "env 'matrix_game' is not a body"),
     ],
 )
-def test_what_cannot_be_checked_is_a_sentence(name, sentence):
-    with pytest.raises(ValueError, match=sentence) as error:
+def test_what_cannot_be_checked_is_one_line(name, message):
+    with pytest.raises(ValueError, match=message) as error:
         mujoco_check.counterpart(envs.make(name))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("reacher_2x1", "Reacher-v5"), ("pusher_3p", "Pusher-v5")])
-def test_brax_has_other_reachers_and_pushers(name, theirs):
-    assert mujoco_check.counterpart(envs.make(name)).name == theirs
-    sentence = f"of Brax's observation .* that {theirs} does not have; what works: .* engine='mjx'"
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "gym_name"), [("reacher_2x1", "Reacher-v5"), ("pusher_3p", "Pusher-v5")])
+def test_brax_has_other_reachers_and_pushers(name, gym_name):
+    assert mujoco_check.counterpart(envs.make(name)).name == gym_name
+    message = f"of Brax's observation .* that {gym_name} does not have; train with engine='mjx'"
+    with pytest.raises(ValueError, match=message):
         mujoco_check.counterpart(envs.make(name, engine="brax"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "phrases"),
     [
@@ -136,9 +142,9 @@ def test_brax_has_other_reachers_and_pushers(name, theirs):
     ],
 )  # fmt: skip
 def test_differences_of_the_models_are_found(name, phrases):
-    said = "; ".join(mujoco_check.counterpart(envs.make(name, obs=0)).differences)
-    assert all(phrase in said for phrase in phrases)
-    assert ("the bonus" in said) == ("the bonus" in phrases)
+    printed = "; ".join(mujoco_check.counterpart(envs.make(name, obs=0)).differences)
+    assert all(phrase in printed for phrase in phrases)
+    assert ("the bonus" in printed) == ("the bonus" in phrases)
 
 
 def test_a_missing_gymnasium_is_named(monkeypatch):
@@ -161,6 +167,7 @@ def _paying_for_its_start(env):
     return env._replace(step=step)
 
 
+@pytest.mark.slow
 def test_stored_teams_play_the_same_episodes_again(tmp_path):
     """Those of the last evaluation of training; fewer of them are the first ones."""
     env = _paying_for_its_start(counting_env())
@@ -186,46 +193,52 @@ def hopper_run(tmp_path_factory):
     return random_run.store(tmp_path_factory.mktemp("runs") / "hopper", env)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_both_physics(hopper_run, capsys):
     assert main.main(["evaluate", str(hopper_run), "--in", "mujoco", "--seed", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "hatrpo_w on hopper_3x1" in said and "return in brax spring" in said and "return in C MuJoCo" in said
-    assert "Gymnasium's Hopper-v5; known differences: Brax's spring physics is another task" in " ".join(said.split())
-    rows = [line.split() for line in said.splitlines() if line.strip()[:1].isdigit()]
+    printed = capsys.readouterr().out
+    assert (
+        "hatrpo_w on hopper_3x1" in printed and "return in brax spring" in printed and "return in C MuJoCo" in printed
+    )
+    assert "Gymnasium's Hopper-v5; known differences: Brax's spring physics is another task" in " ".join(
+        printed.split()
+    )
+    rows = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert [row[0] for row in rows] == ["1"]
     env, run = envs.make("hopper_3x1", episode_length=30), loading.load(hopper_run)
-    there = mujoco_check.counterpart(env)
-    scores = mujoco_check.evaluate(there, env, run.config, run.learner_of(1), seed=1, num_episodes=2)
+    counterpart = mujoco_check.counterpart(env)
+    scores = mujoco_check.evaluate_team(counterpart, env, run.config, run.learner_of(1), seed=1, num_episodes=2)
     assert rows[0][7] == f"{scores.episode_return.mean():.3g}"
 
 
+@pytest.mark.slow
 def test_render_writes_a_gif_into_the_run(hopper_run, capsys):
     assert main.main(["render", str(hopper_run), "--steps", "6", "--seed", "1"]) == 0
     file = hopper_run / "episode-seed1.gif"
-    assert capsys.readouterr().out.startswith(f"{file}: 6 steps (cut), return ")
+    assert capsys.readouterr().out.startswith(f"{file}: 6 steps (not ended), return ")
     assert Image.open(file).n_frames == 3
 
 
 _BAD = {
     "render {run} --seed 5": "seed=5 is not in this run; it has 0, 1",
     "render {run} --steps 0": "steps=0; it must be at least 1",
-    "render {run} --out {run}/picture.png": "it must be a .gif file in a folder that exists",
-    "render {run} --out nowhere/picture.gif": "it must be a .gif file in a folder that exists",
+    "render {run} --out {run}/picture.png": "it must be a .gif file in an existing folder",
+    "render {run} --out nowhere/picture.gif": "it must be a .gif file in an existing folder",
     "render {run}/none": "there is no run folder",
-    "render {game}": "env 'bilinear' has no body to draw",
+    "render {game}": "env 'bilinear' is not a body",
     "render": "required: RUN",
     "evaluate {run} --seed 5": "seed=5 is not in this run; it has 0, 1",
     "evaluate {run} --episodes 0": "episodes=0; it must be at least 1",
     "evaluate {run} --episodes few": "invalid int value: 'few'",
     "evaluate {run} --in brax": "invalid choice: 'brax'",
-    "evaluate {game} --in mujoco": "env 'bilinear' is no body",
-    "evaluate {own}": "is not one that envs.make can make again; evaluate it from Python",
-    "evaluate {other}": "is another one now: env.episode_length is 31 there and 30 here",
+    "evaluate {game} --in mujoco": "env 'bilinear' is not a body",
+    "evaluate {own}": "envs.make cannot make the environment 'counting'",
+    "evaluate {other}": "has changed: env.episode_length is 31 counterpart and 30 here",
 }
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_sentence(words, hopper_run, tmp_path, capsys):
+def test_bad_input_is_one_line(words, hopper_run, tmp_path, capsys):
     stored = {"run": lambda: hopper_run, "game": lambda: random_run.store(tmp_path / "game", envs.make("bilinear"))}
     stored["own"] = lambda: random_run.store(tmp_path / "own", counting_env())
     stored["other"] = lambda: _of_another_version(tmp_path / "other")
@@ -246,11 +259,11 @@ def _of_another_version(out):
     return out
 
 
-def test_a_failed_seed_is_said(hopper_run, tmp_path, capsys):
+def test_a_failed_seed_is_reported(hopper_run, tmp_path, capsys):
     out = random_run.store(tmp_path / "game", envs.make("bilinear"))
     run_folder.set_status(out, "finished", [marl_kl.results.Failure(1, 4, "reward")])
     assert main.main(["evaluate", str(out)]) == 0
     captured = capsys.readouterr()
     why = "reward was not finite in update 5"
-    assert captured.err == f"marl-kl: seed 1 failed ({why}); its team is the last finite one\n"
-    assert "return in training" in captured.out
+    assert captured.err == f"marl-kl: seed 1 failed ({why}); its last finite parameters are used\n"
+    assert "evaluation return" in captured.out

@@ -1,4 +1,4 @@
-"""The page of a run and of a sweep: nothing outside itself, every picture whole, every agent and field named."""
+"""The page of a run and of a sweep: self-contained, with valid pictures and every agent and config field."""
 
 import base64
 import dataclasses
@@ -14,9 +14,9 @@ from PIL import Image
 
 import envs
 import marl_kl
-from marl_kl.analysis import sweep_tables as sweep_tables
+from marl_kl.analysis import sweep_tables
 from marl_kl.analysis.bodies import drawing
-from marl_kl.analysis.report import html_page, pages
+from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import WATCHED, Evaluation, Failure, SweepFailure, Timing
@@ -82,7 +82,7 @@ def _snapshot(k, seeds, failures):
 
 
 class _Page(html.parser.HTMLParser):
-    """What a page is made of; a tag that is closed out of turn is an error."""
+    """What a page is made of; a tag that is closed in the wrong order is an error."""
 
     _VOID = {"meta", "img", "br", "link", "input"}
 
@@ -116,7 +116,7 @@ class _Page(html.parser.HTMLParser):
 
 def page_of(path):
     page = _Page(path.read_text(encoding="utf-8"))
-    assert all(reference.startswith("data:image/") for reference in page.references), "nothing from outside"
+    assert all(reference.startswith("data:image/") for reference in page.references), "self-contained"
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     for picture in page.pictures:
         kind, data = picture["src"].removeprefix("data:image/").split(";base64,")
@@ -138,6 +138,7 @@ def ant(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "ant", envs.make("ant_4x2").spec)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_on_a_body(ant, capsys):
     assert main.main(["report", str(ant)]) == 0
     assert capsys.readouterr().out.startswith(f"{ant / 'report.html'}: ")
@@ -158,7 +159,7 @@ def test_the_page_of_a_run_on_a_body(ant, capsys):
     assert "Not at their default: total_env_steps" in page.text and "95 % percentile bootstrap" in page.text
 
 
-def test_failures_and_states_are_said(tmp_path):
+def test_failures_and_status_are_shown(tmp_path):
     out = run(tmp_path / "run", failures=[Failure(2, 6, "critic")], status="interrupted")
     page = page_of(pages.write(out, tmp_path / "page.html"))
     assert "Seed 2 failed: critic was not finite in update 7" in page.text and "interrupted" in page.text
@@ -179,14 +180,15 @@ def test_first_order_runs_show_clipped_samples(tmp_path):
 def test_a_run_that_stopped_before_its_first_update_has_a_page(tmp_path):
     out = store(tmp_path / "run", [[1.0]], steps=[0], status="interrupted")
     (out / "metrics.csv").unlink()
-    assert "how long it took is not known" in page_of(pages.write(out)).text
+    assert "times unknown" in page_of(pages.write(out)).text
 
 
 def test_what_is_in_names_stays_text(tmp_path):
     odd = spec("<script>alert(1)</script>", note="a & b")
     page = page_of(pages.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
     assert "<script>alert(1)</script>" in page.text and "a & b" in page.text
-    assert html_page.text('"<&') == "&quot;&lt;&amp;"
+    written = (tmp_path / "run" / "report.html").read_text()
+    assert "<script" not in written and "&lt;script&gt;" in written and "a &amp; b" in written
 
 
 def test_the_page_of_a_sweep(ant, tmp_path):
@@ -217,7 +219,7 @@ def test_the_page_of_a_sweep(ant, tmp_path):
 def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
     sweep(tmp_path / "some", done=2)
     page = page_of(pages.write(tmp_path / "some"))
-    assert "interrupted" in page.text and "6 of 24 runs are finished; only they have a final return" in page.text
+    assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
     assert len(page.pictures) == 1 + 2 * 2
     with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
         page = page_of(pages.write(tmp_path / "none"))
@@ -248,15 +250,15 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
     [
         ("report {full}", "is not a run folder: it has no run.json"),
         ("report {full}/none", "there is no run folder"),
-        ("report {run} --out {full}/page.pdf", "it must be a .html file in a folder that exists"),
+        ("report {run} --out {full}/page.pdf", "it must be a .html file in an existing folder"),
         ("show {full}", "is not a run folder: it has no run.json"),
     ],
 )
-def test_bad_input_is_one_sentence(words, message, tmp_path, capsys):
+def test_bad_input_is_one_line(words, message, tmp_path, capsys):
     stored = store(tmp_path / "run", np.zeros((1, 3)))
     assert main.main(words.format(run=stored, full=tmp_path).split()) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_show(tmp_path, capsys):
@@ -270,7 +272,7 @@ def test_show(tmp_path, capsys):
         tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
     ):
         assert main.main(["show", str(tmp_path / "new")]) == 0
-    assert "nothing was saved yet" in capsys.readouterr().out
+    assert "nothing is saved yet" in capsys.readouterr().out
 
 
 _LOOK = """<iframe id="page" src="{page}"></iframe><pre id="found">waiting</pre><script>
@@ -281,6 +283,7 @@ document.getElementById("page").onload = () => {{
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -303,4 +306,4 @@ def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
     assert len(widths) == len(page_of(page).pictures) == {"run": 4, "sweep": 8}[kind] and min(widths) > 100
-    assert "CONSOLE" not in done.stderr, "the browser has nothing to complain of"
+    assert "CONSOLE" not in done.stderr, "the browser reports no errors"

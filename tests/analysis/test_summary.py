@@ -1,4 +1,4 @@
-"""The table at the end: the numbers in it, in both forms."""
+"""The summary of a run: the numbers in its table, for the terminal and as Markdown."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The command line: what it passes on, what it explains, and that bad input is one sentence."""
+"""The command line: arguments passed to the Python functions, help texts, and one-line errors."""
 
 import dataclasses
 import datetime
@@ -79,11 +79,10 @@ def test_defaults(trained):
     ],
 )
 def test_env_options_are_literals_or_text(text, value):
-    assert options.env_options([f"key={text}"]) == {"key": value}
+    assert options.parse_env_options([f"key={text}"]) == {"key": value}
 
 
 _BAD = {
-    "": "required: COMMAND",
     "trian": "invalid choice: 'trian'",
     "train": "required: ENV",
     "train matrix_gme": "unknown env 'matrix_gme'; did you mean matrix_game",
@@ -120,7 +119,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(words, capsys, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(words, capsys, tmp_path):
     (tmp_path / "file").touch()
     arguments = words.format(file=tmp_path / "file", full=tmp_path).split()
     if words.startswith("train") and "{" not in words:
@@ -143,6 +142,17 @@ def test_help_explains_every_field_with_its_default(capsys):
             assert field.metadata["help"] in text and f"default: {options.default_text(field.default)}" in text
 
 
+def test_without_a_command_the_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main([])
+    assert stop.value.code == 0 and "usage: marl-kl" in capsys.readouterr().out
+
+
+def test_python_m_marl_kl_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "marl_kl", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"marl-kl {marl_kl.__version__}")
+
+
 def test_lists_and_version(capsys):
     assert main.main(["envs"]) == 0
     assert capsys.readouterr().out.split() == list(envs.names())
@@ -155,15 +165,15 @@ def test_lists_and_version(capsys):
     assert capsys.readouterr().out.startswith(f"marl-kl {marl_kl.__version__}")
 
 
-def test_ctrl_c_is_a_sentence_and_130(monkeypatch, capsys, tmp_path):
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys, tmp_path):
     def interrupted(*_, out, **__):
         (out / "run.json").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(marl_kl, "train", interrupted)
     assert main.main(["train", "matrix_game", "--out", str(tmp_path)]) == 130
-    said = f"interrupted; what was done until then is in {tmp_path}, and marl-kl resume {tmp_path} goes on"
-    assert capsys.readouterr().err == f"marl-kl: {said}\n"
+    message = f"interrupted; the run is saved in {tmp_path}, continue with: marl-kl resume {tmp_path}"
+    assert capsys.readouterr().err == f"marl-kl: {message}\n"
 
 
 def _stopped(out, env):
@@ -193,12 +203,15 @@ def test_resume_makes_environment_and_config_of_the_run_again(trained, tmp_path)
 def test_resume_of_another_s_environment_points_to_python(trained, tmp_path, capsys, env):
     out = _stopped(tmp_path / "run", env)
     assert main.main(["resume", str(out)]) == 2 and trained == []
-    said = capsys.readouterr().err
-    assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in said
-    assert said.startswith(f"marl-kl: the environment '{env.spec.name}' of {out} is not") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert f"resume it from Python: marl_kl.train(env, 'hatrpo_g', ..., out='{out}', resume=True)" in error
+    assert (
+        error.startswith(f"marl-kl: envs.make cannot make the environment '{env.spec.name}' of {out}")
+        and error.count("\n") == 1
+    )
 
 
-def test_warnings_of_a_resumed_run_are_sentences(monkeypatch, tmp_path, capsys):
+def test_warnings_of_a_resumed_run_are_one_line_each(monkeypatch, tmp_path, capsys):
     def train(*_, **__):
         warnings.warn("an older checkpoint is used", run_folder.RunWarning)
         return synthetic.result()

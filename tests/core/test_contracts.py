@@ -14,6 +14,7 @@ from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
 from marl_kl.core.types import Batch
 from tests.core.test_trainer import check_contract, run, small
 from tests.support import random_run
+from tests.support.grids import slow_unless
 from tests.support.kinds_env import KINDS, is_available, kinds_env
 
 NUM_ENVS, LENGTH = 4, 8
@@ -65,14 +66,33 @@ def check_actions(env, config, trajectory):
     assert np.all(each(trajectory.action, trajectory.action_mask)) and np.all(np.isfinite(trajectory.reward))
 
 
+def _is_fast(case):
+    """Every algorithm on one kind, and a second kind: what is sampled is compiled once per kind."""
+    algorithm, kind, shared, recurrent = case
+    return not (shared or recurrent) and (kind == "discrete" or (algorithm, kind) == ("hatrpo_w", "continuous"))
+
+
+def _is_fast(case):
+    """Every algorithm on one kind, and a second kind; what a network sees decides how much is compiled."""
+    algorithm, kind, shared, recurrent = case
+    return (kind == "discrete" and not recurrent and not shared) or (algorithm, kind, recurrent) == (
+        "hatrpo_w",
+        "continuous",
+        False,
+    )
+
+
 # a shared network's step is checked on the other kinds in tests/core/test_schemes.py
 @pytest.mark.parametrize(
     ("algorithm", "kind", "shared", "recurrent"),
-    [
-        *itertools.product(algorithms.names(), KINDS, [False], [False, True]),
-        ("hatrpo", "discrete", True, False),
-        ("hatrpo", "multi_discrete", True, True),
-    ],
+    slow_unless(
+        _is_fast,
+        [
+            *itertools.product(algorithms.names(), KINDS, [False], [False, True]),
+            ("hatrpo", "discrete", True, False),
+            ("hatrpo", "multi_discrete", True, True),
+        ],
+    ),
 )
 def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
     config = config_of(algorithm, kind, shared, recurrent)
@@ -96,6 +116,7 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
     check_actions(env, config, trajectory)
 
 
+@pytest.mark.slow
 def test_whole_training_keeps_the_contract():
     """Across time limits, two seeds at once; the other kinds are where everybody learns, in tests/core/test_trainer.py."""
     env = kinds_env("multi_discrete")

@@ -13,6 +13,7 @@ from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
 from marl_kl.core.types import Batch
 from tests.core.test_schemes import make_problem, make_spec
+from tests.support.grids import slow_unless
 
 ALGORITHMS = algorithms.names(marl_kl.FirstOrderConfig)
 
@@ -95,7 +96,7 @@ def plain_happo(plain, actors, batch, order, memories):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_actors), gains, factor
 
 
-@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+@pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_happo_equals_the_plain_loop(kind, float64):
     """Two updates, so that Adam's memory counts; clipped gradients, ratios beyond the clip, an entropy bonus."""
     config = small_config(ent_coef=0.05, actor_max_grad_norm=0.1, clip_eps=0.02)
@@ -116,7 +117,7 @@ def test_happo_equals_the_plain_loop(kind, float64):
     check_contract("happo", kind, new, metrics)
 
 
-@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+@pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_one_agent_alone_is_the_same_in_happo_and_mappo(kind, float64):
     """To 1e-12: nobody else's ratios, the same minibatches. With a GRU: tests/core/test_recurrent.py."""
     config = small_config(actor_minibatches=2)
@@ -143,7 +144,7 @@ def check_contract(name, kind, actors, metrics):
     np.testing.assert_array_equal(layer["output"]["kernel"][0, :, 2:], 0.0)
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "happo"])
+@pytest.mark.parametrize("name", slow_unless({"mappo"}, [name for name in ALGORITHMS if name != "happo"]))
 def test_every_simultaneous_update_keeps_the_contract_and_gains(name):
     """In float32, as in training; the discrete kind is in tests/core/test_trainer.py."""
     config = small_config()
@@ -154,7 +155,7 @@ def test_every_simultaneous_update_keeps_the_contract_and_gains(name):
     assert np.all(metrics["position"] == 0) and np.all(metrics["gain"] > 0)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_unless({"happo"}, ALGORITHMS))
 def test_steps_that_run_away_leave_finite_parameters(name):
     """Adam with a step size of 1: log-ratios above 45 after one epoch, with which the others must deal."""
     for epochs in (1, 8):

@@ -110,6 +110,7 @@ def problem(config):
     return actor, params, AgentBatch(seen, *map(jnp.asarray, (action, mask, weight)), None)
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
     """Products, direction and curvature against the dense Hessian of the mean KL; the step keeps the threshold."""
     config = config_of(cg_subsample=1.0, cg_iters=200, cg_tol=1e-24)
@@ -148,6 +149,7 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
     np.testing.assert_allclose(moved.outcome.kl, kl(ravel_pytree(moved.params)[0]), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_one_agent_that_remembers_is_trpo_and_ppo(float64):
     """HATRPO's step is the plain update through time, HAPPO's is MAPPO's; the allocators: tests/core/test_schemes.py."""
     config = config_of(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
@@ -321,6 +323,7 @@ def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(cri
         np.testing.assert_allclose(second.hidden[agent] if agents else second.hidden, memory, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_recurrent_critic_learns_what_was_seen_long_ago():
     """The state shows its sign in the first step only; every later value is that sign. Two agents' critic is one."""
     fields = {"num_envs": 16, "critic_epochs": 100, "critic_lr": 1e-2, "value_clip": np.inf}
@@ -365,15 +368,18 @@ def learned_return(updates=25, **fields):
 OF_ALL = {"share_parameters": True, "actor_minibatches": 2, "recurrent_critic": True}
 
 
+@pytest.mark.slow
 def test_what_must_be_remembered_is_learned():
     assert np.all(learned_return() > 0.95)
 
 
+@pytest.mark.slow
 def test_without_memory_it_is_not_learned():
     """The best that can be done is to guess."""
     assert np.all(learned_return(recurrent=False) < 0.65)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_stopped():
     """Bit for bit, within episodes: the memories of actors and critic are stored with the rest."""
     init, update = compiled("mappo", **OF_ALL)
@@ -430,12 +436,13 @@ def test_evaluation_recording_and_loaded_policies_remember():
     assert recorded.ended == "truncated" and len(recorded.poses) == 5
 
 
+@pytest.mark.slow
 def test_a_team_in_the_c_engine_remembers():
     """Two episodes of six steps by hand, with a loaded policy; the controls are what the agents chose, clipped."""
     env = envs.make("hopper_3x1", episode_length=6)
     run, learner = remembering_run(env)
     there, policy = mujoco_check.counterpart(env), run.policy()
-    scores = mujoco_check.evaluate(there, env, run.config, learner, seed=5, num_episodes=2)
+    scores = mujoco_check.evaluate_team(there, env, run.config, learner, seed=5, num_episodes=2)
     for episode, start in enumerate(np.random.SeedSequence(5).generate_state(2)):
         world = there.make()
         observed, _ = world.reset(seed=int(start))

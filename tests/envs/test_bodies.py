@@ -21,6 +21,7 @@ from marl_kl.core import rollout
 from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
 from tests.envs.test_names import PLAYED
 from tests.support import c_world
+from tests.support.grids import slow_unless
 
 CONTRACT_NAMES = tuple(name for body, name in PLAYED.items() if body in scenarios.BODIES)
 STEPS, NUM_ENVS, EPISODE_LENGTH = 200, 3, 30
@@ -81,7 +82,7 @@ class Ran(NamedTuple):
         return dict(self.env.spec.metadata)["body"]
 
 
-@pytest.fixture(scope="module", params=CONTRACT_NAMES)
+@pytest.fixture(scope="module", params=slow_unless({PLAYED["ant"]}, CONTRACT_NAMES))
 def ran(request):
     env = envs.make(request.param, episode_length=EPISODE_LENGTH)
     functions, actions = compiled(env), random_actions(env, seed=0)
@@ -159,7 +160,7 @@ def test_actions_are_clipped(ran):
     jax.tree.map(np.testing.assert_array_equal, beyond, clipped)
 
 
-@pytest.mark.parametrize("name", scenarios.FACTORIES)
+@pytest.mark.parametrize("name", slow_unless({"ant_4x2", "reacher_2x1"}, scenarios.FACTORIES))
 def test_every_name_without_compiling(name):
     env = envs.make(name)
     spec = env.spec
@@ -178,6 +179,7 @@ def test_every_name_without_compiling(name):
     assert jax.eval_shape(env.drawing.pose, env_state).shape == (env.drawing.model.nq,)
 
 
+@pytest.mark.slow
 def test_restarts_in_training_are_new_states():
     """A time limit within a rollout: the first starts and those from the pool are all different."""
     env = envs.make("hopper_3x1", backend="spring", episode_length=4)
@@ -236,6 +238,7 @@ def test_first_steps_are_those_of_c_mujoco(ran, start):
 # Brax itself as the oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ran", [PLAYED["ant"], PLAYED["humanoid"]], indirect=True)
 def test_same_as_brax(ran):
     """A few steps of Brax's own environment, its whole state carried, from the same keys with the actions in its order.
@@ -265,6 +268,7 @@ def test_same_as_brax(ran):
     np.testing.assert_array_equal(ran.steps.terminated[:steps], done > 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ran", [PLAYED["humanoidstandup"]], indirect=True)
 def test_standing_up_is_paid_as_in_gymnasium(ran):
     """Height over a simulation step of 3 ms, not over Brax's control step, and Gymnasium's control cost at +-0.4."""
@@ -295,6 +299,7 @@ def test_carried_state_is_small():
 UNEVEN = "hip_1+ankle_1+hip_2+ankle_2+hip_3|ankle_3+hip_4+ankle_4"
 
 
+@pytest.mark.slow
 def test_uneven_agents_with_local_observations_on_spring():
     """Agents of 5 and 3 joints: padded entries are zero in observations and ignored in actions."""
     env = envs.make("ant_2x4", backend="spring", obs=1, agent_id=True, partition=UNEVEN)
@@ -318,6 +323,7 @@ def test_uneven_agents_with_local_observations_on_spring():
 
 
 # The ones that compile fastest, and each backend; the ant is on spring above.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
     [("ant_4x2", "generalized"), ("hopper_3x1", "positional"), ("reacher_2x1", "mjx"), ("reacher_2x1", "spring")],
@@ -330,7 +336,7 @@ def test_a_few_steps_on_the_other_backends(name, backend):
 
 
 @pytest.mark.parametrize("backend", brax_engine.BACKENDS)
-@pytest.mark.parametrize("body", brax_engine.BODIES)
+@pytest.mark.parametrize("body", slow_unless({"hopper"}, brax_engine.BODIES))
 def test_every_body_on_every_backend_without_compiling(body, backend):
     env = envs.make(PLAYED[body], engine="brax", backend=backend)
     assert dict(env.spec.metadata)["backend"] == backend

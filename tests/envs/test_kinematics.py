@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from envs.bodies import brax_engine, kinematics, mjx_engine, scenarios
 from envs.bodies.kinematics import KinematicTree
+from tests.support.grids import slow_unless
 
 MA_MUJOCO = json.loads((Path(__file__).parents[1] / "data" / "ma_mujoco_partitions.json").read_text())["scenarios"]
 BODY_OF = {
@@ -79,7 +80,7 @@ def test_every_scenario_of_the_library_is_compared():
     assert all({"k0", "k1"} <= set(agent) for name in with_sets for agent in MA_MUJOCO[name]["agents"])
 
 
-@pytest.mark.parametrize("scenario", MA_MUJOCO)
+@pytest.mark.parametrize("scenario", slow_unless({"Hopper 3x1"}, MA_MUJOCO))
 def test_same_as_ma_mujoco(scenario):
     """Agents, actions, and what everybody sees at 0 and 1 hops, where the library's own tables are not mistaken."""
     family, _ = scenario.split()

@@ -10,6 +10,7 @@ from mujoco import mjx
 
 import envs
 from envs.bodies import mjcf, mjx_engine
+from tests.support.grids import slow_unless
 
 GYMNASIUM = {
     "ant": "Ant-v5",
@@ -35,7 +36,7 @@ def random_controls(env, steps):
     return np.random.default_rng(0).uniform(space.low, space.high, (steps, *space.shape))
 
 
-@pytest.mark.parametrize("body", GYMNASIUM)
+@pytest.mark.parametrize("body", slow_unless({"hopper"}, GYMNASIUM))
 def test_rules(body, float64):
     """Observation, reward and termination of states that C MuJoCo stepped to, up to a fall where one is possible."""
     env = gymnasium_env(body)
@@ -56,6 +57,7 @@ def test_rules(body, float64):
     assert ended == (body in ("ant", "hopper", "humanoid", "walker2d")), "or choose other controls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "tolerance"),
     [("ant", 1e-4), ("halfcheetah", 1e-4), ("hopper", 1e-4), ("humanoid", 1e-4), ("walker2d", 1e-4)],
@@ -84,7 +86,7 @@ def test_first_steps(body, tolerance):
         assert bool(seen.terminated) == terminated
 
 
-@pytest.mark.parametrize("body", GYMNASIUM)
+@pytest.mark.parametrize("body", slow_unless({"hopper"}, GYMNASIUM))
 def test_starts_are_as_spread_as_gymnasiums(body):
     """Mean and standard deviation of q and qd over many resets."""
     env = gymnasium_env(body)

@@ -5,6 +5,7 @@ import pytest
 import envs
 from envs.adapters import jaxmarl
 from envs.bodies import scenarios
+from tests.support.grids import slow_unless
 
 
 def physics_of(name):
@@ -27,6 +28,6 @@ def test_every_name_is_played_somewhere():
     assert {"manyagent_swimmer_10x2", "manyagent_ant_2x3"} <= set(PLAYED.values())
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", slow_unless(lambda name: not name.startswith("paxmen"), GAMES))
 def test_games(name):
     envs.check(envs.make(name), steps=200, num_envs=2)

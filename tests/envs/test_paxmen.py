@@ -11,6 +11,7 @@ import pytest
 import envs
 from envs.paxmen import PaxMenState
 from envs.time_limit import TimedState
+from tests.support.grids import slow_unless
 
 HUB = {4: 3, 5: 5, 6: 7}
 LIMIT = {4: 100, 5: 115, 6: 130}
@@ -120,7 +121,7 @@ def play(num_agents, steps):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys, jnp.arange(GAMES)))
 
 
-@pytest.mark.parametrize("num_agents", [4, 5, 6])
+@pytest.mark.parametrize("num_agents", slow_unless({5}, [4, 5, 6]))
 def test_play_equals_plain_loops(num_agents):
     limit = LIMIT[num_agents]
     before, (actions, after, trace) = play(num_agents, limit)

@@ -28,6 +28,7 @@ def test_the_examples_are_short():
     assert all(len(block.splitlines()) < 60 for block in (GAME, PENDULUM))
 
 
+@pytest.mark.slow
 def test_two_updates(page):
     config = marl_kl.TrustRegionConfig(
         num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=1

@@ -1,4 +1,4 @@
-"""The studies: every script's smallest size runs, what is shared keeps its promises, exact parts match other ways."""
+"""The studies: every script's smallest size runs, pages hold the tables of the raw results, exact parts match other ways."""
 
 import json
 
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 import envs
 from envs.games import two_peaks_expectation
 from experiments import (
-    allocation_ablations,
     bilinear,
     exact_gaussians,
+    intervals,
     mixed_motives,
     parameter_sharing,
     report,
@@ -22,9 +22,11 @@ from experiments import (
     study,
     tabular,
     theory,
+    weighted_game,
 )
 from experiments.exact_gaussians import Team
-from experiments.study import CONTRARY, HOLDS, MIXED, NOT_SEEN, PARTLY, VERDICTS, Piece, Report, Row, Study
+from experiments.study import Piece, Report, Study
+from experiments.styles import TRUST_REGION
 from marl_kl.core import algorithms, allocators
 from marl_kl.core.allocators import Round
 
@@ -33,20 +35,23 @@ def quiet(line):
     pass
 
 
+@pytest.mark.studies
 @pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
 def test_smoke(one, tmp_path):
+    """The smallest size runs, its page has every table, its figures are drawn."""
     results = study.run(one, "smoke", tmp_path / "pieces", tmp_path, quiet)
-    section = study.show(one, results, tmp_path)
+    text = study.write_report(one, results, tmp_path, pdf=True).read_text()
     shown = one.report(results)
-    assert shown.rows and all(row.verdict in VERDICTS and row.why for row in shown.rows)
-    assert section.startswith(f"## {one.title}") and "nan" not in section
+    assert shown.tables and text.startswith(f"# {one.title}") and "nan" not in text
+    for table in shown.tables.values():
+        assert table in text
     for name in shown.figures:
         assert (tmp_path / f"{one.name}-{name}.png").stat().st_size > 3000
-        assert (tmp_path / f"{one.name}-{name}.pdf").exists() and f"({one.name}-{name}.png)" in section
+        assert (tmp_path / f"{one.name}-{name}.pdf").exists() and f"({one.name}-{name}.png)" in text
 
 
 def counting_study(log, numbers=(1.0, 2.0), broken=()):
-    """A study of one number per piece, which notes what it runs."""
+    """A study of one number per piece, which logs what it runs."""
 
     def work(number):
         log.append(number)
@@ -56,23 +61,23 @@ def counting_study(log, numbers=(1.0, 2.0), broken=()):
 
     def shown(results):
         values = [float(piece["value"][0]) for piece in results.pieces.values()]
-        return Report([Row("a claim", f"{values}", "", HOLDS, "why")], {"it": (Figure(), "nothing")}, "text")
+        return Report({"numbers": f"{values}"}, {"it": Figure()})
 
     def pieces(size):
         return [
             Piece(f"piece-{i}", 1.0, {"number": n, "size": size}, lambda n=n: work(n)) for i, n in enumerate(numbers)
         ]
 
-    return Study("counting", "Counting", "How many?", pieces, shown)
+    return Study("counting", "Counting", pieces, shown)
 
 
-def test_an_interrupted_study_goes_on(tmp_path):
-    log, said = [], []
+def test_an_interrupted_study_is_resumed(tmp_path):
+    log, printed = [], []
     with pytest.raises(KeyboardInterrupt):
         study.run(counting_study(log, broken=(2.0,)), "quick", tmp_path / "work", tmp_path, quiet)
     assert not (tmp_path / "counting.json").exists()
-    results = study.run(counting_study(log), "quick", tmp_path / "work", tmp_path, said.append)
-    assert log == [1.0, 2.0, 2.0] and "1 of 2 pieces are done; the others take about 1 s" in said[0]
+    results = study.run(counting_study(log), "quick", tmp_path / "work", tmp_path, printed.append)
+    assert log == [1.0, 2.0, 2.0] and "1 of 2 pieces are done; the others take about 1 s" in printed[0]
     np.testing.assert_array_equal(results.pieces["piece-1"]["value"], [2.0, np.nan])
     whole = study.run(counting_study([]), "quick", tmp_path / "other", tmp_path / "elsewhere", quiet)
     assert {n: p["value"].tolist()[0] for n, p in whole.pieces.items()} == {"piece-0": 1.0, "piece-1": 2.0}
@@ -88,68 +93,68 @@ def test_pieces_of_other_settings_are_not_used(tmp_path):
     assert results.settings["piece-1"] == {"number": 3.0, "size": "quick"} and results.machines == (study.machine(),)
 
 
-def test_results_are_assembled_from_the_raw_results(tmp_path):
-    folder = tmp_path / "results"
-    one, other = counting_study([]), counting_study([])._replace(name="absent")
-    study.run(one, "quick", tmp_path / "work", folder, quiet)
-    text = report.assembled(folder, (one, other))
-    assert "| `counting` | a claim | **holds** |" in text and "(results/counting-it.png)" in text
-    assert text.rstrip().endswith("Not run yet: `absent`.") and (folder / "counting.md").exists()
-    document = json.loads((folder / "counting.json").read_text())
+def test_a_report_is_computed_from_the_raw_results_and_keeps_the_discussion(tmp_path):
+    one = counting_study([])
+    study.run(one, "quick", tmp_path / "work", tmp_path, quiet)
+    page = study.write_report(one, study.load(one, tmp_path), tmp_path)
+    page.write_text(page.read_text().replace("# Counting", "# Counting\n\nA discussion written by hand."))
+    document = json.loads((tmp_path / "counting.json").read_text())
     document["pieces"]["piece-0"]["values"]["value"] = [7, None]
-    (folder / "counting.json").write_text(json.dumps(document))
-    assert "[7.0, 2.0]" in report.assembled(folder, (one,))
+    (tmp_path / "counting.json").write_text(json.dumps(document))
+    text = study.write_report(one, study.load(one, tmp_path), tmp_path).read_text()
+    assert "[7.0, 2.0]" in text and "[1.0, 2.0]" not in text and "A discussion written by hand." in text
+    assert (tmp_path / "counting-it.png").exists() and not (tmp_path / "counting-it.pdf").exists()
 
 
-def test_results_committed_here_say_what_the_scripts_say():
-    """RESULTS.md is the scripts' own words about the raw results beside it."""
-    text = (study.RESULTS.parent / "RESULTS.md").read_text()
-    for one in report.STUDIES:
-        if (study.RESULTS / f"{one.name}.json").exists():
-            results = study.load(one, study.RESULTS)
-            settings = {piece.name: json.loads(json.dumps(piece.settings)) for piece in one.pieces(results.size)}
-            assert results.settings == settings, one.name
-            assert study.markdown(one, results, one.report(results), f"{study.RESULTS.name}/") in text, one.name
+def test_a_page_without_the_markers_of_a_table_is_an_error():
+    page = "# Title\n\n<!-- table: one -->\nold\n<!-- end -->\n"
+    assert study.with_tables(page, {"one": "new"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="two"):
+        study.with_tables(page, {"one": "new", "two": "new"})
+    with pytest.raises(ValueError, match="one"):
+        study.with_tables(page, {})
 
 
-@pytest.mark.parametrize(
-    "low, high, verdict",
-    [(2.0, 3.0, HOLDS), (1.2, 3.0, PARTLY), (1.2, 1.8, PARTLY), (0.9, 3.0, NOT_SEEN), (0.5, 0.9, CONTRARY)],
-)
-def test_verdicts(low, high, verdict):
-    assert study.judged(study.Estimate((low + high) / 2, low, high), claimed=2.0, nothing=1.0) == verdict
-    assert "nobody has looked" in study.because(verdict, {})
-
-
-@pytest.mark.parametrize(
-    "cases, verdict",
-    [
-        ((HOLDS, HOLDS), HOLDS), ((HOLDS, PARTLY), PARTLY), ((HOLDS, NOT_SEEN), PARTLY), ((HOLDS, CONTRARY), MIXED),
-        ((NOT_SEEN, NOT_SEEN), NOT_SEEN), ((NOT_SEEN, CONTRARY), CONTRARY), ((MIXED, NOT_SEEN), MIXED),
-    ],
-)  # fmt: skip
-def test_verdicts_on_several_cases(cases, verdict):
-    assert study.counted(cases) == study.counted(cases[::-1]) == verdict
+@pytest.mark.studies
+@pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
+def test_pages_committed_here_have_the_tables_of_the_raw_results(one):
+    results = study.load(one, study.RESULTS)
+    settings = {piece.name: json.loads(json.dumps(piece.settings)) for piece in one.pieces(results.size)}
+    assert results.settings == settings
+    shown = one.report(results)
+    page = (study.RESULTS / f"{one.name}.md").read_text()
+    assert study.with_tables(page, {**shown.tables, "source": study.source(one, results)}) == page
+    for name in shown.figures:
+        assert f"({one.name}-{name}.png)" in page and (study.RESULTS / f"{one.name}-{name}.png").exists()
 
 
 @pytest.mark.parametrize("hits, cases", [(0, 12), (12, 12), (3, 10)])
-def test_intervals_of_shares_are_those_of_scipy(hits, cases):
-    found = study.proportion(np.arange(cases) < hits)
-    exact = scipy.stats.binomtest(hits, cases).proportion_ci(0.95, method="exact")
-    np.testing.assert_allclose([found.low, found.value, found.high], [exact.low, hits / cases, exact.high])
+def test_intervals_of_shares_are_exact(hits, cases):
+    """Clopper and Pearson's ends: at each, the observed count or a more extreme one has probability 2.5 %."""
+    found = intervals.proportion(np.arange(cases) < hits)
+    assert found.value == hits / cases
+    if hits > 0:
+        np.testing.assert_allclose(scipy.stats.binom.sf(hits - 1, cases, found.low), 0.025)
+    if hits < cases:
+        np.testing.assert_allclose(scipy.stats.binom.cdf(hits, cases, found.high), 0.025)
 
 
 def test_intervals_of_two_samples_cover_the_truth():
-    """95 % intervals of a ratio of means: of 200 samples most contain 2, and swapped they are the reciprocals."""
+    """95 % intervals of a ratio of means: of 200 samples most contain 2."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
         above, below = rng.normal(2, 0.4, 30), rng.normal(1, 0.1, 40)
-        found = study.ratio(above, below, np.mean)
+        found = intervals.ratio(above, below, np.mean)
         covered += found.low <= 2 <= found.high
     assert 180 <= covered <= 199
-    np.testing.assert_allclose(study.difference(above, below, np.mean).value, above.mean() - below.mean())
     np.testing.assert_allclose(found.value, above.mean() / below.mean())
+
+
+def test_estimates_as_text():
+    found = intervals.Estimate(0.1234, -0.00001, 0.5)
+    assert found.text() == "0.12 [0.00, 0.50]" and found.text(1, sign="+") == "+0.1 [0.0, 0.5]"
+    assert found.text(0, percent=True) == "12 % [0, 50]"
 
 
 def test_durations():
@@ -185,7 +190,7 @@ def test_payoff_of_the_sharing_game():
     np.testing.assert_allclose(parameter_sharing.expected(jnp.asarray(probability)), total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", study.TRUST_REGION)
+@pytest.mark.parametrize("method", TRUST_REGION)
 def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(method, float64):
     update = exact_gaussians.make_update(two_peaks_expectation, exact_gaussians.ALLOCATORS[method](), learn_std=True)
     key, budget = jax.random.key(0), 0.3
@@ -199,8 +204,8 @@ def test_exact_gaussian_updates_keep_the_budget_and_never_lower_the_reward(metho
 
 
 def test_the_bilinear_game_by_hand(float64):
-    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 at once and rises to 15/16 in
-    turns."""
+    """mu = (-1/4, 1/4), KL 1/2 each: both step by 1, E[r] = mu1 mu2 falls to -9/16 simultaneously and rises to
+    15/16 sequentially."""
     for simultaneous, after in ((True, -9 / 16), (False, 15 / 16)):
         allocator = exact_gaussians.ALLOCATORS["hatrpo"]()
         update = exact_gaussians.make_update(lambda mean, std: jnp.prod(mean), allocator, False, simultaneous)
@@ -253,36 +258,36 @@ def thresholds_of(allocator, utility, spent, budget=1.0):
 
 
 @pytest.mark.parametrize("share", [allocators.uniform, allocators.water_filling, allocators.natural])
-def test_budget_is_handed_on_only_where_some_is_left(share):
+def test_budget_is_carried_over_only_where_some_is_left(share):
     utility = np.array([0.4, 0.1, 0.2, 0.3], np.float32)
     for in_random_order in (False, True):
-        allocator = allocation_ablations.handing_on(share, in_random_order)
+        allocator = weighted_game.carrying_over(share, in_random_order)
         np.testing.assert_allclose(thresholds_of(allocator, utility, 1.0), share(utility, 1.0), rtol=1e-4)
         half = thresholds_of(allocator, utility, 0.5)
         assert 1 < half.sum() and 0.5 * half.sum() <= 1
-    nothing_spent = thresholds_of(allocation_ablations.handing_on(allocators.uniform), utility, 0.0)
+    nothing_spent = thresholds_of(weighted_game.carrying_over(allocators.uniform), utility, 0.0)
     np.testing.assert_allclose(np.sort(nothing_spent), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-5)
 
 
 def test_greedy_that_loses_what_is_left_gives_the_budget_once():
     """Shares in the ratio of the scores, whatever is spent."""
     scores = np.array([1.0, 4.0, 2.0, 1.0], np.float32)
-    allocator = allocation_ablations.losing(allocators.greedy("proportional"))
+    allocator = weighted_game.losing(allocators.greedy("proportional"))
     for spent in (0.0, 0.6, 1.0):
         np.testing.assert_allclose(thresholds_of(allocator, scores, spent), scores / 8, rtol=1e-5)
     assert thresholds_of(allocators.greedy("proportional"), scores, 0.6).sum() > 1
 
 
 def first_update(name, batch, budget=0.04, seeds=4):
-    """What `allocation_ablations` records of one update of its game, leaves [seed, ...]."""
-    variant = next(v for v in allocation_ablations.VARIANTS if v.name == name)
-    entry = allocation_ablations.entry_of(variant)
-    env = envs.make("matrix_game", payoff=allocation_ablations.weighted_payoff())
+    """What `weighted_game` records of one update of its game, leaves [seed, ...]."""
+    variant = next(v for v in weighted_game.VARIANTS if v.name == name)
+    entry = weighted_game.entry_of(variant)
+    env = envs.make("matrix_game", payoff=weighted_game.weighted_payoff())
     config = stage_games.game_config(entry, batch)
 
     def record(policy, params, metrics):
         names = ("kl_threshold", "kl_total", "utility", "gain", "step_fraction")
-        before, after = (allocation_ablations.right_of(p) for p in (metrics["policy_before"], policy))
+        before, after = (weighted_game.right_of(p) for p in (metrics["policy_before"], policy))
         return {name: metrics[name] for name in names} | {"before": before, "after": after}
 
     runs = {"kl_budget": np.full(seeds, budget)}
@@ -290,44 +295,42 @@ def first_update(name, batch, budget=0.04, seeds=4):
     return {name: values[:, 0] for name, values in kept.items()}, variant
 
 
+@pytest.mark.slow
+@pytest.mark.studies
 def test_leftover_budget_in_the_trainer():
-    """Handed on or lost, the joint budget is kept; lost, it is given out once, and handed on, more of it is spent."""
-    handed, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-handed", "hatrpo_g-lost", "hatrpo_w"))
-    for one in (handed, lost, plain):
+    """Carried over or lost, the joint budget is kept; lost, it is allocated once, and carried over, more of it is spent."""
+    carried, lost, plain = (first_update(n, 64)[0] for n in ("hatrpo_w-carried", "hatrpo_g-lost", "hatrpo_w"))
+    for one in (carried, lost, plain):
         assert (one["kl_total"] <= 0.04).all()
     np.testing.assert_allclose(lost["kl_threshold"].sum(-1), 0.04, rtol=1e-3)
-    assert (handed["kl_threshold"].sum(-1) >= plain["kl_threshold"].sum(-1) * 0.999).all()
-    assert handed["kl_total"].sum() > 1.1 * plain["kl_total"].sum()
+    assert (carried["kl_threshold"].sum(-1) >= plain["kl_threshold"].sum(-1) * 0.999).all()
+    assert carried["kl_total"].sum() > 1.1 * plain["kl_total"].sum()
     own = algorithms.get("hatrpo")
     assert algorithms.get(own) is own
 
 
+@pytest.mark.slow
+@pytest.mark.studies
 def test_first_update_of_the_weighted_game_against_a_direct_computation():
     """With many samples: predicted gains are those of the KKT formulas, come true, and shares are the rule's own."""
     first, variant = first_update("hatrpo_n", 16384)
-    found = allocation_ablations.gains(first, np.full(4, 0.04), np.zeros(4))
-    sizes = allocation_ablations.WEIGHTS * np.sqrt(first["before"] * (1 - first["before"]))
+    found = weighted_game.gains(first, np.full(4, 0.04), np.zeros(4))
+    sizes = weighted_game.WEIGHTS * np.sqrt(first["before"] * (1 - first["before"]))
     by_hand = (sizes * np.sqrt(2 * first["kl_threshold"])).sum(-1)
     np.testing.assert_allclose(found["predicted"], by_hand, rtol=0.05)
     np.testing.assert_allclose(found["real"], found["accepted"], rtol=0.1)
     np.testing.assert_allclose(found["surrogate"], found["real"], rtol=0.1)
     every = np.full(4, 0.04)
-    wanted = allocation_ablations.own_shares(variant, first["before"], every, np.full(4, 1e-4))
-    assert allocation_ablations.apart(first["kl_threshold"] / 0.04, wanted).max() < 0.03
+    wanted = weighted_game.own_shares(variant, first["before"], every, np.full(4, 1e-4))
+    assert weighted_game.apart(first["kl_threshold"] / 0.04, wanted).max() < 0.03
 
 
 def test_own_shares_by_hand():
     even, budget, epsilon = np.full((1, 4), 1 / 3), np.ones(1), np.full(1, 1e-9)
     ratios = {"hatrpo": [1, 1, 1, 1], "hatrpo_w": [8, 4, 2, 1], "hatrpo_g": [8, 4, 2, 1], "hatrpo_n": [64, 16, 4, 1],
               "hatrpo_g-all": [1, 0, 0, 0]}  # fmt: skip
-    for variant in allocation_ablations.VARIANTS:
+    for variant in weighted_game.VARIANTS:
         if variant.name in ratios:
             shares = np.array(ratios[variant.name]) / sum(ratios[variant.name])
-            got = allocation_ablations.own_shares(variant, even, budget, epsilon)
+            got = weighted_game.own_shares(variant, even, budget, epsilon)
             np.testing.assert_allclose(got, shares[None], atol=1e-5)
-
-
-def test_verdicts_on_no_change():
-    inside, across, outside = (study.Estimate(v, v - 0.01, v + 0.01) for v in (0.0, 0.05, -0.1))
-    within = allocation_ablations.within
-    assert [within([inside, f], 0.05) for f in (inside, across, outside)] == [HOLDS, NOT_SEEN, CONTRARY]

@@ -1,4 +1,4 @@
-"""Studies of bodies and of one-step games: who leads, scores on one scale, estimates of time, going on inside a piece."""
+"""Studies of bodies and of one-step games: who leads, scores on one scale, estimates of time, resuming inside a piece."""
 
 import itertools
 import json
@@ -7,21 +7,21 @@ import types
 import numpy as np
 import pytest
 
+import envs
 import marl_kl
-from experiments import allocator_cost, brax_scores, brax_suite, matrix_game, study, two_peaks, who_leads
+from experiments import allocator_cost, brax_scores, brax_suite, device_pace, leaders, matrix_game, study, two_peaks
 from experiments.brax_scores import Scores
-from experiments.study import CONTRARY, HOLDS, NOT_SEEN, PARTLY, Estimate
 from marl_kl.training.programs import Programs
 
 # Who leads
 
 
-@pytest.mark.parametrize("leaders", [(0, 0, 1, 2, 1), (2, 2, 2, 2), (0, 1, 2), (1, 0, 1, 0, 1, 1)])
-def test_chance_is_the_mean_over_all_orders(leaders):
-    orders = list(itertools.permutations(leaders))
+@pytest.mark.parametrize("sequence", [(0, 0, 1, 2, 1), (2, 2, 2, 2), (0, 1, 2), (1, 0, 1, 0, 1, 1)])
+def test_chance_is_the_mean_over_all_orders(sequence):
+    orders = list(itertools.permutations(sequence))
     again = np.mean([[a == b for a, b in itertools.pairwise(order)] for order in orders])
-    counts = np.bincount(leaders, minlength=3)
-    np.testing.assert_allclose(who_leads.in_random_order(counts), again)
+    counts = np.bincount(sequence, minlength=3)
+    np.testing.assert_allclose(leaders.in_random_order(counts), again)
 
 
 def test_chance_of_independent_leaders_is_the_sum_of_squares():
@@ -29,35 +29,35 @@ def test_chance_of_independent_leaders_is_the_sum_of_squares():
     chances, updates = np.array([0.5, 0.3, 0.2]), 6
     counts = np.random.default_rng(0).multinomial(updates, chances, size=40_000)
     truth = (chances**2).sum()
-    assert abs(who_leads.in_random_order(counts).mean() - truth) < 0.004
+    assert abs(leaders.in_random_order(counts).mean() - truth) < 0.004
     biased = ((counts / updates) ** 2).sum(-1).mean()
     assert abs(biased - truth - (1 - truth) / updates) < 0.004
-    assert np.isnan(who_leads.in_random_order(np.array([1, 0])))
+    assert np.isnan(leaders.in_random_order(np.array([1, 0])))
 
 
 def test_leading_by_hand():
     share = np.eye(3)[[0, 0, 1, 1, 1, 2]]
-    all_of_it = who_leads.leading(share)
+    all_of_it = leaders.leading(share)
     np.testing.assert_array_equal(all_of_it.counts, [2, 3, 1])
     np.testing.assert_allclose(all_of_it.stays, 3 / 5)
-    first = who_leads.leading(share, np.array([True, True, True, False, False, False]))
+    first = leaders.leading(share, np.array([True, True, True, False, False, False]))
     np.testing.assert_array_equal(first.counts, [2, 1, 0])
     np.testing.assert_allclose([first.stays, first.by_chance], [1 / 2, 2 / 6])
 
 
-def test_shares_add_up_to_one_whatever_was_given_again():
+def test_shares_sum_to_one():
     threshold = np.array([[0.2, 0.6, 0.9], [0.0, 0.0, 0.0], [0.5, 0.25, 0.25]])
-    share = who_leads.normalised(threshold)
+    share = leaders.normalised(threshold)
     np.testing.assert_allclose(share.sum(-1), [1, 0, 1])
-    np.testing.assert_allclose(share, who_leads.normalised(7 * threshold))
+    np.testing.assert_allclose(share, leaders.normalised(7 * threshold))
     np.testing.assert_allclose(share[0], threshold[0] / 1.7)
 
 
 def test_shares_of_a_run():
-    """Shares that are utilities' parts correlate with them fully, whatever the budget; what was spent need not."""
+    """Shares in the ratio of utilities correlate with them fully, whatever the budget; the KL spent need not."""
     rng = np.random.default_rng(1)
     utility = rng.uniform(1, 2, size=(2, 10, 4))
-    given = 0.1 * who_leads.normalised(utility)
+    given = 0.1 * leaders.normalised(utility)
     values = brax_suite.shares(utility, given, given[..., ::-1], np.array([0, 5, 10]))
     np.testing.assert_allclose(values["correlation"], 1.0)
     assert (values["correlation_spent"] < 0.9).all()
@@ -68,12 +68,12 @@ def test_shares_of_a_run():
 
 
 def test_only_updates_before_99_percent_tell_who_leads():
-    """Agents take turns until the run is over; then the first one leads for ever, because nobody gains anything."""
+    """Leaders alternate until the run is over; then the first one always leads, because no agent has anything to gain."""
     over = 7
     leader = np.where(np.arange(50) < over, np.arange(50) % 2, 0)
     threshold = np.broadcast_to(np.eye(2)[leader], (4, 3, 50, 2))
     reached = np.broadcast_to(np.arange(50) >= over - 1, (4, 3, 50))
-    values = matrix_game.who_is_given(threshold, np.zeros((4, 3, 50, 2)), reached)
+    values = matrix_game.allocation(threshold, np.zeros((4, 3, 50, 2)), reached)
     np.testing.assert_array_equal(values["stays"], 0)
     np.testing.assert_allclose(values["by_chance"], (4 * 3 + 3 * 2) / (7 * 6))
     np.testing.assert_allclose(values["largest"][:, :over], 1)
@@ -114,54 +114,41 @@ def test_ratio_of_variances_counts_scenarios_alike():
     np.testing.assert_allclose(brax_scores.variance_ratio(below, above).value, 0.25)
 
 
-def stored(chosen, trained, untrained=5.0):
-    return {"chosen": np.array(chosen), "trained": np.full(6, trained), "untrained": np.full(6, untrained)}
-
-
-def test_the_text_names_edges_and_teams_that_did_not_improve():
-    by_scenario = {
-        "a": {"hatrpo": stored(0.015, 4.0), "mappo": stored(3e-3, 6.0)},
-        "b": {"hatrpo": stored(0.005, 9.0), "mappo": stored(1e-3, 9.0)},
-    }
-    edge = brax_suite.at_the_edge(by_scenario, ["hatrpo", "mappo"])
-    assert edge.startswith("2 of 4 searches") and edge.endswith(": MAPPO on a (highest); HATRPO on b (lowest).")
-    assert brax_suite.not_improved(by_scenario, ["hatrpo", "mappo"]).endswith("ones: on a HATRPO.")
-    del by_scenario["a"]["mappo"], by_scenario["b"]["mappo"]
-    assert brax_suite.not_improved(by_scenario, ["hatrpo"]).endswith("ones: on a all methods.")
-
-
 # Time
 
 
 def test_compiling_takes_as_long_everywhere():
-    compiling = brax_suite._COMPILE
-    pieces = [compiling + 100, compiling + 300, 30.0]
-    np.testing.assert_allclose(brax_suite.overall_pace(pieces, 1.0), 1.0)
-    here = 2 * compiling + 30 + 400 / 8
-    np.testing.assert_allclose(brax_suite.overall_pace(pieces, 8.0), sum(pieces) / here)
+    pieces = [device_pace.COMPILE + 100, device_pace.COMPILE + 300, 30.0]
+    np.testing.assert_allclose(device_pace.with_compilation(pieces, 1.0), 1.0)
+    here = 2 * device_pace.COMPILE + 30 + 400 / 8
+    np.testing.assert_allclose(device_pace.with_compilation(pieces, 8.0), sum(pieces) / here)
 
 
-def test_the_estimate_is_that_of_the_device_found_here(monkeypatch, tmp_path):
+def test_the_estimate_is_that_of_this_device(monkeypatch, tmp_path):
     """As many ants are stepped as the size has environments at once; the smallest size needs none."""
-    asked, said = [], []
+    asked, printed = [], []
 
     def stepping(env, seeds, num_envs):
         asked.append((env, seeds, num_envs))
-        return 10 * brax_suite._ANTS
+        return 10 * device_pace.REFERENCE
 
-    monkeypatch.setattr(brax_suite, "steps_per_second", stepping)
-    monkeypatch.setattr(brax_suite, "_make", lambda s: types.SimpleNamespace(spec=types.SimpleNamespace(metadata=())))
+    def without_body(scenario):
+        return types.SimpleNamespace(spec=types.SimpleNamespace(metadata=()))
+
+    monkeypatch.setattr(device_pace, "measured_steps", stepping)
+    monkeypatch.setattr(envs, "make", without_body)
+    monkeypatch.setattr(brax_suite, "make_env", without_body)
     assert brax_suite.pace("smoke") == 1.0 and not asked
     pieces = brax_suite.pieces("quick")
-    expected = brax_suite.overall_pace([piece.seconds for piece in pieces], 10.0)
+    expected = device_pace.with_compilation([piece.seconds for piece in pieces], 10.0)
     np.testing.assert_allclose(brax_suite.pace("quick"), expected)
     assert asked[0][1:] == (6, 16) and 1 < expected < 10
 
     quick = [piece._replace(run=lambda *needs: {"value": np.zeros(1)}) for piece in pieces]
     one = brax_suite.STUDY._replace(pieces=lambda size: quick)
-    study.run(one, "quick", tmp_path / "pieces", tmp_path, said.append)
+    study.run(one, "quick", tmp_path / "pieces", tmp_path, printed.append)
     hours = study.duration(sum(piece.seconds for piece in pieces) / expected)
-    assert f"about {hours} here" in said[0]
+    assert f"about {hours} here" in printed[0]
 
 
 def test_settings_of_a_piece_hold_everything():
@@ -175,7 +162,8 @@ def test_settings_of_a_piece_hold_everything():
     assert plain["cg_damping"] == 1.0 and plain["gamma"] == 0.97 and plain["total_env_steps"] == 96
 
 
-def test_a_piece_goes_on_inside(tmp_path, monkeypatch):
+@pytest.mark.studies
+def test_a_piece_is_resumed_inside(tmp_path, monkeypatch):
     """Cut off after its search, it does not search again, and ends as if it had never stopped."""
     size = brax_suite.SIZES["smoke"]
     whole = brax_suite.play("bilinear", "hatrpo", size)
@@ -204,8 +192,9 @@ def test_a_piece_goes_on_inside(tmp_path, monkeypatch):
 # Two peaks, and cost
 
 
-def test_every_start_has_orders_of_its_own(monkeypatch):
-    """HATRPO's order is chance, another one from each start; water-filling leaves nothing to it."""
+@pytest.mark.studies
+def test_every_start_has_its_own_orders(monkeypatch):
+    """HATRPO's order is random, a different one from each start; water-filling has no randomness."""
     monkeypatch.setattr(two_peaks, "SHOWN_STARTS", np.array([[2.0, 3.0]] * 4))
     size = two_peaks.SIZES["smoke"]._replace(updates=3, grid=2)
     by_chance, planned = (two_peaks.climb_exactly(m, False, size) for m in ("hatrpo", "hatrpo_w"))
@@ -215,16 +204,8 @@ def test_every_start_has_orders_of_its_own(monkeypatch):
     np.testing.assert_array_equal(np.ptp(planned["paths"], axis=0), 0)
 
 
-@pytest.mark.parametrize(
-    "low, high, verdict",
-    [(0.9, 1.2, HOLDS), (1.1, 1.4, PARTLY), (1.3, 1.4, PARTLY), (1.4, 1.6, NOT_SEEN), (1.8, 2.0, CONTRARY)],
-)
-def test_what_is_close(low, high, verdict):
-    assert allocator_cost.close(Estimate((low + high) / 2, low, high)) == verdict
-
-
-def test_programs_take_turns():
+def test_timed_programs_are_interleaved():
     log = []
     programs = [lambda name=name: log.append(name) for name in "ab"]
-    assert allocator_cost.in_turn(programs, 3).shape == (2, 3)
+    assert allocator_cost.interleaved(programs, 3).shape == (2, 3)
     assert "".join(log) == "ab" * 4

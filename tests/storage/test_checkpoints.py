@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marl_kl.cli.ctrl_c import second_one_ends_at_once
+from marl_kl.cli.ctrl_c import end_on_second_interrupt
 from marl_kl.results import Evaluation, Failure, Timing
 from marl_kl.storage import checkpoints
 from marl_kl.storage.best import Best
@@ -418,10 +418,10 @@ def test_a_second_ctrl_c_does_not_wait():
 
 def test_on_the_command_line_a_ctrl_c_that_waited_is_not_the_second_one():
     ends = []
-    with pytest.raises(KeyboardInterrupt), second_one_ends_at_once(lambda: ends.append(1)), interrupts_wait():
+    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
         signal.raise_signal(signal.SIGINT)
     assert not ends
-    with pytest.raises(KeyboardInterrupt), second_one_ends_at_once(lambda: ends.append(1)), interrupts_wait():
+    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
     assert ends == [1]

@@ -109,6 +109,7 @@ def test_damaged_files_of_a_run(damaged, capsys, command, name, content):
     assert said.startswith("marl-kl: ") and len(said.splitlines()) == 1 and name in said
 
 
+@pytest.mark.slow
 def test_every_entry_of_a_sweep_s_record(tmp_path):
     """All that `report` shows of a sweep is in its tables."""
     sweep(tmp_path / "sweep")

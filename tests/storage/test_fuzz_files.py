@@ -299,6 +299,7 @@ def _valid(draw, is_sweep):
     return document | {"grid": {field: draw(swept)}, "runs_at_once": draw(st.integers(1, 3))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words, is_sweep", [(RUN, False), (SWEEP, True)], ids=["run", "sweep"])
 def test_valid_files_really_train(words, is_sweep, nothing_is_trained, tmp_path):
     """Few, since each compiles; what they leave is finished and can be shown."""

@@ -6,13 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
-from marl_kl.cli.ctrl_c import STOPPING, second_one_ends_at_once
+from marl_kl.cli.ctrl_c import STOPPING, end_on_second_interrupt
 
 _BUSY = """
 import os, signal, time
-from marl_kl.commands.interrupts import second_one_ends_at_once
+from marl_kl.cli.ctrl_c import end_on_second_interrupt
 signal.signal(signal.SIGINT, lambda *_: os.write(1, b"heard\\n"))  # and as deaf as a compilation
-with second_one_ends_at_once():
+with end_on_second_interrupt():
     os.write(1, b"busy\\n")
     while True:
         time.sleep(60)
@@ -35,11 +35,11 @@ def test_what_was_there_before_is_there_afterwards(capfd):
     ends = []
     before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
-        with second_one_ends_at_once(lambda: ends.append(threading.current_thread())):
+        with end_on_second_interrupt(lambda: ends.append(threading.current_thread())):
             for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGUSR1):
                 signal.raise_signal(number)
         assert not ends and capfd.readouterr().err.count(STOPPING) == 1
-        with second_one_ends_at_once(lambda: ends.append(threading.current_thread())):
+        with end_on_second_interrupt(lambda: ends.append(threading.current_thread())):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         assert len(ends) == 1 and ends[0] is not threading.main_thread()
@@ -50,7 +50,7 @@ def test_what_was_there_before_is_there_afterwards(capfd):
 
 
 def test_elsewhere_it_does_nothing():
-    thread = threading.Thread(target=lambda: second_one_ends_at_once().__enter__())
+    thread = threading.Thread(target=lambda: end_on_second_interrupt().__enter__())
     thread.start()
     thread.join()
     assert signal.set_wakeup_fd(-1) == -1

@@ -155,9 +155,10 @@ def test_commands(copy, capsys):
     assert all(f"hatrpo_w, kl_budget={budget}" in text for budget in ("0.02", "0.08", "0.3"))
     assert "3 methods on matrix_game" in text
     text = said("resume", copy, code=2)
-    assert f"holds a sweep; marl-kl sweep FILE.toml --out {copy} --resume goes on with it" in text
+    assert f"holds a sweep; resume it with marl-kl sweep FILE.toml --out {copy} --resume" in text
 
 
+@pytest.mark.slow
 def test_compared_settings_are_methods(copy, tmp_path):
     """Their curves are those of the sweep; a run of one of the settings, with another seed, is pooled with it."""
     result = sweep_folders.read(copy)
@@ -224,7 +225,7 @@ def test_a_sweep_that_stopped_shows_what_is_there(copy, capsys):
     assert [len(evaluation.update) for evaluation in result.evaluations] == [5, 5, 0]
     assert np.isnan(result.final.episode_return).all(-1).tolist() == [[False, False], [False, True], [True, True]]
     assert main.main(["show", str(copy), "--setting", "1"]) == main.main(["show", str(copy), "--setting", "2"]) == 0
-    assert "nothing was saved yet" in capsys.readouterr().out
+    assert "nothing is saved yet" in capsys.readouterr().out
     assert marl_kl.load(copy, setting=0).seeds == (4, 7)
     comparison = marl_kl.compare([copy], bootstrap=20)
     assert comparison.methods == ("hatrpo_w",)

@@ -33,7 +33,7 @@ def lifted(env, env_state, height):
     """`env_state` [E, ...] with the root `height` higher."""
     if not height:
         return env_state
-    inner, place = env_state.inner, poses._height(env.drawing.model)
+    inner, place = env_state.inner, poses.root_height_index(env.drawing.model)
     q = np.array(coordinates(env_state)[0])
     q[:, place] += height
     if isinstance(inner, dict):

@@ -1,4 +1,4 @@
-"""Made-up runs in real run folders, for the tests of what is read back: written as `train` writes them."""
+"""Synthetic runs in run folders written as `train` writes them, for tests of reading."""
 
 import numpy as np
 

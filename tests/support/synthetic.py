@@ -1,4 +1,4 @@
-"""Made-up training results, for the tests of what is shown and stored."""
+"""Synthetic training results, for tests of tables, figures and storage."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def result(
     failures=(),
     out=None,
 ) -> TrainResult:
-    """A run whose return rises, whose first two updates end no episode, and which spends most of its budget."""
+    """A run with increasing returns, without a finished episode in its first two updates, that spends most of its budget."""
     config = TrustRegionConfig(total_env_steps=num_updates * 4096)
     generator = np.random.default_rng(0)
     shape = (num_seeds, num_updates)

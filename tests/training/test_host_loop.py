@@ -79,6 +79,7 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
         run.policy(seed=4)(np.zeros(3))
 
 
+@pytest.mark.slow
 def test_chunks_of_any_length_give_the_same_bits():
     """Compiled as users compile."""
     as_users = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
@@ -86,6 +87,7 @@ def test_chunks_of_any_length_give_the_same_bits():
     assert "the same bits" in subprocess.run(command, env=as_users, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_evaluating_more_often_does_not_change_the_training():
     seldom = train(counting_env(), total_env_steps=320)
     often = train(counting_env(), total_env_steps=320, eval_interval=2)
@@ -98,6 +100,7 @@ def test_seeds_can_be_named():
     np.testing.assert_allclose(reordered.metrics["kl"], three.metrics["kl"][[2, 0, 1]], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_nan_in_one_seed_of_eight_is_named_and_leaves_the_others_alone(tmp_path):
     env, options = counting_env(nan_start_above=0.995), {"total_env_steps": 192, "chunk_updates": 2}
     result = train(env, seeds=[1, 3, 4, 5, 6, 7, 8, 9], out=tmp_path / "run", **options)
@@ -217,6 +220,7 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
         train(counting_env(), out=finished[0])
 
 
+@pytest.mark.slow
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
     env = envs.make("ant_4x2", backend="spring", episode_length=100)

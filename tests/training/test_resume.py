@@ -67,6 +67,7 @@ def _stopped_in_a_chunk(calls):
     return stopped
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
     """One run, stopped in a chunk, before an evaluation that is due, after one, in the middle of saving, by a fault."""
     out = tmp_path / "run"
@@ -237,6 +238,7 @@ assert jax.device_count() == 2
 """
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_devices(whole, tmp_path):
     """Begun on two, ended here: said, and the same but for rounding."""
     out = tmp_path / "run"
@@ -276,6 +278,7 @@ def _backwards(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_no_fault_costs_more_than_an_interval(whole, tmp_path, monkeypatch):
     """Ctrl-C while it compiles; Ctrl-C in a save, and in the save that answers it; a full disk; one that can only be
     read; and all the time a clock that runs backwards."""

@@ -213,6 +213,7 @@ def test_one_trace_per_combination_of_static_settings(monkeypatch):
     np.testing.assert_allclose(np.diff(entropy[lengths == 8]), np.log([3.7, 1 / 0.37]), atol=0.5)
 
 
+@pytest.mark.slow
 def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(monkeypatch):
     """The single runs are one program too, of one run each, and made of nothing but `make_train`: its numbers are
     traced."""

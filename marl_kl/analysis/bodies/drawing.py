@@ -1,9 +1,8 @@
-"""Bodies on paper: what drives which limb, as a still picture or as an animated GIF.
+"""Drawings of bodies, limbs coloured by agent: still, or as an animated GIF.
 
-Drawn with matplotlib alone, so that it works without a display and without OpenGL. A geom of the `mujoco.MjModel` is
+Drawn with matplotlib only, so that neither a display nor OpenGL is needed. A geom of the `mujoco.MjModel` is
 taken as the sum of a box and an ellipsoid along its own axes: a capsule is a segment plus a ball, a cylinder a segment
 plus a disc. Under an orthographic camera the outline of such a sum is exact and costs one formula (`_outlines`).
-Figures are made without pyplot, as in `marl_kl.analysis.plots`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from matplotlib.patches import Patch
 from envs.base import Env
 from envs.bodies.physics import actuators_of_bodies
 from marl_kl.analysis.bodies.recording import Recording
-from marl_kl.analysis.plots import PALETTE
+from marl_kl.analysis.figure_style import PALETTE
 
 ROOT_COLOUR = "#9A9A9A"
-"""Of geoms that no agent moves."""
+"""For geoms that no agent moves."""
 
 _WORLD_COLOUR = "#D5D2CB"
 _PAPER = "#FFFFFF"
@@ -37,7 +36,7 @@ _SHADOW = "#CFCBC2"
 _DIRECTIONS = np.stack([np.cos(a := np.linspace(0.0, 2 * np.pi, 40, endpoint=False)), np.sin(a)], axis=-1)
 _LIGHT = np.array([-0.45, 0.75])
 _TONES = ((1.0, 0.0), (0.66, 0.16), (0.33, 0.36))
-"""From the rim inwards: the scale of the round part, and how much white its colour gets."""
+"""From the rim inwards: the scale of the round part, and the share of white in its colour."""
 
 _ROOM = 1.15
 _ROOM_TO_MOVE = 1.45
@@ -51,8 +50,8 @@ class Camera(NamedTuple):
     """An orthographic camera; all [3] unit vectors of the world.
 
     Attributes:
-        right, up: the picture's axes. near: towards the camera.
-        is_side: whether it looks along the floor at a body that moves in one plane.
+        right, up: the axes of the image plane. near: towards the camera.
+        is_side: whether it is a side view along the floor.
     """
 
     right: np.ndarray
@@ -62,17 +61,17 @@ class Camera(NamedTuple):
 
     @property
     def plane(self) -> np.ndarray:
-        """[2, 3], from the world to the picture."""
+        """[2, 3], from the world to the image plane."""
         return np.stack([self.right, self.up])
 
 
-class Pieces(NamedTuple):
-    """What is drawn of a model: geoms, cut lengthwise where several agents drive one.
+class GeomParts(NamedTuple):
+    """The drawn parts of a model: geoms, cut lengthwise if several agents drive one.
 
     Attributes:
-        geom: [P] int. agent: [P] int, -1 for nobody's, -2 for the world's.
+        geom: [P] int. agent: [P] int, -1 for no agent, -2 for the world.
         box: [P, 3] half-lengths, round: [P, 3] semi-axes, along the geom's own axes.
-        along: [P] where the piece's centre lies on the geom's third axis.
+        along: [P] position of the part's centre on the geom's third axis.
         floor: the height of the floor.
     """
 
@@ -85,11 +84,11 @@ class Pieces(NamedTuple):
 
 
 class Outlines(NamedTuple):
-    """The pieces of one pose in the picture, far ones first.
+    """The parts of one pose in the image plane, far ones first.
 
     Attributes:
         polygons: [P, tones, K, 2]. shadows: [P, K, 2] on the floor. agent: [P] int.
-        focus: [3] the body's centre of mass, which the camera follows.
+        focus: [3] the body's centre of mass, projected to the floor, which the camera follows.
     """
 
     polygons: np.ndarray
@@ -125,13 +124,13 @@ def colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
 def still(axes: Axes, env: Env, pose: np.ndarray) -> None:
     """Draws the body in one pose [nq], limbs coloured by agent."""
     _check_pose(env, pose)
-    view, pieces = camera(env), _pieces(env)
-    outlines = _outlines(env, pieces, view, pose)
-    _Stage(axes, env, view, pieces, [outlines]).show(outlines)
+    view, parts = camera(env), _geom_parts(env)
+    outlines = _outlines(env, parts, view, pose)
+    _Stage(axes, env, view, parts, [outlines]).show(outlines)
 
 
 def legend(figure: Figure | Axes, env: Env, **options) -> None:
-    """The agents' names beside their colours; `options` are those of matplotlib's legend."""
+    """Adds a legend of agents and colours; `options` are those of matplotlib's legend."""
     handles = [
         Patch(facecolor=colour, edgecolor="none", label=_short(name))
         for name, colour in zip(env.spec.agents, colours(env.spec.num_agents))
@@ -141,36 +140,35 @@ def legend(figure: Figure | Axes, env: Env, **options) -> None:
 
 
 def animation(env: Env, recording: Recording, title: str) -> bytes:
-    """An animated GIF of the recording, in real time, at most 25 frames per second, repeated for ever.
+    """An animated GIF of the recording, in real time, at most 25 frames per second, looping.
 
     Args:
         env: the body's environment.
         recording: at least one pose.
-        title: the line above the picture.
+        title: the line above the drawing.
     """
     stride = max(1, round(1.0 / (_MAX_FRAMES_PER_SECOND * env.drawing.seconds)))
     last = len(recording.poses) - 1
     shown = [*range(0, last, stride), last]
-    view, pieces = camera(env), _pieces(env)
-    frames = [_outlines(env, pieces, view, recording.poses[t]) for t in shown]
+    view, parts = camera(env), _geom_parts(env)
+    frames = [_outlines(env, parts, view, recording.poses[t]) for t in shown]
     figure, axes = _page(env, title)
-    stage = _Stage(axes, env, view, pieces, frames, _ROOM_TO_MOVE)
+    stage = _Stage(axes, env, view, parts, frames, _ROOM_TO_MOVE)
     caption = figure.text(0.02, 0.015, "", fontsize=9, ha="left", va="bottom", color="0.2")
     images = []
     for t, outlines in zip(shown, frames):
         stage.show(outlines)
         end = f"  {recording.ended}" if recording.ended and t == last else ""
         seconds = t * env.drawing.seconds
-        caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return so far {recording.episode_return[t]:8.1f}{end}")
+        caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return {recording.episode_return[t]:8.1f}{end}")
         images.append(_image(figure))
     milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
-    return _gif(images, milliseconds, _inks(env))
+    return _gif(images, milliseconds, _palette(env))
 
 
 def camera(env: Env) -> Camera:
-    """From the side at bodies that move upright in one plane, from above at those in the plane of the floor, else
-    obliquely."""
+    """A side view of bodies that move in a vertical plane, a top view of those in the plane of the floor, else oblique."""
     import mujoco
 
     model = env.drawing.model
@@ -188,7 +186,7 @@ def camera(env: Env) -> Camera:
 
 
 def _camera(azimuth: float, elevation: float, is_side: bool) -> Camera:
-    """`azimuth`, `elevation`: where the camera stands, in degrees."""
+    """`azimuth`, `elevation`: of the camera, degrees."""
     a, e = np.radians([azimuth, elevation])
     near = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
     right = np.array([-np.sin(a), np.cos(a), 0.0])
@@ -197,13 +195,13 @@ def _camera(azimuth: float, elevation: float, is_side: bool) -> Camera:
 
 def _check_pose(env: Env, pose: np.ndarray) -> None:
     if env.drawing is None:
-        raise ValueError(f"env '{env.spec.name}' has no body to draw")
+        raise ValueError(f"env '{env.spec.name}' is not a body and cannot be drawn")
     if np.shape(pose) != (env.drawing.model.nq,):
         raise ValueError(f"pose has shape {np.shape(pose)}; env '{env.spec.name}' has [nq] = ({env.drawing.model.nq},)")
 
 
-def _pieces(env: Env) -> Pieces:
-    """All visible geoms but planes; meshes are their boxes."""
+def _geom_parts(env: Env) -> GeomParts:
+    """All visible geoms but planes; meshes are drawn as their boxes."""
     import mujoco
 
     model = env.drawing.model
@@ -222,17 +220,17 @@ def _pieces(env: Env) -> Pieces:
         if shape is None or model.geom_rgba[geom, 3] == 0:
             continue
         box, ball = shape(model.geom_size[geom])
-        nobody = -2 if model.geom_bodyid[geom] == 0 else -1
-        shares = (agents or (nobody,)) if box[2] > 0 else (agents or (nobody,))[:1]
+        no_agent = -2 if model.geom_bodyid[geom] == 0 else -1
+        shares = (agents or (no_agent,)) if box[2] > 0 else (agents or (no_agent,))[:1]
         for index, agent in enumerate(shares):
             along = box[2] * ((2 * index + 1) / len(shares) - 1)
             rows.append((geom, agent, (box[0], box[1], box[2] / len(shares)), ball, along))
     geom, agent, box, ball, along = map(np.asarray, zip(*rows))
-    return Pieces(geom, agent, box.astype(float), ball.astype(float), along.astype(float), _floor(model))
+    return GeomParts(geom, agent, box.astype(float), ball.astype(float), along.astype(float), _floor(model))
 
 
 def _floor(model: Any) -> float:
-    """The height of the model's highest plane, else of the lowest point at its first pose."""
+    """The height of the model's highest plane, or of the lowest point in its initial pose."""
     import mujoco
 
     data = mujoco.MjData(model)
@@ -243,8 +241,8 @@ def _floor(model: Any) -> float:
     return float((data.geom_xpos[:, 2] - model.geom_rbound).min())
 
 
-def _outlines(env: Env, pieces: Pieces, view: Camera, pose: np.ndarray) -> Outlines:
-    """Places the pieces by the forward kinematics of `pose` and projects them."""
+def _outlines(env: Env, parts: GeomParts, view: Camera, pose: np.ndarray) -> Outlines:
+    """Projects the parts, placed by the forward kinematics of `pose`."""
     import mujoco
 
     model = env.drawing.model
@@ -252,22 +250,22 @@ def _outlines(env: Env, pieces: Pieces, view: Camera, pose: np.ndarray) -> Outli
     data.qpos[:] = pose
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
-    axes = data.geom_xmat[pieces.geom].reshape(-1, 3, 3)
-    centre = data.geom_xpos[pieces.geom] + axes[:, :, 2] * pieces.along[:, None]
+    axes = data.geom_xmat[parts.geom].reshape(-1, 3, 3)
+    centre = data.geom_xpos[parts.geom] + axes[:, :, 2] * parts.along[:, None]
     to_floor = np.diag([1.0, 1.0, 0.0])
-    on_floor = centre @ to_floor + [0.0, 0.0, pieces.floor]
+    on_floor = centre @ to_floor + [0.0, 0.0, parts.floor]
     tones = []
     for scale, _ in _TONES:
-        shift = (1 - scale) * 0.5 * pieces.round.min(axis=-1, keepdims=True) * _LIGHT
-        tones.append(_outline(view.plane, centre, axes, pieces.box, scale * pieces.round) + shift[:, None])
-    shadows = _outline(view.plane, on_floor, to_floor @ axes, pieces.box, pieces.round)
+        shift = (1 - scale) * 0.5 * parts.round.min(axis=-1, keepdims=True) * _LIGHT
+        tones.append(_outline(view.plane, centre, axes, parts.box, scale * parts.round) + shift[:, None])
+    shadows = _outline(view.plane, on_floor, to_floor @ axes, parts.box, parts.round)
     order = np.argsort(centre @ view.near, kind="stable")
-    focus = np.array([*data.subtree_com[1, :2], pieces.floor])
-    return Outlines(np.stack(tones, axis=1)[order], shadows[order], pieces.agent[order], focus)
+    focus = np.array([*data.subtree_com[1, :2], parts.floor])
+    return Outlines(np.stack(tones, axis=1)[order], shadows[order], parts.agent[order], focus)
 
 
 def _outline(plane: np.ndarray, centre: np.ndarray, axes: np.ndarray, box: np.ndarray, ball: np.ndarray) -> np.ndarray:
-    """[P, K, 2] the outline of box + ellipsoid: its furthest point in each of K directions u of the picture,
+    """[P, K, 2] the outline of box + ellipsoid: its furthest point in each of K directions u of the image plane,
 
         c + sum_i sign(u . g_i) g_i + E E^T u / |E^T u|
 
@@ -286,18 +284,18 @@ def _outline(plane: np.ndarray, centre: np.ndarray, axes: np.ndarray, box: np.nd
 
 
 class _Stage:
-    """Axes with a floor and a body, to be moved from pose to pose."""
+    """Axes with a floor and a body, drawn pose by pose."""
 
     def __init__(
-        self, axes: Axes, env: Env, view: Camera, pieces: Pieces, frames: Sequence[Outlines], room: float = _ROOM
+        self, axes: Axes, env: Env, view: Camera, parts: GeomParts, frames: Sequence[Outlines], room: float = _ROOM
     ):
-        self.axes, self.view, self.floor = axes, view, pieces.floor
+        self.axes, self.view, self.floor = axes, view, parts.floor
         axes.set_axis_off()
         axes.set_aspect("equal")
         around = [outlines.polygons[:, 0] - view.plane @ outlines.focus for outlines in frames]
         points = np.concatenate([polygons.reshape(-1, 2) for polygons in around])
         if not np.isfinite(points).all():
-            raise ValueError(f"env '{env.spec.name}': a pose is not finite; there is nothing to draw")
+            raise ValueError(f"env '{env.spec.name}': a pose is not finite and cannot be drawn")
         self.low, self.high = _window(axes, points.min(axis=0), points.max(axis=0), room)
         width, inches = self.high[0] - self.low[0], axes.get_position(original=True).width * axes.figure.get_figwidth()
         self.spacing = _nice(float(width) / 6)
@@ -314,7 +312,7 @@ class _Stage:
         low, high = here + self.low, here + self.high
         self.axes.set_xlim(low[0], high[0])
         self.axes.set_ylim(low[1], high[1])
-        self._lay_floor(outlines.focus, low, high)
+        self._draw_floor(outlines.focus, low, high)
         self.shadows.set_verts(list(outlines.shadows))
         rims, faces = self.colours[:, :1], self.colours[:, 1:]
         edges = np.concatenate([rims, faces[:, 1:]], axis=1)
@@ -322,8 +320,8 @@ class _Stage:
         self.body.set_facecolors(faces[outlines.agent].reshape(-1, 3))
         self.body.set_edgecolors(edges[outlines.agent].reshape(-1, 3))
 
-    def _lay_floor(self, focus: np.ndarray, low: np.ndarray, high: np.ndarray):
-        """Tiles that stay where they are in the world, and the distances along x."""
+    def _draw_floor(self, focus: np.ndarray, low: np.ndarray, high: np.ndarray):
+        """Tiles that are fixed in the world, and the distances along x."""
         step = self.spacing
         reach = float(np.linalg.norm(high - low))
         xs = np.arange(np.floor((focus[0] - reach) / step), np.ceil((focus[0] + reach) / step))
@@ -347,7 +345,7 @@ class _Stage:
         right, up = self.view.right, self.view.up
         if self.view.is_side:
             y = -self.spacing
-        else:  # where the picture ends: the y at which (x, y, floor) is seen at its lower edge
+        else:  # the y at which (x, y, floor) is projected to the lower edge of the image
             y = (low[1] + 0.06 * size[1] - up[2] * self.floor - up[0] * xs) / up[1]
         y = np.broadcast_to(y, xs.shape)
         across, height = right[0] * xs + right[1] * y, up[0] * xs + up[1] * y + up[2] * self.floor
@@ -359,7 +357,7 @@ class _Stage:
 
 
 def _window(axes: Axes, low: np.ndarray, high: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest window of the axes' own proportions that is `room` times as large as the body."""
+    """The smallest window with the aspect ratio of the axes that is `room` times as large as the body."""
     size = room * (high - low)
     figure_size = axes.figure.get_size_inches()
     position = axes.get_position(original=True)
@@ -371,7 +369,7 @@ def _window(axes: Axes, low: np.ndarray, high: np.ndarray, room: float) -> tuple
 
 
 def _nice(length: float) -> float:
-    """The number of 1, 2, 5, 10, ... nearest below `length`."""
+    """The largest of 1, 2, 5, 10, ... that is at most `length`."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(power * max(digit for digit in (1, 2, 5) if digit * power <= length * (1 + 1e-9)))
 
@@ -387,13 +385,13 @@ def _page(env: Env, title: str) -> tuple[Figure, Axes]:
 
 
 def _shades(env: Env) -> np.ndarray:
-    """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are the world's and nobody's."""
+    """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are for the world and for no agent."""
     colour = np.array([to_rgb(colour) for colour in (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
     return np.stack([0.55 * colour, *(colour + white * (1 - colour) for _, white in _TONES)], axis=1)
 
 
 def _short(name: str) -> str:
-    """An agent's joints on at most two lines."""
+    """An agent's name on at most two lines."""
     spaced = name.replace("+", "+ ")
     return "\n".join(textwrap.wrap(spaced, 24, max_lines=2, placeholder=" ...")).replace("+ ", "+")
 
@@ -404,22 +402,22 @@ def _image(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _inks(env: Env) -> np.ndarray:
-    """[up to 256, 3] uint8: what a picture of `env` is made of, and greys for text and soft edges."""
+def _palette(env: Env) -> np.ndarray:
+    """[up to 256, 3] uint8: the colours of a drawing of `env`, and greys for text and antialiased edges."""
     greys = np.linspace(0.0, 1.0, 20)[:, None].repeat(3, axis=1)
     floor = [to_rgb(colour) for colour in (*_TILES, _SHADOW)]
     shades = _shades(env)
     softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
-    inks = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
-    return np.round(255 * inks[:256]).astype(np.uint8)
+    palette = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
+    return np.round(255 * palette[:256]).astype(np.uint8)
 
 
-def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], inks: np.ndarray) -> bytes:
-    """All frames in the same colours, inks [C, 3], so that only what moves is stored."""
+def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], colours: np.ndarray) -> bytes:
+    """All frames with one palette, colours [C, 3], so that only changes are stored."""
     from PIL import Image
 
     palette = Image.new("P", (1, 1))
-    palette.putpalette(inks.tobytes())
+    palette.putpalette(colours.tobytes())
     first, *rest = (Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     content = io.BytesIO()
     first.save(content, format="GIF", save_all=True, append_images=rest, duration=list(milliseconds), loop=0)

@@ -1,4 +1,4 @@
-"""Bodies standing still: one pose for each, so that all of their limbs can be seen in a picture."""
+"""One pose per body in which all limbs are visible, for figures."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ POSES = {
         "thigh_left_joint": -50, "leg_left_joint": -30, "foot_left_joint": 15,
     },
 }  # fmt: skip
-"""Per body, joints in degrees; the others stay at their first position or the nearest end of their range."""
+"""Per body, joints in degrees; the others keep their initial position, clipped to their range."""
 
 
 def pose(env: Env) -> np.ndarray:
-    """[nq] the body's pose of the table, standing on the floor; chains of swimming links in a wave."""
+    """[nq] the body's pose in `POSES`, on the floor; chains of swimming links in a wave."""
     model = env.drawing.model
     angles = POSES.get(dict(env.spec.metadata)["body"], {})
     q = model.qpos0.copy()
     for joint in range(model.njnt):
-        name, place = model.joint(joint).name, model.jnt_qposadr[joint]
+        name, address = model.joint(joint).name, model.jnt_qposadr[joint]
         if name in angles:
-            q[place] += np.radians(angles[name])
+            q[address] += np.radians(angles[name])
         elif name.startswith("rot"):
-            q[place] = model.jnt_axis[joint, 2] * np.radians(55) * np.sin(2 * np.pi * int(name[3:]) / 7)
+            q[address] = model.jnt_axis[joint, 2] * np.radians(55) * np.sin(2 * np.pi * int(name[3:]) / 7)
         elif model.jnt_limited[joint]:
-            q[place] = np.clip(q[place], *model.jnt_range[joint])
-    height = _height(model)
+            q[address] = np.clip(q[address], *model.jnt_range[joint])
+    height = root_height_index(model)
     if height is not None:
         q[height] -= _lowest_point(model, q)
     return q
 
 
-def _height(model: mujoco.MjModel) -> int | None:
-    """Where q holds the root's height; None if it cannot move up."""
+def root_height_index(model: mujoco.MjModel) -> int | None:
+    """Index of the root's height in q; None if it cannot move vertically."""
     if model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
         return 2
     upright = (model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE) & (model.jnt_axis[:, 2] > 0.99) & (model.jnt_bodyid == 1)
@@ -56,7 +56,7 @@ def _height(model: mujoco.MjModel) -> int | None:
 
 
 def _lowest_point(model: mujoco.MjModel, q: np.ndarray) -> float:
-    """Of the moving spheres and capsules."""
+    """Height of the lowest point of the moving spheres and capsules."""
     data = mujoco.MjData(model)
     data.qpos[:] = q
     mujoco.mj_kinematics(model, data)

@@ -1,4 +1,4 @@
-"""One episode of a trained team, kept for looking at."""
+"""One episode of trained policies, recorded for drawing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Recording(NamedTuple):
 
     Attributes:
         poses: [t + 1, nq] the body's pose after the reset and after every step.
-        episode_return: [t + 1] team return so far.
-        ended: "terminated", "truncated", or None if the episode goes on.
+        episode_return: [t + 1] cumulative team return.
+        ended: "terminated", "truncated", or None if the recording was cut before.
     """
 
     poses: np.ndarray
@@ -31,19 +31,19 @@ class Recording(NamedTuple):
 
 
 def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: int) -> Recording:
-    """Up to `steps` env steps of the deterministic team, cut where the episode ends.
+    """Up to `steps` env steps of the deterministic policies, until the episode ends.
 
     Args:
         env: a body, that is, one with `drawing`.
-        config, learner: of one seed's team.
-        key: typed, for the start and for the environment.
+        config, learner: of one training seed.
+        key: typed, for reset and steps.
         steps: at least 1.
 
     Raises:
-        ValueError: the environment is no body, or there are no steps.
+        ValueError: the environment is not a body, or steps < 1.
     """
     if env.drawing is None:
-        raise ValueError(f"env '{env.spec.name}' has no body to draw; those that have one move joints (ant_4x2, ...)")
+        raise ValueError(f"env '{env.spec.name}' is not a body, such as ant_4x2, and cannot be drawn")
     if steps < 1:
         raise ValueError(f"steps={steps}; it must be at least 1")
     actor = make_actor(env.spec, config)
@@ -51,11 +51,11 @@ def record(env: Env, config: Config, learner: Learner, key: jax.Array, steps: in
 
     def env_step(carry, key):
         env_state, timestep, hidden = carry
-        seen = timestep.obs[None], timestep.action_mask[None]
-        policy, hidden = policy_step(actor, learner.actors, learner.obs_moments, *seen, hidden)
+        observation = timestep.obs[None], timestep.action_mask[None]
+        policy, hidden = policy_step(actor, learner.actors, learner.obs_moments, *observation, hidden)
         env_state, timestep = env.step(key, env_state, actor.env_action(policy.mode()[:, 0]), env.params)
-        shown = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
-        return (env_state, timestep, hidden), shown
+        frame = env.drawing.pose(env_state), jnp.mean(timestep.reward), timestep.terminated, timestep.truncated
+        return (env_state, timestep, hidden), frame
 
     def episode(key_reset, key_steps):
         start = (*env.reset(key_reset, env.params), actor.initial_carry((env.spec.num_agents, 1)))

@@ -14,18 +14,18 @@ from marl_kl.analysis.comparison.estimates import Comparison, TaskScale
 from marl_kl.analysis.comparison.samples import Sample
 
 ENVIRONMENT = "marl_kl"
-"""All tasks stand under one environment, since marl-eval aggregates over the tasks of one. It wants lower case."""
+"""All tasks are listed under one environment, since marl-eval aggregates over the tasks of one; lower case is required."""
 
 METRIC = "return"
-"""One word: marl-eval takes the names of metrics apart at their underscores."""
+"""One word: marl-eval splits the names of metrics at underscores."""
 
 
 def as_json(comparison: Comparison) -> str:
-    """The curves as they were measured, inside the range that the runs of a task have in common.
+    """The measured curves, inside the range that all runs of a task cover.
 
-    marl-eval wants as many runs of every algorithm and as many steps of every run; it says so itself where that is not
-    the case. `absolute_metrics` are the episodes of the absolute metric where `marl-kl evaluate RUN --absolute` has
-    measured it; elsewhere those of the last evaluation (training: the last return).
+    marl-eval requires equal numbers of runs per algorithm and of steps per run, and checks this itself.
+    `absolute_metrics` are the episodes of the absolute metric if it was measured (`evaluate(..., absolute=True)`), else
+    those of the last evaluation (training: the last return).
     """
     tasks: dict[str, Any] = {}
     scales = {scale.name: scale for scale in comparison.tasks}
@@ -36,7 +36,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def _algorithm(method: str) -> str:
-    """marl-eval allows no commas: `hatrpo kl_budget=0.08 hidden_sizes=64x64`."""
+    """Without commas, which marl-eval does not accept: `hatrpo kl_budget=0.08 hidden_sizes=64x64`."""
     return method.replace(", ", " ").replace(",", "x")
 
 
@@ -48,6 +48,6 @@ def _run(sample: Sample, scale: TaskScale) -> dict[str, Any]:
         f"step_{k}": {"step_count": int(count), METRIC: [float(value) for value in values]}
         for k, (count, values) in enumerate(zip(steps, episodes), start=1)
     }
-    # last: marl-eval takes the last entry for it
+    # last: marl-eval reads the last entry as the absolute metrics
     absolute = episodes[-1] if sample.absolute is None else sample.absolute
     return run | {"absolute_metrics": {METRIC: [float(value) for value in absolute]}}

@@ -1,8 +1,7 @@
-"""What a comparison is made of: one curve per run and seed, told apart by task and by method.
+"""The data of a comparison: one curve per run and seed, grouped by task and method.
 
-A *task* is an environment with all that makes it this one (physics, observations, parameters). A *method* is an
-algorithm with its setting: the config without what says only how long and when (`free_schedule`), and how precisely
-(`_NO_SETTING`).
+A *task* is an environment with its physics, observations and parameters. A *method* is an algorithm with its config,
+without the fields that set the length (`free_schedule`) and the precision (`_PRECISION_FIELDS`) of a run.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from marl_kl.training import stored_sweeps as sweep_folders
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")
 
-_NO_SETTING = ("eval_episodes",)
+_PRECISION_FIELDS = ("eval_episodes",)
 
 
 class Sample(NamedTuple):
     """One seed of one run.
 
     Attributes:
-        task, method: their labels. seed: its number. path: the run's folder, or that of a sweep's setting.
-        env_steps: [K] where it was measured, rising.
-        episodes: [K, E] returns: evaluation episodes, or one training return (already a mean) per update.
-        absolute: [E] returns of the absolute metric; None where it was not measured, or training returns are compared.
+        task, method: labels. seed: its number. path: the run's folder, or that of a sweep's setting.
+        env_steps: [K] of the measurements, increasing.
+        episodes: [K, E] returns of evaluation episodes, or [K, 1] training return (already a mean) per update.
+        absolute: [E] returns of the absolute metric; None if it was not measured or training returns are compared.
     """
 
     task: str
@@ -53,13 +52,13 @@ class Sample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """All that is compared.
+    """The samples of a comparison.
 
     Attributes:
         samples: in the order of the runs.
         tasks, methods: labels, in the order of their first run.
-        kl_budgets: method -> its joint KL budgets, over tasks; empty where there is none.
-        warnings: what makes the comparison unfair or lopsided. notes: what a reader should know.
+        kl_budgets: method -> its joint KL budgets over all tasks; empty if it has none.
+        warnings: what makes the comparison unfair. notes: other information.
     """
 
     samples: tuple[Sample, ...]
@@ -70,47 +69,47 @@ class Samples(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Run(NamedTuple):
-    """task: what its environment is, as JSON text. setting: the config fields that make the method."""
+class _StoredRun(NamedTuple):
+    """task: the environment, as JSON text. method_fields: the config fields that distinguish methods."""
 
     path: Path
     record: run_folder.RunRecord
     result: TrainResult
     task: str
-    setting: dict[str, Any]
+    method_fields: dict[str, Any]
 
 
 def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
-    """Reads run folders, and those of sweeps, and sorts their seeds by task and method.
+    """Reads the folders of runs and sweeps, and groups their seeds by task and method.
 
-    Seeds that met a non-finite number are left out, and a warning says so.
+    Failed seeds are left out with a warning.
 
     Args:
         paths: folders of runs, and of sweeps, each of whose settings counts as a run.
-        metric: "evaluation" (deterministic policies) or "training" (sampled actions).
+        metric: "evaluation" (deterministic policies) or "training" (stochastic policies).
 
     Raises:
-        ValueError: no runs, an unknown metric, one seed of one method and task twice, or no number in any seed.
+        ValueError: no runs, an unknown metric, one seed of a method and task twice, or no finite return.
         RunFolderError: a folder without a readable run.
     """
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}; it must be one of {', '.join(METRICS)}")
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
-        raise ValueError("runs=[]; give the folder of one run at least")
-    left_out: list[str] = []
-    runs = [run for path in paths for run in _read_runs(Path(path), left_out)]
+        raise ValueError("runs=[]; at least one folder is needed")
+    unfinished: list[str] = []
+    runs = [run for path in paths for run in _read_runs(Path(path), unfinished)]
     if not runs:
-        raise ValueError(f"{'; '.join(left_out)}: there is nothing to compare")
+        raise ValueError(f"{'; '.join(unfinished)}: there is nothing to compare")
     tasks = _task_labels(runs)
-    shown = _shown_fields(runs)
+    shown = _differing_fields(runs)
     methods = [_method_label(run, shown) for run in runs]
     samples, warnings = [], []
     for run, method in zip(runs, methods):
-        of_run, said = _samples_of(run, tasks[run.task], method, metric)
-        samples += of_run
-        warnings += said
-    _refuse_twice(samples)
+        run_samples, run_warnings = _run_samples(run, tasks[run.task], method, metric)
+        samples += run_samples
+        warnings += run_warnings
+    _refuse_duplicates(samples)
     if not samples:
         raise ValueError(f"metric={metric!r}; no seed of these runs has a finite {metric} return")
     budgets = {method: _budgets(runs, methods, method) for method in dict.fromkeys(methods)}
@@ -120,19 +119,19 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
         tuple(dict.fromkeys(sample.method for sample in samples)),
         budgets,
         (*_unequal_budgets(runs, tasks), *warnings),
-        (*left_out, *_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
+        (*unfinished, *_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
     )
 
 
-def _read_runs(path: Path, left_out: list[str]) -> list[_Run]:
-    """The run in a folder, or the settings of a sweep, each as a run; what is no use yet goes to `left_out`."""
+def _read_runs(path: Path, unfinished: list[str]) -> list[_StoredRun]:
+    """The run in a folder, or the finished settings of a sweep; a note on others is added to `unfinished`."""
     if not run_folder.is_sweep(path):
         record = run_folder.read_record(path)
         return [_run(path, record, stored_runs.read_result(path, record))]
     result = sweep_folders.read(path)
     finished = finished_runs(result).all(axis=1)
     if not finished.all():
-        left_out.append(f"{path}: {np.sum(~finished)} of {len(finished)} settings are not finished and are left out")
+        unfinished.append(f"{path}: {np.sum(~finished)} of {len(finished)} settings are not finished and are left out")
     return [
         _run(
             sweep_folders.folder_of(path, k),
@@ -143,51 +142,51 @@ def _read_runs(path: Path, left_out: list[str]) -> list[_Run]:
     ]
 
 
-def _run(path: Path, record: run_folder.RunRecord, result: TrainResult) -> _Run:
-    what = {"env": run_folder.env_identity(record.document["env"]), "params": record.document.get("env_params")}
+def _run(path: Path, record: run_folder.RunRecord, result: TrainResult) -> _StoredRun:
+    env = {"env": run_folder.env_identity(record.document["env"]), "params": record.document.get("env_params")}
     config = {field.name: getattr(record.config, field.name) for field in dataclasses.fields(record.config)}
-    left_out = (*free_schedule(config), *_NO_SETTING)
-    setting = {name: value for name, value in config.items() if name not in left_out}
-    return _Run(path, record, result, json.dumps(what, sort_keys=True), setting)
+    ignored = (*free_schedule(config), *_PRECISION_FIELDS)
+    method_fields = {name: value for name, value in config.items() if name not in ignored}
+    return _StoredRun(path, record, result, json.dumps(env, sort_keys=True), method_fields)
 
 
 # Tasks and methods
 
 
-def _task_labels(runs: Sequence[_Run]) -> dict[str, str]:
-    """Task -> the environment's name, with what tells it from others of that name."""
+def _task_labels(runs: Sequence[_StoredRun]) -> dict[str, str]:
+    """Task -> the environment's name, with the metadata in which it differs from others of that name, or a number."""
     specs = {run.task: run.record.spec for run in runs}
     labels = {}
     for task, spec in specs.items():
-        namesakes = [other for other in specs.values() if other.name == spec.name]
-        facts = [dict(other.metadata) for other in namesakes]
-        differing = [name for name in dict(spec.metadata) if len({_text(fact.get(name)) for fact in facts}) > 1]
-        told = ", ".join(f"{name}={dict(spec.metadata)[name]}" for name in differing)
-        labels[task] = f"{spec.name} ({told})" if told else spec.name
+        own = dict(spec.metadata)
+        namesakes = [dict(other.metadata) for other in specs.values() if other.name == spec.name]
+        differing = [name for name in own if len({_text(metadata.get(name)) for metadata in namesakes}) > 1]
+        differences = ", ".join(f"{name}={own[name]}" for name in differing)
+        labels[task] = f"{spec.name} ({differences})" if differences else spec.name
     for label in {label for label in labels.values() if list(labels.values()).count(label) > 1}:
-        alike = [task for task in labels if labels[task] == label]
-        labels |= {task: f"{label} #{index}" for index, task in enumerate(alike, start=1)}
+        equal = [task for task in labels if labels[task] == label]
+        labels |= {task: f"{label} #{index}" for index, task in enumerate(equal, start=1)}
     return labels
 
 
-def _shown_fields(runs: Sequence[_Run]) -> list[str]:
-    """The config fields in which two methods differ on one task: among those that have the field."""
-    found = {}
+def _differing_fields(runs: Sequence[_StoredRun]) -> list[str]:
+    """The config fields in which runs on one task differ, among those that have the field."""
+    differing = {}
     for task in dict.fromkeys(run.task for run in runs):
-        settings = [run.setting for run in runs if run.task == task]
-        for name in dict.fromkeys(name for setting in settings for name in setting):
-            if len({_text(setting[name]) for setting in settings if name in setting}) > 1:
-                found[name] = None
-    return list(found)
+        of_task = [run.method_fields for run in runs if run.task == task]
+        for name in dict.fromkeys(name for fields in of_task for name in fields):
+            if len({_text(fields[name]) for fields in of_task if name in fields}) > 1:
+                differing[name] = None
+    return list(differing)
 
 
-def _method_label(run: _Run, shown: Sequence[str]) -> str:
-    fields = [f"{name}={_text(run.setting[name])}" for name in shown if name in run.setting]
+def _method_label(run: _StoredRun, shown: Sequence[str]) -> str:
+    fields = [f"{name}={_text(run.method_fields[name])}" for name in shown if name in run.method_fields]
     return ", ".join([run.record.algorithm, *fields])
 
 
 def _text(value: Any) -> str:
-    """As the command line has it, with as many digits as tell one number from another."""
+    """As on the command line; floats with the fewest digits that are exact."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, float) and float(f"{value:g}") == value:
@@ -195,8 +194,8 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _samples_of(run: _Run, task: str, method: str, metric: Metric) -> tuple[list[Sample], list[str]]:
-    """The seeds that count, and a sentence for each that does not."""
+def _run_samples(run: _StoredRun, task: str, method: str, metric: Metric) -> tuple[list[Sample], list[str]]:
+    """The samples of a run, and a warning for each seed that is left out."""
     failed = {failure.seed: failure for failure in run.result.failures}
     absolute = run_tables.read_absolute(run.path) if metric == "evaluation" else {}
     if metric == "training":
@@ -205,80 +204,84 @@ def _samples_of(run: _Run, task: str, method: str, metric: Metric) -> tuple[list
     else:
         env_steps = np.asarray(run.result.evaluation.env_steps)
         episodes = np.asarray(run.result.evaluation.episode_return, np.float64)
-    samples, left_out = [], []
+    samples, warnings = [], []
     for index, seed in enumerate(run.result.seeds):
         if seed in failed:
-            what = what_failed(failed[seed])
-            left_out.append(f"seed {seed} of {run.path} failed ({what}) and is left out, which flatters {method}")
+            warnings.append(
+                f"seed {seed} of {run.path} failed ({what_failed(failed[seed])}) and is left out, which biases {method} "
+                "upwards"
+            )
             continue
         finite = np.isfinite(episodes[index]).all(axis=-1)
         if not finite.any():
-            left_out.append(f"seed {seed} of {run.path} has no {metric} return and is left out")
+            warnings.append(f"seed {seed} of {run.path} has no {metric} return and is left out")
             continue
         measured = env_steps[finite], episodes[index][finite], absolute.get(seed)
         samples.append(Sample(task, method, seed, run.path, *measured))
-    return samples, left_out
+    return samples, warnings
 
 
-def _refuse_twice(samples: Iterable[Sample]) -> None:
+def _refuse_duplicates(samples: Iterable[Sample]) -> None:
     seen: dict[tuple, Path] = {}
     for sample in samples:
         key = (sample.task, sample.method, sample.seed)
         if key in seen:
             where = f"both in {seen[key]} and in {sample.path}" if seen[key] != sample.path else f"twice: {sample.path}"
             raise ValueError(
-                f"seed {sample.seed} of {sample.method} on {sample.task} is {where}; runs of one setting are pooled "
-                "and each seed may count once"
+                f"seed {sample.seed} of {sample.method} on {sample.task} is {where}; the seeds of runs with equal configs "
+                "are pooled and must be distinct"
             )
         seen[key] = sample.path
 
 
-# What a reader must know
+# Warnings and notes
 
 
-def _budgets(runs: Sequence[_Run], methods: Sequence[str], method: str) -> tuple[float, ...]:
-    found = (run.setting.get("kl_budget") for run, own in zip(runs, methods) if own == method)
-    return tuple(sorted({budget for budget in found if budget is not None}))
+def _budgets(runs: Sequence[_StoredRun], methods: Sequence[str], method: str) -> tuple[float, ...]:
+    budgets = (run.method_fields.get("kl_budget") for run, own in zip(runs, methods) if own == method)
+    return tuple(sorted({budget for budget in budgets if budget is not None}))
 
 
-def _unequal_budgets(runs: Sequence[_Run], tasks: Mapping[str, str]) -> list[str]:
-    """A warning for the tasks on which trust-region methods of different joint KL budgets meet."""
-    meeting: dict[tuple[float, ...], list[str]] = {}
+def _unequal_budgets(runs: Sequence[_StoredRun], tasks: Mapping[str, str]) -> list[str]:
+    """A warning for tasks on which trust-region methods have different joint KL budgets."""
+    by_budgets: dict[tuple[float, ...], list[str]] = {}
     for task, label in tasks.items():
-        of_task = (run.setting["kl_budget"] for run in runs if run.task == task and "kl_budget" in run.setting)
-        meeting.setdefault(tuple(sorted(set(of_task))), []).append(label)
+        of_task = (
+            run.method_fields["kl_budget"] for run in runs if run.task == task and "kl_budget" in run.method_fields
+        )
+        by_budgets.setdefault(tuple(sorted(set(of_task))), []).append(label)
     return [
-        f"the joint KL budgets on {', '.join(labels)} differ ({', '.join(map(_text, budgets))}): how a budget is "
-        "shared out compares at equal budgets only"
-        for budgets, labels in meeting.items()
+        f"the joint KL budgets on {', '.join(labels)} differ ({', '.join(map(_text, budgets))}): allocations of the "
+        "budget are comparable at equal budgets only"
+        for budgets, labels in by_budgets.items()
         if len(budgets) > 1
     ]
 
 
-def _states(runs: Sequence[_Run]) -> list[str]:
+def _states(runs: Sequence[_StoredRun]) -> list[str]:
     return [
-        f"{run.path} is {run.record.status}, not finished: it counts as far as it was saved"
+        f"{run.path} is {run.record.status}, not finished: it is compared up to its last save"
         for run in runs
         if run.record.status != "finished"
     ]
 
 
-def _differences_over_tasks(runs: Sequence[_Run], methods: Sequence[str], shown: Sequence[str]) -> list[str]:
-    """Methods whose settings differ from task to task, which no label says."""
+def _differences_over_tasks(runs: Sequence[_StoredRun], methods: Sequence[str], shown: Sequence[str]) -> list[str]:
+    """A note for each method with config fields that differ between tasks and are in no label."""
     notes = []
     for method in dict.fromkeys(methods):
-        settings = [run.setting for run, own in zip(runs, methods) if own == method]
-        for name in settings[0]:
-            values = list(dict.fromkeys(_text(setting.get(name)) for setting in settings))
+        own_fields = [run.method_fields for run, own in zip(runs, methods) if own == method]
+        for name in own_fields[0]:
+            values = list(dict.fromkeys(_text(fields.get(name)) for fields in own_fields))
             if len(values) > 1 and name not in shown:
-                notes.append(f"{method}: {name} differs from task to task ({', '.join(values)})")
+                notes.append(f"{method}: {name} differs between tasks ({', '.join(values)})")
     return notes
 
 
-def _versions(runs: Sequence[_Run]) -> list[str]:
-    found: dict[str, set] = {}
+def _versions(runs: Sequence[_StoredRun]) -> list[str]:
+    versions: dict[str, set] = {}
     for run in runs:
         for package, version in run_folder.last_session(run.record.document)["versions"].items():
-            found.setdefault(package, set()).add(version)
-    several = [f"{package} {', '.join(sorted(map(str, v)))}" for package, v in found.items() if len(v) > 1]
+            versions.setdefault(package, set()).add(version)
+    several = [f"{package} {', '.join(sorted(map(str, v)))}" for package, v in versions.items() if len(v) > 1]
     return [f"the runs were made with different versions: {'; '.join(several)}"] if several else []

@@ -1,1 +1,1 @@
-"""A run or a sweep on one page: what stands on it (`pages`), its `pictures`, and how a page is made (`html_page`)."""
+"""A run or a sweep as one HTML page: `pages` fills the templates, `report_figures` draws what other rooms do not."""

@@ -1,0 +1,50 @@
+"""Which agent leads (has the largest share of the KL budget), and whether it keeps the lead longer than by chance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Leading(NamedTuple):
+    """counts: [..., agent] updates that each led. stays: [...] how often the leader of an update leads the next one.
+    by_chance: [...] how often it would if the same updates came in random order; NaN of fewer than two updates."""
+
+    counts: np.ndarray
+    stays: np.ndarray
+    by_chance: np.ndarray
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """[..., agent] -> the same, with sum 1 over agents; 0 where all are 0.
+
+    HATRPO-G's thresholds sum to more than the budget, because what one agent leaves is allocated again.
+    """
+    return values / np.maximum(values.sum(-1, keepdims=True), 1e-30)
+
+
+def leading(share: np.ndarray, counted: np.ndarray | None = None) -> Leading:
+    """Of shares [..., update, agent]; only `counted` [..., update] updates matter, and pairs of
+    neighbours that are both counted."""
+    leader = share.argmax(-1)
+    counted = np.ones(leader.shape, bool) if counted is None else counted
+    counts = ((leader[..., None] == np.arange(share.shape[-1])) & counted[..., None]).sum(-2)
+    pairs = counted[..., 1:] & counted[..., :-1]
+    again = (leader[..., 1:] == leader[..., :-1]) & pairs
+    return Leading(counts, _over(again.sum(-1), pairs.sum(-1)), in_random_order(counts))
+
+
+def in_random_order(counts: np.ndarray) -> np.ndarray:
+    """[..., agent] how many of U updates each agent led -> [...] how often, if they came in random order, the leader of
+    one would lead the next as well: sum_i c_i (c_i - 1) / (U (U - 1)).
+
+    If agents lead with chances p_i this is sum_i p_i^2 on average, 1 / N where all are equal; the sum of the squared
+    frequencies c_i / U is more. NaN where U < 2.
+    """
+    updates = counts.sum(-1)
+    return _over((counts * (counts - 1)).sum(-1), updates * (updates - 1))
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.where(below > 0, above / np.maximum(below, 1), np.nan)

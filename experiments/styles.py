@@ -1,0 +1,95 @@
+"""How algorithms look in every figure of the studies, and the parts that these figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.intervals import Estimate
+from marl_kl.analysis.figure_style import PALETTE
+from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+
+TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")
+ADAPTIVE = TRUST_REGION[1:]
+"""Those that allocate the joint KL budget unequally."""
+FIRST_ORDER = ("happo", "mappo")
+
+
+class Style(NamedTuple):
+    label: str
+    colour: str
+    dashes: Any
+    marker: str
+
+
+_LONG, _DOTS, _MIXED, _SHORT = (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1))
+STYLES = {
+    "hatrpo": Style("HATRPO", "#333333", "-", "o"),
+    "hatrpo_w": Style("HATRPO-W", PALETTE[0], _LONG, "s"),
+    "hatrpo_g": Style("HATRPO-G", PALETTE[1], _DOTS, "^"),
+    "hatrpo_n": Style("HATRPO-N", PALETTE[2], _MIXED, "D"),
+    "happo": Style("HAPPO", PALETTE[3], "-", "v"),
+    "mappo": Style("MAPPO", PALETTE[4], _SHORT, "P"),
+    "ippo": Style("IPPO", PALETTE[5], _DOTS, "<"),
+    "maspo": Style("MASPO", "#882255", _LONG, ">"),
+    "mars": Style("MARS", "#8C510A", _MIXED, "X"),
+    "hatrpo_critic": Style("HATRPO, 15 critic epochs", "#888888", (0, (2, 2)), "d"),
+}
+"""By algorithm, in the order of all tables; the last one is a variant of the body suite."""
+
+
+def label(algorithm: str) -> str:
+    return STYLES[algorithm].label
+
+
+def line_style(algorithm: str) -> dict:
+    style = STYLES[algorithm]
+    return {"color": style.colour, "linestyle": style.dashes, "label": style.label}
+
+
+def point_style(algorithm: str) -> dict:
+    style = STYLES[algorithm]
+    return {"color": style.colour, "marker": style.marker, "label": style.label}
+
+
+def clean(axes: Axes) -> None:
+    """Removes the upper and right spine and puts a light grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def curve(axes: Axes, x: np.ndarray, scores: np.ndarray, algorithm: str) -> None:
+    """IQM over runs of `scores` [R, X] and its interval."""
+    band = bootstrap_interval(scores, num_resamples=500)
+    axes.fill_between(x, *band, color=STYLES[algorithm].colour, alpha=0.15, linewidth=0)
+    axes.plot(x, interquartile_mean(scores), linewidth=1.8, **line_style(algorithm))
+
+
+def error_bars(axes: Axes, x: Sequence[float], found: Sequence[Estimate], shift: float = 0.0, **style) -> None:
+    """Estimates over `x` [X]; `shift` moves them aside, so that several in one panel do not hide each other."""
+    x = np.asarray(x, np.float64)
+    value, low, high = np.array(found).T
+    is_log = axes.get_xscale() == "log"
+    x = x * 1.1**shift if is_log else x + 0.012 * np.ptp(x) * shift
+    around = np.maximum([value - low, high - value], 0)
+    axes.errorbar(x, value, around, **{"linewidth": 1.2, "markersize": 4.5} | style)
+
+
+def budget_axis(axes: Axes, budgets: Sequence[float], name: str = "joint KL budget") -> None:
+    """A logarithmic axis with a tick at each budget."""
+    axes.set_xscale("log")
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    axes.minorticks_off()
+    axes.set_xlabel(name)
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int = 4, **options) -> None:
+    """One legend for all panels, each label once."""
+    handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels())}
+    where = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    figure.legend(handles.values(), handles.keys(), **where | options)

@@ -1,0 +1,72 @@
+"""Tables as text, for a terminal and as Markdown, and numbers in their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+
+
+def terminal_table(header: Sequence[str], title: str, notes: Sequence[str] = (), text_columns: int = 1) -> Table:
+    """An empty table with `notes` below it; all columns but the first `text_columns` are aligned to the right."""
+    table = Table(
+        *header, title=title, caption="\n".join(notes), title_justify="left", caption_justify="left", caption_style="",
+        title_style="bold", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for column in table.columns[text_columns:]:
+        column.justify = "right"
+    return table
+
+
+def wide_console(console: Console | None = None) -> Console:
+    """`console`, or standard output, wide enough for tables."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        # A log has no width; the 80 columns that rich assumes would break the table's lines.
+        console.width = max(console.width, 120)
+    return console
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """The lines of a GitHub Markdown table; all columns but the first `text_columns` are aligned to the right."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return [markdown_row(header), markdown_row(rule), *map(markdown_row, rows)]
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def number_text(value: float) -> str:
+    """Three significant digits, whole numbers from 100 on; "-" if it is not finite."""
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent_text(share: float) -> str:
+    """0.125 as "12.5 %"; "-" if it is not finite."""
+    return f"{100 * share:.1f} %" if np.isfinite(share) else "-"
+
+
+def mean_and_std(values: np.ndarray) -> str:
+    """Mean ± sample standard deviation over seeds or episodes [S]; of one value the value."""
+    if not len(values) or not np.isfinite(values).all():
+        return "-"
+    if len(values) == 1:
+        return number_text(values[0])
+    return f"{number_text(values.mean())} ± {number_text(values.std(ddof=1))}"
+
+
+def iqm_and_interval(values: np.ndarray) -> str:
+    """Interquartile mean over seeds [S] with its 95 % bootstrap interval, if there are two seeds or more."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return mean_and_std(values)
+    lower, upper = bootstrap_interval(values)
+    return f"{number_text(interquartile_mean(values))} [{number_text(lower)}, {number_text(upper)}]"

@@ -1,0 +1,86 @@
+"""`marl-kl show`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from marl_kl.cli.options import add_command, add_setting, default_text
+from marl_kl.storage import run_folder
+from marl_kl.training import stored_sweeps
+
+
+def add_show(commands) -> None:
+    """Adds `marl-kl show`."""
+    text = "show environment, config, status and results of a run or a sweep"
+    parser = add_command(commands, _show, "show RUN|SWEEP [--setting K]", text, ".")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep, finished or not"
+    )
+    add_setting(parser)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from marl_kl.analysis.text_tables import wide_console
+
+    console = wide_console()
+    is_sweep = arguments.setting is None and run_folder.is_sweep(arguments.run)
+    (_show_sweep if is_sweep else _show_run)(arguments, console)
+    return 0
+
+
+def _show_run(arguments: argparse.Namespace, console: Console) -> None:
+    """A run, or one setting of a sweep."""
+    from marl_kl.analysis import summary
+    from marl_kl.storage import stored_runs
+
+    record = stored_sweeps.record_of(arguments.run, arguments.setting)
+    for line in _record_lines(record):
+        console.print(line, soft_wrap=True, markup=False)
+    if arguments.setting is not None:
+        result = stored_sweeps.read(arguments.run).setting(arguments.setting)
+        is_empty = not len(result.evaluation.update)
+    else:
+        is_empty = not (arguments.run / "evaluation.csv").exists()
+        result = None if is_empty else stored_runs.read_result(arguments.run, record)
+    if is_empty:
+        console.print("nothing is saved yet")
+        return
+    console.print(summary.table(result, summary.run_notes(result)))
+
+
+def _show_sweep(arguments: argparse.Namespace, console: Console) -> None:
+    from marl_kl.analysis import sweep_tables
+
+    record = run_folder.read_record(arguments.run, run_folder.SWEEP)
+    result = stored_sweeps.read(arguments.run)
+    for line in _record_lines(record, list(result.settings[0])):
+        console.print(line, soft_wrap=True, markup=False)
+    sweep_tables.show(result, console)
+
+
+def _record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> list[str]:
+    """Status, environment, versions, and every config field; "*" marks values other than the default."""
+    document, spec = record.document, record.spec
+    session = run_folder.last_session(document)
+    versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items() if version)
+    ended = f", ended {document['ended']}" if document.get("ended") else ""
+    config = []
+    for field in dataclasses.fields(record.config):
+        value = getattr(record.config, field.name)
+        mark = "*" if value != field.default or field.name in swept else " "
+        config.append(f"  {mark} {field.name} = {'swept' if field.name in swept else default_text(value)}")
+    return [
+        f"{record.algorithm} on {spec.name}, seeds {', '.join(map(str, record.seeds))}",
+        f"status       {record.status}, started {document['started']}{ended}",
+        f"environment  {'; '.join(f'{name} {value}' for name, value in spec.metadata) or '-'}",
+        f"agents       {', '.join(spec.agents)}",
+        f"device       {session['device']['count']} x {session['device']['kind']}",
+        f"versions     {versions}",
+        f"config       {record.document['config_class']}; *: not the default",
+        *config,
+    ]

@@ -1,0 +1,17 @@
+"""Full grids under the marker `slow`, a few cases of each in every run of the tests."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_unless(fast: Collection[Any] | Callable[[Any], bool], cases: Iterable[Any]) -> list[Any]:
+    """`cases` for `pytest.mark.parametrize`, of which all but the fast ones are marked slow."""
+    is_fast = fast if callable(fast) else fast.__contains__
+    return [case if is_fast(case) else _slow(case) for case in cases]
+
+
+def _slow(case: Any) -> Any:
+    values = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*values, marks=pytest.mark.slow)
