@@ -1,7 +1,7 @@
 """Environments: pure `reset` and `step`, no training code.
 
-`envs.make(name, **options)`, `envs.names()`; `envs.from_gymnax` and `envs.from_jaxmarl` for those that have another
-interface; `envs.check(env)` for your own.
+`envs.make(name, **options)` and `envs.names()`; `envs.from_gymnax` and `envs.from_jaxmarl` for environments with those
+interfaces; `envs.check(env)` tests a new environment.
 """
 
 from envs.adapters.gymnax import from_gymnax

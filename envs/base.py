@@ -9,13 +9,13 @@ Axis legend used in every shape of this package (see also `marl_kl.core.types`):
     K  choices of the sub-action that has most of them (multi-discrete)
     S  size of the global state
 
-The kinds of actions, and how one agent's entry of `TimeStep.action_mask` [A] is read:
+The kinds of actions, and the meaning of one agent's entry of `TimeStep.action_mask` [A]:
 
     continuous      action [N, A] float32; the mask marks the real dimensions.
     discrete        action [N] int32, one of A choices; the mask marks the available ones, at least one.
     multi_discrete  action [N, D] int32, one of K choices in each of D sub-actions, drawn independently; choice k of
-                    sub-action d is entry d * K + k of the mask. A sub-action without an available choice (one that the
-                    agent does not have, say) is always 0. `envs.games.digits` is an example.
+                    sub-action d is entry d * K + k of the mask. A sub-action without an available choice (for example a
+                    padded one) is always 0. `envs.games.digits` is an example.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ import numpy as np
 
 from envs.bodies.kinematics import KinematicTree
 
+ActionKind = Literal["continuous", "discrete", "multi_discrete"]
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What never changes about an environment; frozen and hashable, so it may be a static argument of `jit`.
+    """The static description of an environment; frozen and hashable, so it may be a static argument of `jit`.
 
     Attributes:
         name: the name it was made under.
@@ -46,24 +48,24 @@ class EnvSpec:
         state_size: size S of the global state that a centralised critic sees.
         episode_length: the longest possible episode, in env steps (the time limit).
         team_reward: whether all agents always receive the same reward.
-        metadata: what else a run should record about this environment, as (key, value) pairs.
-        cpu_compiler_options: what XLA needs on a CPU to compile this environment in reasonable time, as (name, value)
-            pairs for `compiler_options` of `jax.jit`; `marl_kl` applies them itself. No part of equality.
-        options: the options that `envs.make` was called with, as (name, value) pairs of plain values, so that the same
-            environment can be made again; None if it was not made that way. Two specs are equal whatever it says.
+        metadata: further facts that a run records about this environment, as (key, value) pairs.
+        cpu_compiler_options: XLA options to compile this environment on a CPU in reasonable time, as (name, value) pairs
+            for `compiler_options` of `jax.jit`; `marl_kl` applies them. Ignored by equality.
+        options: the options of the call of `envs.make`, as (name, value) pairs of plain values, to make the same
+            environment again; None if it was made otherwise. Ignored by equality.
         sub_actions: for multi-discrete actions, per agent the number of choices of each of its sub-actions; else None.
-        action_low, action_high: for continuous actions, per agent and real dimension the ends of the control range, to
-            which `step` clips; None where actions have no bounds.
+        action_low, action_high: for continuous actions, per agent and real dimension the bounds of the control range, to
+            which `step` clips; None if actions are unbounded.
 
     Raises:
-        ValueError: fields that contradict each other; one sentence.
+        ValueError: fields that contradict each other.
     """
 
     name: str
     agents: tuple[str, ...]
     observation_sizes: tuple[int, ...]
     action_sizes: tuple[int, ...]
-    action_kind: Literal["continuous", "discrete", "multi_discrete"]
+    action_kind: ActionKind
     state_size: int
     episode_length: int
     team_reward: bool = True
@@ -90,13 +92,13 @@ class EnvSpec:
 
     @property
     def num_sub_actions(self) -> int:
-        """D: sub-actions of the agent that has most of them (multi-discrete)."""
-        return max(map(len, self.sub_actions))
+        """D: the most sub-actions of any agent; 0 unless actions are multi-discrete."""
+        return max(map(len, self.sub_actions or ()), default=0)
 
     @property
     def num_choices(self) -> int:
-        """K: choices of the sub-action that has most of them (multi-discrete)."""
-        return _most_choices(self.sub_actions)
+        """K: the most choices of any sub-action; 0 unless actions are multi-discrete."""
+        return _most_choices(self.sub_actions or ())
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -118,7 +120,7 @@ class EnvSpec:
     @property
     def action_mask(self) -> np.ndarray:
         """[N, A] bool: the entries of the padded action (or choices) that are real."""
-        if self.action_kind != "multi_discrete":
+        if self.sub_actions is None:
             return np.arange(self.action_size) < np.asarray(self.action_sizes)[:, None]
         absent = (0,) * self.num_sub_actions
         choices = np.asarray([(*own, *absent[len(own) :]) for own in self.sub_actions])
@@ -126,8 +128,8 @@ class EnvSpec:
 
     @property
     def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """[N, A] float32 lowest and highest action, 0 where padded; None where actions have no bounds."""
-        if self.action_low is None:
+        """[N, A] float32 lowest and highest action, 0 where padded; None if actions are unbounded."""
+        if self.action_low is None or self.action_high is None:
             return None
         ends = np.zeros((2, self.num_agents, self.action_size), np.float32)
         for end, rows in zip(ends, (self.action_low, self.action_high)):
@@ -163,29 +165,29 @@ class EnvSpec:
             or not all(own and min(own) >= 1 for own in self.sub_actions)
         ):
             raise ValueError(f"{what}; it must be {self.num_agents} tuples of at least one number of choices >= 1 each")
-        wanted = multi_discrete_sizes(self.sub_actions)
-        if tuple(self.action_sizes) != wanted:
+        expected = multi_discrete_sizes(self.sub_actions)
+        if tuple(self.action_sizes) != expected:
             raise ValueError(
                 f"env '{self.name}': action_sizes={self.action_sizes}; with these sub_actions, padded to "
-                f"{self.num_choices} choices, it must be {wanted}"
+                f"{self.num_choices} choices, it must be {expected}"
             )
 
     def _check_range(self) -> None:
-        if self.action_low is None and self.action_high is None:
+        lows, highs, sizes = self.action_low, self.action_high, tuple(self.action_sizes)
+        if lows is None and highs is None:
             return
-        what = f"env '{self.name}': action_low={self.action_low!r} and action_high={self.action_high!r}"
+        what = f"env '{self.name}': action_low={lows!r} and action_high={highs!r}"
         if self.action_kind != "continuous":
             raise ValueError(f"{what}; they must be None for {self.action_kind} actions")
-        sizes = [None if rows is None else tuple(map(len, rows)) for rows in (self.action_low, self.action_high)]
-        if sizes != [tuple(self.action_sizes)] * 2:
-            raise ValueError(f"{what}; both need one number per agent and dimension, {tuple(self.action_sizes)}")
-        ends = zip(itertools.chain(*self.action_low), itertools.chain(*self.action_high))
+        if lows is None or highs is None or not tuple(map(len, lows)) == tuple(map(len, highs)) == sizes:
+            raise ValueError(f"{what}; both need one number per agent and dimension, {sizes}")
+        ends = zip(itertools.chain(*lows), itertools.chain(*highs))
         if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ends):
             raise ValueError(f"{what}; all must be finite, and each low below its high")
 
 
 def _most_choices(sub_actions: tuple[tuple[int, ...], ...]) -> int:
-    return max(max(own) for own in sub_actions)
+    return max(map(max, sub_actions), default=0)
 
 
 def multi_discrete_sizes(sub_actions: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
@@ -200,8 +202,8 @@ class TimeStep(NamedTuple):
         obs: [N, O] float32, zero where padded.
         state: [S] float32, the global state.
         reward: [N] float32, per agent; a team game repeats the team reward. Zero after a reset.
-        terminated: [] bool, the task ended: nothing follows, so the value of what follows is 0.
-        truncated: [] bool, the time limit cut the episode: `obs` and `state` are its real last ones.
+        terminated: [] bool, the task ended: the value of the next state is 0.
+        truncated: [] bool, the time limit ended the episode: `obs` and `state` are its true last ones.
             Never true together with `terminated`.
         action_mask: [N, A] bool: available choices (discrete, multi-discrete), real dimensions (continuous).
     """
@@ -214,39 +216,40 @@ class TimeStep(NamedTuple):
     action_mask: jax.Array
 
 
-def promised(spec: EnvSpec) -> TimeStep:
-    """The shapes and dtypes of every timestep, as `jax.ShapeDtypeStruct`s."""
+def timestep_shapes(spec: EnvSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shape and dtype of every field of a `TimeStep`."""
     n = spec.num_agents
-    return TimeStep(
-        obs=jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
-        state=jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
-        reward=jax.ShapeDtypeStruct((n,), jnp.float32),
-        terminated=jax.ShapeDtypeStruct((), jnp.bool_),
-        truncated=jax.ShapeDtypeStruct((), jnp.bool_),
-        action_mask=jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
-    )
+    return {
+        "obs": jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
+        "state": jax.ShapeDtypeStruct((spec.state_size,), jnp.float32),
+        "reward": jax.ShapeDtypeStruct((n,), jnp.float32),
+        "terminated": jax.ShapeDtypeStruct((), jnp.bool_),
+        "truncated": jax.ShapeDtypeStruct((), jnp.bool_),
+        "action_mask": jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
+    }
 
 
 def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
-    """Raises ValueError where `timestep` (arrays, tracers or shapes) has not the shapes that `spec` promises."""
-    for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
-        if tuple(found.shape) != wanted.shape:
-            raise ValueError(f"env '{spec.name}': {field} has shape {tuple(found.shape)}; its spec says {wanted.shape}")
+    """Raises ValueError if `timestep` (arrays, tracers or shapes) has other shapes than `spec` declares."""
+    for field, expected in timestep_shapes(spec).items():
+        shape = tuple(getattr(timestep, field).shape)
+        if shape != expected.shape:
+            raise ValueError(f"env '{spec.name}': {field} has shape {shape}; its spec says {expected.shape}")
     if timestep.action_mask.dtype != bool:
         raise ValueError(f"env '{spec.name}': action_mask is {timestep.action_mask.dtype}; it must be bool")
 
 
 EnvState = Any
-"""A pytree that only its own environment reads."""
+"""A pytree, opaque outside of its environment."""
 
 
 class Drawing(NamedTuple):
-    """What it takes to draw an environment's states, for those that are bodies.
+    """Everything needed to render the states of a body environment.
 
     Attributes:
         model: the `mujoco.MjModel`.
         pose: `pose(env_state) -> [nq]`, generalised positions.
-        tree: which actuator drives which joint.
+        tree: the kinematic tree with its actuators.
         seconds: simulated seconds per env step.
     """
 
@@ -257,10 +260,10 @@ class Drawing(NamedTuple):
 
 
 class Wiring(NamedTuple):
-    """How agents are connected to a body: the one copy of these two maps, whatever steps the body.
+    """The maps between agents and a body, independent of the physics engine.
 
     Attributes:
-        observe: `observe(full[S]) -> [N, O]`, what the agents see of the body's full observation.
+        observe: `observe(full[S]) -> [N, O]`, the agents' observations from the body's full observation.
         controls: `controls(action[N, A]) -> [actuators]` inside the body's control range, in the order of
             `KinematicTree.actuators`.
     """
@@ -270,7 +273,7 @@ class Wiring(NamedTuple):
 
 
 EnvParams = Any
-"""A pytree of numbers that an environment's dynamics depend on (a payoff tensor, say); `()` if none."""
+"""A pytree of parameters of an environment's dynamics (for example a payoff tensor); `()` if none."""
 
 
 class Env(NamedTuple):
@@ -279,11 +282,11 @@ class Env(NamedTuple):
     Attributes:
         spec: the static description.
         reset: `reset(key, params) -> (env_state, TimeStep)`.
-        step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` as `spec.action_kind` says.
+        step: `step(key, env_state, action, params) -> (env_state, TimeStep)`, `action` of kind `spec.action_kind`.
             Continuous actions outside the control range are clipped here, not by the policy.
         params: the default `params`.
-        drawing: how to draw a state; None if it is no body.
-        wiring: how the agents are connected to the body; None if it is no body.
+        drawing: for body environments, else None.
+        wiring: for body environments, else None.
     """
 
     spec: EnvSpec

@@ -1,4 +1,4 @@
-"""`check`: does an environment keep the contract of `envs.base`? For those who write one."""
+"""`check`: tests that a new environment satisfies the contract of `envs.base`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvSpec, TimeStep, promised
+from envs.base import Env, EnvSpec, TimeStep, timestep_shapes
 
 
-class Broken(ValueError):
-    """An environment does not keep the contract; one sentence says where."""
+class ContractError(ValueError):
+    """An environment violates the contract."""
 
 
 class Trace(NamedTuple):
-    """Random play of E environments over T steps.
+    """E environments with random actions over T steps.
 
     Attributes:
         first: the timesteps after reset, leaves [E, ...].
@@ -30,21 +30,21 @@ class Trace(NamedTuple):
 
 
 def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 0) -> None:
-    """Plays `env` with random available actions and checks what every environment promises.
+    """Runs `env` with random available actions and checks the contract of every environment.
 
-    Shapes and types (equal after reset and step, as `jax.lax.scan` needs them), under jit and vmap; finite numbers;
-    zeros where padded; at least one available choice per agent and none beyond its own; `terminated` and `truncated` never
-    together, neither after a reset; no episode longer than `episode_length`, nor truncated earlier; equal rewards where
-    `team_reward` says so; the same key gives the same play, traced anew (nothing is remembered outside of `env_state`).
+    Shapes and dtypes (equal after reset and step, as required by `jax.lax.scan`), under jit and vmap; finite numbers;
+    zeros where padded; at least one available choice per agent and no padded one; `terminated` and `truncated` never
+    together and neither after a reset; no episode longer than `episode_length` or truncated earlier; equal rewards if
+    `team_reward`; the same key gives the same trajectory when traced again (no hidden state outside of `env_state`).
 
     Args:
         env: the environment.
-        steps: env steps to play; one more than the longest episode by default, at most 300.
+        steps: env steps; one more than the longest episode by default, at most 300.
         num_envs: parallel environments.
-        seed: of the play.
+        seed: of the random actions and resets.
 
     Raises:
-        Broken: a ValueError; the first promise that is not kept, in one sentence.
+        ContractError: a ValueError about the first violation.
     """
     _require(isinstance(env, Env), f"env={env!r} is no envs.Env(spec, reset, step)")
     spec = env.spec
@@ -53,25 +53,25 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
     _check_shapes(env)
     steps = min(spec.episode_length + 1, 300) if steps is None else steps
     keys = jax.random.split(jax.random.key(seed), num_envs)
-    trace = _played(env, keys, steps)
+    trace = _random_trace(env, keys, steps)
     _check_values(spec, trace)
-    again = _played(env, keys, steps)
+    again = _random_trace(env, keys, steps)
     for name, before, after in zip(TimeStep._fields, trace.steps, again.steps):
         same = np.array_equal(before, after, equal_nan=True)
-        _require(same, f"env '{spec.name}': the same keys give another {name}; memory outside of env_state")
+        _require(same, f"env '{spec.name}': the same keys give another {name}; there is state outside of env_state")
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, action_mask: jax.Array) -> jax.Array:
-    """One random joint action: [N] or [N, D] int32 among the available choices (0 where there is none), or [N, A]
-    standard normal where real."""
+    """A random joint action: [N] or [N, D] int32, uniform over the available choices (0 if there are none), or [N, A]
+    standard normal, 0 where padded."""
     if spec.action_kind != "continuous":
         choices = action_mask.reshape(*spec.action_shape, -1)
         return jax.random.categorical(key, jnp.where(choices, 0.0, -1e9), axis=-1).astype(jnp.int32) * choices.any(-1)
     return jnp.where(action_mask, jax.random.normal(key, action_mask.shape), 0.0)
 
 
-def _played(env: Env, keys: jax.Array, steps: int) -> Trace:
-    """A fresh trace and compilation at every call."""
+def _random_trace(env: Env, keys: jax.Array, steps: int) -> Trace:
+    """Traced and compiled again in every call."""
 
     def play(key):
         key_reset, key_steps = jax.random.split(key)
@@ -95,9 +95,9 @@ def _played(env: Env, keys: jax.Array, steps: int) -> Trace:
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(play), compiler_options=options)(keys))
 
 
-def _require(kept: bool, otherwise: str) -> None:
-    if not kept:
-        raise Broken(otherwise)
+def _require(holds: bool | np.bool_ | jax.Array, message: str) -> None:
+    if not holds:
+        raise ContractError(message)
 
 
 def _check_hashable(spec: EnvSpec) -> None:
@@ -105,20 +105,21 @@ def _check_hashable(spec: EnvSpec) -> None:
         hash(spec)
     except TypeError as error:
         text = f"env '{spec.name}': its spec is not hashable ({error}); use tuples, not lists or arrays"
-        raise Broken(text) from None
+        raise ContractError(text) from None
 
 
 def _check_shapes(env: Env) -> None:
     spec = env.spec
     key = jax.random.key(0)
-    fresh = _outcome(spec, "reset", jax.eval_shape(env.reset, key, env.params))
-    stepped = _outcome(spec, "step", jax.eval_shape(env.step, key, fresh[0], spec.example_action, env.params))
+    fresh = _as_pair(spec, "reset", jax.eval_shape(env.reset, key, env.params))
+    stepped = _as_pair(spec, "step", jax.eval_shape(env.step, key, fresh[0], spec.example_action, env.params))
     for after, (_, timestep) in (("reset", fresh), ("step", stepped)):
-        for field, wanted, found in zip(TimeStep._fields, promised(spec), timestep):
-            text = f"env '{spec.name}': {field} after {after} is {_described(found)}"
-            same = (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
-            _require(same, f"{text}; it must be {_described(wanted)}")
-    before, after = (jax.tree.structure(outcome[0]) for outcome in (fresh, stepped))
+        for field, expected in timestep_shapes(spec).items():
+            leaf = getattr(timestep, field)
+            text = f"env '{spec.name}': {field} after {after} is {_described(leaf)}"
+            same = (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+            _require(same, f"{text}; it must be {_described(expected)}")
+    before, after = (jax.tree.structure(pair[0]) for pair in (fresh, stepped))
     _require(before == after, f"env '{spec.name}': env_state is {before} after reset and {after} after step")
     leaves = zip(jax.tree.leaves_with_path(fresh[0]), jax.tree.leaves(stepped[0]))
     for (path, reset_leaf), step_leaf in leaves:
@@ -127,10 +128,10 @@ def _check_shapes(env: Env) -> None:
         _require(same, f"{text} and {_described(step_leaf)} after step")
 
 
-def _outcome(spec: EnvSpec, function: str, outcome: Any) -> tuple[Any, TimeStep]:
-    is_pair = isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[1], TimeStep)
+def _as_pair(spec: EnvSpec, function: str, result: Any) -> tuple[Any, TimeStep]:
+    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], TimeStep)
     _require(is_pair, f"env '{spec.name}': {function} must return (env_state, TimeStep)")
-    return outcome
+    return result
 
 
 def _described(leaf: Any) -> str:
@@ -140,11 +141,11 @@ def _described(leaf: Any) -> str:
 def _check_values(spec: EnvSpec, trace: Trace) -> None:
     first, steps, age = trace
     name = f"env '{spec.name}'"
-    for after, found in (("reset", first), ("a step", steps)):
-        _check_mask(spec, found, after)
+    for after, timestep in (("reset", first), ("a step", steps)):
+        _check_mask(spec, timestep, after)
         for field in ("obs", "state", "reward"):
-            _require(np.isfinite(getattr(found, field)).all(), f"{name}: {field} after {after} is not finite")
-        padded = np.where(spec.observation_mask, 0, found.obs)
+            _require(np.isfinite(getattr(timestep, field)).all(), f"{name}: {field} after {after} is not finite")
+        padded = np.where(spec.observation_mask, 0, timestep.obs)
         _require(not padded.any(), f"{name}: obs after {after} is not 0 beyond observation_sizes")
     _require(not first.reward.any(), f"{name}: reward after reset is not 0")
     _require(not (first.terminated | first.truncated).any(), f"{name}: an episode has ended at its reset")
@@ -152,24 +153,24 @@ def _check_values(spec: EnvSpec, trace: Trace) -> None:
     _require(not both.any(), f"{name}: terminated and truncated at once; truncated is for tasks that have not ended")
     ended = steps.terminated | steps.truncated
     limit = spec.episode_length
-    _require(not (~ended & (age >= limit)).any(), f"{name}: an episode goes on after episode_length={limit} steps")
+    _require(not (~ended & (age >= limit)).any(), f"{name}: an episode continues after episode_length={limit} steps")
     early = steps.truncated & (age < limit)
     _require(not early.any(), f"{name}: truncated before episode_length={limit}; an end of the task is terminated")
     if spec.team_reward:
         same = (steps.reward == steps.reward[..., :1]).all()
-        _require(same, f"{name}: agents are paid differently, but team_reward is True")
+        _require(same, f"{name}: agents receive different rewards, but team_reward is True")
 
 
-def _check_mask(spec: EnvSpec, found: TimeStep, after: str) -> None:
+def _check_mask(spec: EnvSpec, timestep: TimeStep, after: str) -> None:
     name = f"env '{spec.name}'"
-    beyond = (found.action_mask & ~spec.action_mask).any()
+    beyond = (timestep.action_mask & ~spec.action_mask).any()
     _require(not beyond, f"{name}: action_mask after {after} allows more than action_sizes")
     if spec.action_kind == "continuous":
-        real = (found.action_mask == spec.action_mask).all()
+        real = (timestep.action_mask == spec.action_mask).all()
         _require(real, f"{name}: action_mask after {after} is not that of action_sizes")
         return
     if spec.action_kind == "multi_discrete":
         return  # a sub-action without a choice is 0
-    # nothing is chosen after an episode's end
-    has_choice = found.action_mask.any(-1) | (found.terminated | found.truncated)[..., None]
+    # no action is chosen after the end of an episode
+    has_choice = timestep.action_mask.any(-1) | (timestep.terminated | timestep.truncated)[..., None]
     _require(has_choice.all(), f"{name}: an agent has no available choice after {after}")

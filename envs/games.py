@@ -1,15 +1,15 @@
-"""Exact games: one stage, known payoff, so that every algorithm can be compared with a closed form.
+"""Stage games with known payoffs, so that every algorithm can be compared with a closed form.
 
-All of them share one shape. There is nothing to observe: `obs` is [N, 1] of ones and `state` [1] of ones; an agent
-id is not needed because every agent has its own network. The reward depends on the current joint action alone.
+There is nothing to observe: `obs` is [N, 1] of ones and `state` [1] of ones; agent ids are not needed because every
+agent has its own network. The reward depends on the current joint action only.
 
-`steps` chooses between two forms of the same game:
+`steps` selects one of two forms of the same game:
 
-- `steps=1`, one-step: every step terminates, so the value of what follows is 0 and an episode is one draw of the
-  joint action. The return is the stage reward.
-- `steps=k > 1`, repeated: the game never terminates; the time limit truncates it after k steps. It is the endless
-  repetition cut into pieces, worth r / (1 - gamma) under a constant stage reward r, and a critic has to bootstrap
-  at the cut. The (undiscounted) episode return is the sum of k stage rewards.
+- `steps=1`, one-step: every step terminates, so the value of the next state is 0 and an episode is one draw of the joint
+  action. The return is the stage reward.
+- `steps=k > 1`, repeated: the game never terminates; the time limit truncates it after k steps. Its value is that of
+  infinite repetition, r / (1 - gamma) under a constant stage reward r, so the critic has to bootstrap at the truncation.
+  The (undiscounted) episode return is the sum of k stage rewards.
 
 The games are deterministic: keys are accepted and ignored.
 """
@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
+from envs.base import ActionKind, Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 from envs.time_limit import with_time_limit
 
 MAX_PAYOFF_ENTRIES = 2**24
-"""The largest payoff tensor that `matrix_game` builds by itself or accepts: 64 MiB of float32."""
+"""The largest payoff tensor that `matrix_game` builds or accepts: 64 MiB of float32."""
 
 MAX_AGENTS = 2**12
-"""The most agents of a game whose size they do not limit otherwise."""
+"""The most agents of games without a payoff tensor."""
 
 
 def matrix_game(
@@ -43,15 +43,15 @@ def matrix_game(
     steps: int = 1,
     per_agent: bool = False,
 ) -> Env:
-    """A matrix game: the joint action looks its reward up in a payoff tensor.
+    """A matrix game: the reward is the entry of a payoff tensor at the joint action.
 
-    Without `payoff` the game is sparse: one joint action pays 1, all others 0. Agent i has to play (i + 1) mod k:
+    Without `payoff` the game is sparse: one joint action pays 1, all others 0. Agent i has to choose (i + 1) mod k:
     (1, 2, 0, 1) for 4 agents with 3 actions. Neighbours need different actions, so neither "always the first action"
-    nor a policy shared by all agents solves it, and agents in the wrong order are noticed.
+    nor a policy shared by all agents solves it, and a wrong order of agents is detected.
 
-    The payoff tensor is `Env.params`, float32: `env._replace(params=...)`, or a vmap over `params`, plays another game
-    of the same shape without a new compilation. An unavailable choice (masked, or outside the padded range) pays
-    NaN: a policy that ignores `action_mask` must not go unnoticed.
+    The payoff tensor is `Env.params`, float32: `env._replace(params=...)`, or a vmap over `params`, is another game of
+    the same shape without a new compilation. An unavailable choice (masked, or outside the padded range) pays NaN, so
+    that a policy that ignores `action_mask` is detected.
 
     Args:
         num_agents: N; 4 unless `payoff` says otherwise.
@@ -88,10 +88,10 @@ def digits(
 ) -> Env:
     """A matrix game whose agents choose several digits each: multi-discrete actions.
 
-    It is `matrix_game` with as many players as there are digits, agent i playing `digits_of[i]` consecutive ones of
-    them: the payoff tensor, its default and `Env.params` are that game's. Digits are chosen independently of each
-    other, so that the best return can be reached, but not every distribution over an agent's joint choices. A choice
-    that is not there pays NaN, and so does anything but 0 for a digit that an agent does not have.
+    `matrix_game` with one player per digit, of which agent i controls `digits_of[i]` consecutive ones: the payoff
+    tensor, its default and `Env.params` are that game's. Digits are chosen independently, which suffices for the best
+    return but not for every distribution over an agent's joint choices. An unavailable choice pays NaN, and so does
+    anything but 0 for a padded digit.
 
     Args:
         digits_of: digits d_i >= 1 of each agent.
@@ -104,7 +104,9 @@ def digits(
     """
     name = "digits"
     if not isinstance(digits_of, (list, tuple)) or not digits_of:
-        raise ValueError(f"env '{name}': digits_of={digits_of!r}; it must be a number of digits per agent: (2, 1), say")
+        raise ValueError(
+            f"env '{name}': digits_of={digits_of!r}; it must be a number of digits per agent, such as (2, 1)"
+        )
     digits_of = tuple(_at_least_one(name, "digits_of", count) for count in digits_of)
     total = sum(digits_of)
     metadata = ()
@@ -150,8 +152,8 @@ def two_peaks(steps: int = 1) -> Env:
     R(a1, a2) = 10 N(a; (5, 5), (1, 3)) + 0.1 a1 + 5.3 N(a; (1, 1), (1, 1)), where N(a; m, s) is the normalised density
     of two independent Gaussians with means m and standard deviations s (the differential game of Shek, Shi & Tokekar
     2025). `two_peaks_expectation` has its expectation under Gaussian policies in closed form: with unit variance its
-    peaks are at means (5.62, 5.00), worth 0.885, and (1.60, 1.02), worth 0.554. The slope 0.1 a1 has no end, so neither
-    is a maximum over the whole plane: beyond a1 = 8.86 the slope alone pays more than both.
+    peaks are at means (5.62, 5.00) with value 0.885, and (1.60, 1.02) with value 0.554. The slope 0.1 a1 is unbounded,
+    so neither is a global maximum: beyond a1 = 8.86 the slope alone pays more than both.
 
     Args:
         steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
@@ -183,15 +185,15 @@ def two_peaks_expectation(mean: jax.Array, std: jax.Array | float) -> jax.Array:
 def bilinear(steps: int = 1, bound: float | None = None) -> Env:
     """r(a1, a2) = a1 a2, two agents with one action each, unbounded by default (after Kuba et al. 2022).
 
-    Under Gaussian policies E[r] = mu1 mu2: agents that step at the same time, each uphill by its own gradient, can
-    lower the reward; one after the other they cannot.
+    Under Gaussian policies E[r] = mu1 mu2: simultaneous gradient steps of both agents can decrease the reward;
+    sequential ones cannot.
 
     Args:
         steps: env steps per episode: 1 for the one-step form, more for the repeated one (see the module).
-        bound: actions are clipped to [-bound, bound], so that the most there is to earn is bound^2; None: they are not.
+        bound: actions are clipped to [-bound, bound], so that the largest reward is bound^2; None: no clipping.
 
     Raises:
-        ValueError: `steps` below 1, or a bound that is no finite number > 0.
+        ValueError: `steps` below 1, or a bound that is not a finite number > 0.
     """
     name = "bilinear"
     if bound is None:
@@ -235,7 +237,7 @@ def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
 def _looked_up(payoff: jax.Array, choices: jax.Array) -> jax.Array:
     """The entry of `payoff` [k_1, ..., k_M, ...] at `choices` [M]; NaN where one of them is out of range."""
     entry = jnp.asarray(payoff).at[tuple(choices)].get(mode="fill", fill_value=jnp.nan)
-    # Gathers read a negative index from the end, where a mistake would pass for a real choice.
+    # Negative indices count from the end, where they would be valid choices.
     return jnp.where(jnp.all(choices >= 0), entry, jnp.nan)
 
 
@@ -253,10 +255,10 @@ def _at_least_one(name: str, field: str, value: Any) -> int:
 def _sparse_payoff(
     name: str, players: int | None, choices: int | None, fields: tuple[str, str] = ("num_agents", "num_actions")
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The default payoff [k, ..., k] and its rewarded joint action; `fields` is what the two numbers are called."""
+    """The default payoff [k, ..., k] and its rewarded joint action; `fields`: names of the two numbers in messages."""
     n = _at_least_one(name, fields[0], 4 if players is None else players)
     k = _at_least_one(name, fields[1], 3 if choices is None else choices)
-    # Logarithms, because k**n of a typing mistake takes for ever.
+    # Logarithms, because k**n of a mistyped number may take forever.
     if n * math.log(max(k, 2)) > math.log(MAX_PAYOFF_ENTRIES):
         raise ValueError(
             f"env '{name}': {fields[0]}={n} with {fields[1]}={k} is a payoff of {k}^{n} entries; "
@@ -276,12 +278,12 @@ def _checked_payoff(
         payoff = np.asarray(payoff, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"env '{name}': payoff is not an array of numbers: {error}") from error
-    wanted = "[k_1, ..., k_N, N]" if per_agent else "[k_1, ..., k_N]"
+    expected = "[k_1, ..., k_N, N]" if per_agent else "[k_1, ..., k_N]"
     problem = f"env '{name}': payoff of shape {list(payoff.shape)}"
     action_sizes = payoff.shape[:-1] if per_agent else payoff.shape
     n = len(action_sizes)
     if n == 0 or payoff.size == 0:
-        raise ValueError(f"{problem}; it must be {wanted} with at least one agent and one action each")
+        raise ValueError(f"{problem}; it must be {expected} with at least one agent and one action each")
     if per_agent and payoff.shape[-1] != n:
         raise ValueError(f"{problem}; with per_agent=True its last axis must be one reward for each of {n} agents")
     if num_agents is not None and num_agents != n:
@@ -299,8 +301,8 @@ def _checked_payoff(
     return payoff, action_sizes
 
 
-def _spec(name: str, action_sizes: tuple[int, ...], action_kind: str, steps: int, **other) -> EnvSpec:
-    """The spec of a game without anything to observe."""
+def _spec(name: str, action_sizes: tuple[int, ...], action_kind: ActionKind, steps: int, **other) -> EnvSpec:
+    """The spec of a game without observations."""
     return EnvSpec(
         name=name,
         agents=tuple(f"agent_{i}" for i in range(len(action_sizes))),

@@ -1,25 +1,24 @@
 """PaxMen: a hub with one corridor per agent, each to a room with three dots to eat.
 
-The rooms lie at different distances, so that agents do best who do not all go the same way. The rules are those of the
-task's public environment:
+The rooms are at different distances, so that agents should go different ways. The rules are those of the task's public
+environment:
 
 - 4, 5 or 6 agents in a hub of 3 x 3, 5 x 5 or 7 x 7 cells. One straight corridor per agent, one cell wide,
   S = 4, M = 8 or L = 12 cells long; at its end a room, 5 high x 3 wide to the north and south, 3 high x 5 wide
   to the east and west. At every reset one of four layouts is drawn (`_sides`); the agents start on distinct cells of
   the hub.
-- Choices: up, down, right, left, eat. All move at once; a move into a wall is none; agents may share a cell. Eating
-  takes a dot on the agent's own cell. m agents who eat one dot at once get 1/m each; who ate nothing gets -0.025.
-  Everybody is paid the sum over agents.
+- Choices: up, down, right, left, eat. All move simultaneously; a move into a wall has no effect; agents may share a
+  cell. Eating removes a dot on the agent's own cell. m agents who eat the same dot get 1/m each; an agent that eats
+  nothing gets -0.025. The team reward is the sum over agents.
 - When all dots are eaten, new ones appear on new cells of the same rooms. Nothing terminates: after 100, 115 or 130
   steps (4, 5, 6 agents) the time limit truncates.
-- An agent sees the 5 x 5 cells around it: wall -1, empty 0, dot 1, another agent 0.1, also where there is a dot. The
-  state has all cells of hub, corridors and rooms: hub^2 + 23 N numbers.
+- An agent observes the 5 x 5 cells around it: wall -1, empty 0, dot 1, another agent 0.1 (even on a dot). The state has
+  all cells of hub, corridors and rooms: hub^2 + 23 N numbers.
 
-What the rules leave open, and is chosen here: an offset of -2 is west of the middle (corridors to the north and south)
-or north of it (east and west), a room is centred on its corridor, an agent does not see itself (so a dot on its own
-cell is 1, unless another agent is there too), the state codes cells as the observations do, row by row, arm by arm in
-the order north, south, east, west, from the hub outwards, and the new dots are seen in the very step that ate the last
-one.
+Our choices where the rules are not specific: an offset of -2 is west of the middle (corridors to the north and south)
+or north of it (east and west), a room is centred on its corridor, an agent does not observe itself (so a dot on its own
+cell is 1, unless another agent is there too), the state encodes cells like the observations, row by row, arm by arm in
+the order north, south, east, west, from the hub outwards, and new dots are visible in the step that ate the last one.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ S, M, L = 4, 8, 12
 DOTS = 3
 """Per room."""
 VIEW = 2
-"""How far an agent sees."""
+"""Radius of an agent's observation."""
 MARGIN = L + 5 + VIEW
-"""Cells between the hub and the edge of the grid: the longest arm, and what its last cell's agent sees behind it."""
+"""Cells between the hub and the edge of the grid: the longest arm and the view of an agent at its end."""
 IDLE_COST = 0.025
-"""What an agent costs that ate nothing."""
+"""Cost of an agent that eats nothing."""
 WALL, EMPTY, DOT, AGENT = -1.0, 0.0, 1.0, 0.1
 UP, DOWN, RIGHT, LEFT, EAT = range(5)
 _MOVES = np.array([(-1, 0), (1, 0), (0, 1), (0, -1), (0, 0)], np.int32)
@@ -71,7 +70,7 @@ class Layouts(NamedTuple):
         is_wall: [4, G, G] bool.
         rooms: [4, N, 15, 2] int32, (row, column) of every room's cells.
         hub: [hub^2, 2] int32.
-        cells: [4, hub^2 + 23 N, 2] int32: all cells that are no wall, in the order of the state.
+        cells: [4, hub^2 + 23 N, 2] int32: all cells that are not walls, in the order of the state.
     """
 
     is_wall: np.ndarray
@@ -149,9 +148,9 @@ def paxmen(num_agents: int) -> Env:
     )
     is_wall, rooms, hub, cells = map(jnp.asarray, maps)
     grid = maps.is_wall.shape[1:]
-    # the sum over agents, by dots eaten (shares of 1/m add up to 1 per dot) and agents without; a table is exact
+    # the sum over agents, by dots eaten (the 1/m add up to 1 per dot) and idle agents; a table is exact
     counts = np.arange(num_agents + 1)
-    pay = jnp.asarray(counts[:, None] - IDLE_COST * counts, jnp.float32)
+    team_reward = jnp.asarray(counts[:, None] - IDLE_COST * counts, jnp.float32)
 
     def timestep(state, reward):
         row, column = state.position.T
@@ -161,8 +160,8 @@ def paxmen(num_agents: int) -> Env:
 
         def view(own):
             others = crowd.at[own[0], own[1]].add(-1)
-            seen = jnp.where(others > 0, AGENT, content)
-            return jax.lax.dynamic_slice(seen, own - VIEW, (2 * VIEW + 1,) * 2).ravel()
+            visible = jnp.where(others > 0, AGENT, content)
+            return jax.lax.dynamic_slice(visible, own - VIEW, (2 * VIEW + 1,) * 2).ravel()
 
         free = cells[state.layout]
         return TimeStep(
@@ -186,14 +185,14 @@ def paxmen(num_agents: int) -> Env:
         return state, timestep(state, 0.0)
 
     def step(key, state, action, params):
-        wanted = state.position + jnp.asarray(_MOVES)[action]
-        blocked = is_wall[state.layout, wanted[:, 0], wanted[:, 1]]
-        position = jnp.where(blocked[:, None], state.position, wanted)
+        target = state.position + jnp.asarray(_MOVES)[action]
+        blocked = is_wall[state.layout, target[:, 0], target[:, 1]]
+        position = jnp.where(blocked[:, None], state.position, target)
         is_here = jnp.all(position[:, None, None] == state.dots, axis=-1)
         eats = is_here & state.is_left & (action == EAT)[:, None, None]
         is_eaten, ate = jnp.any(eats, axis=0), jnp.any(eats, axis=(1, 2))
         is_left = state.is_left & ~is_eaten
-        reward = pay[jnp.sum(is_eaten), jnp.sum(~ate)]
+        reward = team_reward[jnp.sum(is_eaten), jnp.sum(~ate)]
         is_over = ~jnp.any(is_left)
         dots = jnp.where(is_over, fresh_dots(key, state.layout), state.dots)
         state = PaxMenState(state.layout, position, dots, is_left | is_over)
@@ -207,6 +206,6 @@ FACTORIES: dict[str, Callable[..., Env]] = {f"paxmen_{n}": functools.partial(pax
 
 
 def find(name: str) -> Callable[..., Env] | None:
-    """The factory for PaxMen as people write it: "PaxMen-5", "pax men 5", "paxmen5"; None if it is something else."""
+    """The factory of PaxMen in any spelling: "PaxMen-5", "pax men 5", "paxmen5"; None for other names."""
     words = re.fullmatch(r"pax[\W_]*men[\W_]*([456])([\W_]*agents?)?", name.strip().lower())
     return words and FACTORIES[f"paxmen_{words[1]}"]

@@ -1,4 +1,4 @@
-"""From a name to an environment."""
+"""Environments by name."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _FACTORIES: dict[str, Callable[..., Env]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make` knows, sorted; those of JaxMARL whether or not it is installed."""
+    """All names for `make`, sorted, including JaxMARL's (installed or not)."""
     return tuple(sorted((*_FACTORIES, *jaxmarl.NAMES)))
 
 
 def make(name: str, **options) -> Env:
-    """Builds the environment called `name`; its spec notes the options, so that it can be built again.
+    """Builds the environment called `name`; its spec records the options, so that it can be built again.
 
     Args:
-        name: one of `names()`; also as others write it ("Ant-v2-4x2", "10x2 Swimmer", "PaxMen 5"), any
+        name: one of `names()`; also in other spellings ("Ant-v2-4x2", "10x2 Swimmer", "PaxMen 5"), any
             `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`.
         **options: keyword arguments of that environment's factory, described where it is defined
             (`help(envs.games.matrix_game)`, `help(envs.bodies.scenarios.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
@@ -44,16 +44,16 @@ def make(name: str, **options) -> Env:
     if factory is None:
         raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
     accepted = inspect.signature(factory).parameters
-    checks_itself = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    checks_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(options) - set(accepted))
-    if unknown and not checks_itself:
+    if unknown and not checks_options:
         raise ValueError(f"env {name!r}: unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     env = factory(**options)
-    return env._replace(spec=dataclasses.replace(env.spec, options=_noted(options)))
+    return env._replace(spec=dataclasses.replace(env.spec, options=_recorded(options)))
 
 
-def _noted(options: dict[str, Any]) -> tuple[tuple[str, Any], ...] | None:
-    """`options` as pairs that a text file can hold; None if a value is of another kind (an array, say)."""
+def _recorded(options: dict[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+    """`options` as pairs that can be stored as text; None if a value cannot (for example an array)."""
     try:
         return tuple((name, _plain(value)) for name, value in options.items())
     except TypeError:

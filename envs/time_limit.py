@@ -1,4 +1,4 @@
-"""The time limit: the one place where an episode is truncated."""
+"""The time limit: the only place where episodes are truncated."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
 
     Args:
         bare: the environment without a time limit.
-        limited_inside: `bare` has this very limit built in and calls it a termination. What it reports as terminated
-            on the last step is then taken for the limit, which is wrong only if the task ended on that step too.
+        limited_inside: `bare` has the same limit built in and reports it as a termination. A termination on the last step
+            is then interpreted as the limit, which is wrong only if the task also ended on that step.
     """
     limit = bare.spec.episode_length
     if not 1 <= limit < 2**31:
@@ -42,5 +42,8 @@ def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
         terminated = timestep.terminated & ~over if limited_inside else timestep.terminated
         return TimedState(inner, t), timestep._replace(terminated=terminated, truncated=over & ~terminated)
 
-    drawing = bare.drawing and bare.drawing._replace(pose=lambda env_state: bare.drawing.pose(env_state.inner))
+    drawing = bare.drawing
+    if drawing is not None:
+        pose = drawing.pose
+        drawing = drawing._replace(pose=lambda env_state: pose(env_state.inner))
     return bare._replace(reset=reset, step=step, drawing=drawing)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from marl_kl.core import allocators
-from marl_kl.core.allocators import Allocator, Round
+from marl_kl.core.allocators import AllocationState, Allocator
 from marl_kl.core.policies import Gaussian
 
 EPSILON = 1e-4
@@ -23,7 +23,7 @@ _ACCEPT_RATIO, _BACKTRACK, _TRIES = 0.5, 0.8, 10
 """Those of the trainer's line search."""
 
 ALLOCATORS: dict[str, Callable[[], Allocator]] = {
-    "hatrpo": allocators.equal_shares,
+    "hatrpo": allocators.equal,
     "hatrpo_w": lambda: allocators.planned(lambda utility, budget: allocators.water_filling(utility, budget, EPSILON)),
     "hatrpo_g": lambda: allocators.greedy("proportional"),
     "hatrpo_n": lambda: allocators.planned(allocators.natural),
@@ -116,7 +116,9 @@ def make_update(
 
         def turn(carry, position):
             now, waiting, remaining, unassigned, done = carry
-            agent, threshold = allocator.next(plan, Round(position, score(now), waiting, remaining, unassigned))
+            agent, threshold = allocator.next(
+                plan, AllocationState(position, score(now), waiting, remaining, unassigned)
+            )
             seen = team if simultaneous else now
             moved, kl = searched(seen, agent, propose(seen, agent), threshold)
             now = Team(now.mean.at[agent].set(moved.mean[agent]), now.log_std.at[agent].set(moved.log_std[agent]))

@@ -29,7 +29,7 @@ GAME = {
 """Config fields of all one-step games. A critic cannot matter: its one value is subtracted from every reward alike."""
 
 
-def game_config(algorithm: str | algorithms.Entry, batch_size: int, **fields) -> Config:
+def game_config(algorithm: str | algorithms.AlgorithmSpec, batch_size: int, **fields) -> Config:
     """A config of `batch_size` env steps per update, Fisher products on all of them."""
     config_class = algorithms.get(algorithm).config_class
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -39,7 +39,7 @@ def game_config(algorithm: str | algorithms.Entry, batch_size: int, **fields) ->
 
 def learn(
     env: Env,
-    algorithm: str | algorithms.Entry,
+    algorithm: str | algorithms.AlgorithmSpec,
     config: Config,
     runs: Mapping[str, np.ndarray],
     seeds: np.ndarray,

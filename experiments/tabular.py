@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from experiments.exact_gaussians import ALLOCATORS, EPSILON
-from marl_kl.core.allocators import Allocator, Round
+from marl_kl.core.allocators import AllocationState, Allocator
 
 SMALLEST_PROBABILITY = 1e-30
 
@@ -218,7 +218,7 @@ def budgeted_iteration(game: Game, policies: list, allocator: Allocator, budget:
         gains = [_gain(visits, trial, own) for trial, own in zip(trials, now)] or [0.0] * n
         score = np.array(gains) / (budget / n + EPSILON)
         waiting = [agent not in moved for agent in range(n)]
-        state = Round(
+        state = AllocationState(
             jnp.int32(position), jnp.asarray(score, jnp.float32), jnp.asarray(waiting), jnp.float32(remaining),
             jnp.float32(unassigned),
         )  # fmt: skip
@@ -265,7 +265,7 @@ def planned_in(order: str, share) -> Allocator:
 
 
 @jax.jit
-def _follow(plan, now: Round):
+def _follow(plan, now: AllocationState):
     order, thresholds = plan
     agent = order[now.position]
     return agent, thresholds[agent]

@@ -125,7 +125,7 @@ def allocator_of(variant: Variant, config: TrustRegionConfig) -> Allocator:
     return carrying_over(shares[variant.algorithm], in_random_order=variant.algorithm == "hatrpo")
 
 
-def entry_of(variant: Variant) -> algorithms.Entry:
+def entry_of(variant: Variant) -> algorithms.AlgorithmSpec:
     """What is trained."""
     plain = algorithms.get(variant.algorithm)
     if not variant.leftover:

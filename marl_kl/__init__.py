@@ -7,11 +7,26 @@ Names are imported on first use, so that `load` does not import the training cod
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# imported now: it sets the size of XLA's thread pool, before anything uses jax
-from marl_kl.devices import use_all_cpu_cores
+
+def _require_own_envs() -> None:
+    """Raises ImportError if `import envs` would give another package, or has: every part of marl_kl needs its own."""
+    spec = importlib.util.find_spec("envs")
+    place = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+    if place is None or Path(place).resolve().parent != Path(__file__).resolve().parents[1] / "envs":
+        raise ImportError(
+            f"marl_kl needs its own package 'envs', but {place} comes first on the path; rename that one, or put its "
+            "folder behind the installed packages in sys.path"
+        )
+
+
+_require_own_envs()
+
+# at once: it sets the size of XLA's thread pool, before anything uses jax
+from marl_kl.devices import use_all_cpu_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from marl_kl import envs

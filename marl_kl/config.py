@@ -1,8 +1,8 @@
-"""What can be chosen about a run: frozen dataclasses, validated when they are built.
+"""The configs of a run: frozen dataclasses, validated when they are built.
 
-Every field is either *static* (it sets a shape or a branch; changing it compiles a new program) or a
-*number* (a traced leaf; it can be swept under `jax.vmap` with one compile). `Config.traced_fields` returns the
-latter and `Config.replace` accepts tracers for them; a traced value cannot be checked and is taken as it is.
+Every field is either *static* (it sets a shape or a branch; changing it compiles a new program) or *traced* (a number
+that can be swept under `jax.vmap` with one compilation). `Config.traced_fields` returns the latter and `Config.replace`
+accepts tracers for them, whose values are not checked.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
-
-from marl_kl.core import networks
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -33,24 +31,24 @@ def _one_of(*options: str) -> _Check:
 
 
 _INT32, _INT64, _FLOAT32 = 2**31, 2**63, 2.0**128
-"""What numbers on the device, and those that only the host counts with, must stay below."""
+"""Exclusive upper bounds of integers on the device, integers on the host only, and floats."""
 
 
 def _number(default: float, text: str, check: _Check = _POSITIVE):
-    """A traced leaf."""
+    """A traced field."""
     return dataclasses.field(
         default=default, metadata={"help": text, "static": False, "check": check, "below": _FLOAT32}
     )
 
 
 def _static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
-    """Part of the program's shape."""
+    """A static field."""
     return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check, "below": below})
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What every algorithm shares: rollout, networks, critic, bookkeeping.
+    """The fields of every algorithm: rollout, networks, critic, evaluation and checkpoints.
 
     Raises:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
@@ -68,7 +66,7 @@ class Config:
         "hidden layer widths of actors and critic",
         (lambda x: len(x) > 0 and all(w > 0 for w in x), "at least one width > 0"),
     )
-    activation: str = _static("tanh", "activation of the hidden layers", _one_of(*networks.ACTIVATIONS))
+    activation: str = _static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
     init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
     squash: bool = _static(
         False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY
@@ -102,13 +100,13 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _validated(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, _validate(field, getattr(self, field.name)))
         if self.batch_size >= _INT32:
             raise ValueError(
                 f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}; "
                 f"it must be below {_INT32}"
             )
-        self._refuse_uneven("critic_minibatches", self.recurrent_critic)
+        self._check_divisible("critic_minibatches", self.recurrent_critic)
 
     @property
     def batch_size(self) -> int:
@@ -126,17 +124,17 @@ class Config:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
     def next_stop(self, done: int) -> int:
-        """Updates made when the host next looks, after `done`: at a chunk's end, an evaluation, a save, the end."""
+        """Updates made at the next host sync after `done`: end of a chunk, evaluation, save or end of the run."""
         intervals = (self.eval_interval, self.save_interval)
         multiples = ((done // every + 1) * every for every in intervals if every)
         return min(done + self.chunk_updates, self.num_updates, *multiples)
 
-    def _refuse_uneven(self, name: str, recurrent: bool) -> None:
+    def _check_divisible(self, name: str, recurrent: bool) -> None:
         minibatches = getattr(self, name)
         if recurrent and self.num_envs % minibatches:
             raise ValueError(
-                f"{name}={minibatches} does not divide num_envs={self.num_envs}, as it must where the network is "
-                "recurrent: its minibatches are whole rollouts of environments"
+                f"{name}={minibatches} does not divide num_envs={self.num_envs}; it must if the network is recurrent, "
+                "because its minibatches are whole rollouts of environments"
             )
         if self.batch_size % minibatches:
             raise ValueError(
@@ -150,7 +148,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
-        """Raises ValueError, with the nearest field, if one of `names` is no field."""
+        """Raises ValueError, with the nearest field, if one of `names` is not a field."""
         known = {f.name for f in dataclasses.fields(self)}
         for name in names:
             if name not in known:
@@ -158,34 +156,33 @@ class Config:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """What to say of an unknown name: the known one that it resembles, or all of them."""
+    """The hint about an unknown name: the most similar known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
 
 
 SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")
-"""The fields that say how long and when, not what; what of them a resumed run may change: `free_schedule`."""
+"""The fields about the run's length, evaluations, saves and host syncs; `free_schedule`: those a resumed run may change."""
 
 
 def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of `SCHEDULE` that no update depends on, where the fields of `config` hold.
+    """The fields of `SCHEDULE` that no update depends on, given the other fields.
 
-    An annealed learning rate ends where the run does, so that its updates depend on `total_env_steps`.
+    With an annealed learning rate, updates depend on `total_env_steps`.
     """
     return tuple(name for name in SCHEDULE if name != "total_env_steps" or not config.get("anneal_lr"))
 
 
 def is_due(done: int, every: int) -> bool:
-    """Whether what comes every so many updates (0: never) comes after `done` of them."""
+    """Whether `done` updates are a multiple of the interval `every` (0: never)."""
     return every > 0 and done % every == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TrustRegionConfig(Config):
-    """What HATRPO and its relatives add: one joint KL budget and the step inside it.
+    """Fields of the trust-region algorithms (HATRPO and its relatives): the joint KL budget and the step inside it.
 
-    To compare with a per-agent threshold d as HARL or the HATRPO paper use it, set `kl_budget` to
-    `num_agents * d`.
+    A per-agent threshold d, as in HARL or the HATRPO paper, corresponds to `kl_budget = num_agents * d`.
     """
 
     kl_budget: float = _number(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
@@ -201,12 +198,12 @@ class TrustRegionConfig(Config):
     backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
     accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
     allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
-    utility: str = _static(
+    utility: Literal["first_order", "measured"] = _static(
         "first_order",
         "an agent's utility: predicted gain of its trial step, or the measured one",
         _one_of("first_order", "measured"),
     )
-    greedy_share: str = _static(
+    greedy_share: Literal["proportional", "all"] = _static(
         "proportional",
         "share of what is left that HATRPO-G gives: score / sum of scores, or all of it",
         _one_of("proportional", "all"),
@@ -215,7 +212,7 @@ class TrustRegionConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class FirstOrderConfig(Config):
-    """What HAPPO, MAPPO and their relatives add: a surrogate with a built-in bound, climbed by Adam in minibatches."""
+    """Fields of the first-order algorithms (HAPPO, MAPPO and their relatives): a surrogate maximised by Adam."""
 
     actor_lr: float = _number(5e-4, "Adam step size of the actors")
     anneal_lr: bool = _static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
@@ -234,25 +231,25 @@ class FirstOrderConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse_uneven("actor_minibatches", self.recurrent)
+        self._check_divisible("actor_minibatches", self.recurrent)
 
 
-def _validated(field: dataclasses.Field, value):
-    """`value` in the field's type, checked; tracers and arrays pass."""
+def _validate(field: dataclasses.Field, value):
+    """`value` in the field's type, checked; arrays and tracers are returned unchanged."""
     if isinstance(value, jax.Array) and not field.metadata["static"]:
         return value
     accepts, range_text = field.metadata["check"]
     kind = type(field.default)
     limit = field.metadata["below"]
     try:
-        value = _coerced(kind, value)
+        value = _coerce(kind, value)
         is_accepted = accepts(value)
     except (TypeError, ValueError, OverflowError):
         is_accepted = False
     if is_accepted and _is_below(limit, value):
         return value
-    wanted = " and ".join(part for part in (_TYPE_NAMES[kind], range_text) if part)
-    raise ValueError(f"{field.name}={_shown(value)}; it must be {f'below {limit:g}' if is_accepted else wanted}")
+    expected = " and ".join(part for part in (_TYPE_NAMES[kind], range_text) if part)
+    raise ValueError(f"{field.name}={_short_repr(value)}; it must be {f'below {limit:g}' if is_accepted else expected}")
 
 
 def _is_below(limit: float, value) -> bool:
@@ -261,19 +258,19 @@ def _is_below(limit: float, value) -> bool:
     return all(isinstance(x, (bool, str)) or x < limit or x == math.inf for x in numbers)
 
 
-def _shown(value) -> str:
-    """`value` in a message, even where it is a number of thousands of digits."""
+def _short_repr(value) -> str:
+    """`value` in a message, at most 200 characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integers that long
-        text = f"a value of {type(value).__name__} too long to be shown"
+    except ValueError:  # Python refuses to convert very long integers
+        text = f"a very long {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", tuple: "a tuple of integers"}
 
 
-def _coerced(kind: type, value):
+def _coerce(kind: type, value):
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -285,7 +282,7 @@ def _coerced(kind: type, value):
             raise ValueError
         return int(value)
     if kind is float:
-        # of all texts only those that stand for a number which JSON lacks
+        # the only accepted strings are numbers that JSON lacks
         if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
             raise TypeError
         return float(value)
@@ -293,4 +290,4 @@ def _coerced(kind: type, value):
         if isinstance(value, str):
             return value
         raise TypeError
-    return tuple(_coerced(int, item) for item in value)
+    return tuple(_coerce(int, item) for item in value)

@@ -1,17 +1,9 @@
-"""`marl_kl.envs` is the module `envs`, under a name that no other package can take.
-
-`envs` is a common name: where another package of that name comes first on the path, `import envs` gives that one, while
-`import marl_kl.envs` reports it.
-"""
+"""`marl_kl.envs` is the package `envs`, and its modules, under a name that no other package can shadow."""
 
 import sys
 
-import envs
+import envs  # noqa: F401  its modules are registered below
 
-if not hasattr(envs, "EnvSpec"):
-    where = getattr(envs, "__file__", None) or list(getattr(envs, "__path__", ["?"]))[0]
-    raise ImportError(
-        f"marl_kl needs its own package 'envs', but {where} comes first on the path; rename that one, or move its "
-        "folder behind the installed packages in sys.path"
-    )
-sys.modules[__name__] = envs
+for _name, _module in list(sys.modules.items()):
+    if _name == "envs" or _name.startswith("envs."):
+        sys.modules[f"{__package__}.{_name}"] = _module

@@ -13,54 +13,9 @@ import numpy as np
 
 from envs.base import EnvSpec
 from marl_kl.config import Config
-
-TEAM_METRICS = {
-    "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
-    "episode_length": "length of the same episodes, in env steps",
-    "episodes_finished": "episodes that ended in this update",
-    "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget, where there is one (at the "
-    "observation moments that the batch was collected with)",
-    "factor_mean": "mean of the compound factor, the product of all agents' ratios after the update; 1 when nobody has "
-    "moved",
-    "factor_max": "largest compound factor in the batch",
-    "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
-    "explained_variance": "share of the variance of the returns that the critic explained before this update",
-}
-"""[seed, update]: what every algorithm reports."""
-
-AGENT_METRICS = {
-    "utility": "expected gain of the agent's trial step at an equal share of the budget, before anyone has moved "
-    "(hatrpo, which does not need it: when its turn comes; sharing parameters: of the one step of all)",
-    "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
-    "kl": "mean KL(old || new) that the agent really spent",
-    "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "
-    "that moved before",
-    "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted",
-    "position": "place of the agent in this update's order, from 0; 0 for all that move at once",
-    "entropy": "mean policy entropy after the update, nats",
-    "clip_fraction": "share of the samples whose ratio ended further than clip_eps from 1",
-    "grad_norm": "mean global gradient norm of the steps made, before clipping (of the network, if it is shared)",
-    "epochs": "passes over the batch made before target_kl stopped them",
-}
-"""[seed, update, agent]: the meanings of all; an algorithm reports those of its kind."""
-
-_EVERY_KIND = ("kl", "gain", "position", "entropy")
-
-TRUST_REGION_METRICS = (*_EVERY_KIND, "utility", "kl_threshold", "step_fraction")
-"""The agent metrics of the algorithms that take a `TrustRegionConfig`."""
-
-FIRST_ORDER_METRICS = (*_EVERY_KIND, "clip_fraction", "grad_norm", "epochs")
-"""The agent metrics of the algorithms that take a `FirstOrderConfig`."""
-
-WATCHED = ("observation", "reward", "value", "actor", "critic")
-"""The quantities whose finiteness is checked at every update, in the order of the metric `nonfinite`."""
-
-
-class EpisodeStatistics(NamedTuple):
-    """episode_return: [..., episode] team return. episode_length: [..., episode] env steps."""
-
-    episode_return: jax.Array | np.ndarray
-    episode_length: jax.Array | np.ndarray
+from marl_kl.core.metrics import AGENT_METRICS as AGENT_METRICS
+from marl_kl.core.metrics import TEAM_METRICS as TEAM_METRICS
+from marl_kl.core.metrics import WATCHED, EpisodeStatistics
 
 
 class Evaluation(NamedTuple):

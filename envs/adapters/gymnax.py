@@ -15,23 +15,24 @@ from envs.time_limit import with_time_limit
 def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episode_length: int | None = None) -> Env:
     """A gymnax environment, or your own with its interface, as an `Env` of one agent. gymnax need not be installed.
 
-    Actions and observations as in `envs.adapters.spaces`. The state is the observation. `params` are `Env.params`, so a vmap
-    over them trains in many variants. The time limit is ours; where `env` has `is_truncated` (gymnax 1.0) its `done`
-    is the task's end alone, elsewhere a `done` on exactly the limit's step is taken for the limit.
+    Actions and observations are converted as in `envs.adapters.spaces`. The state is the observation. `params` are
+    `Env.params`, so a vmap over them trains in many variants. This package applies the time limit; if `env` has
+    `is_truncated` (gymnax 1.0), its `done` is the end of the task only, otherwise a `done` on the step of the limit is
+    interpreted as the limit.
 
     Args:
         env: has `reset_env(key, params) -> (obs, state)`, `step_env(key, state, action, params) -> (obs, state, reward,
             done, info)` and `action_space(params)` (with `n`, or with `low`, `high` and `shape`). Without `reset_env`
-            and `step_env`, `reset` and `step` are called, which then must not reset by themselves.
-        params: of its dynamics; `env.default_params` if there are any, else `()`.
-        name: what the spec calls it; `env.name` or the class's name by default.
-        episode_length: the time limit; `params.max_steps_in_episode` by default, as `params` have it now. Without
-            `is_truncated` it may be no longer than that: a `done` of the inner limit would pass for the task's end.
+            and `step_env`, `reset` and `step` are called, which must not reset automatically.
+        params: of its dynamics; by default `env.default_params`, or `()`.
+        name: the name in the spec; by default `env.name`, or the name of the class.
+        episode_length: the time limit; by default the current `params.max_steps_in_episode`. Without `is_truncated` it
+            must not be longer: a `done` of the inner limit would be mistaken for the end of the task.
 
     Raises:
-        ValueError: no time limit is known, or one beyond the environment's own; an action space of another kind.
+        ValueError: no time limit is known, or it is longer than the environment's own; an unsupported action space.
     """
-    name = name or getattr(env, "name", None) or type(env).__name__
+    name = str(name or getattr(env, "name", None) or type(env).__name__)
     params = getattr(env, "default_params", ()) if params is None else params
     limited_inside = not hasattr(env, "is_truncated")
     own = getattr(params, "max_steps_in_episode", None)
@@ -59,7 +60,7 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
         metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"),),
     )
     example = spec.example_action
-    carried = spaces.common_dtypes(fresh, jax.eval_shape(raw_step, key, fresh, example, params)[1])
+    state_shapes = spaces.common_dtypes(fresh, jax.eval_shape(raw_step, key, fresh, example, params)[1])
 
     def timestep(observed, reward, terminated):
         flat = spaces.flat_observation(observed)
@@ -68,10 +69,10 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
 
     def reset(key, params):
         observed, inner = reset_env(key, params)
-        return spaces.steady(inner, carried), timestep(observed, jnp.zeros(1), jnp.asarray(False))
+        return spaces.cast_like(inner, state_shapes), timestep(observed, jnp.zeros(1), jnp.asarray(False))
 
     def step(key, env_state, action, params):
         observed, inner, reward, done = raw_step(key, env_state, action, params)
-        return spaces.steady(inner, carried), timestep(observed, reward, done)
+        return spaces.cast_like(inner, state_shapes), timestep(observed, reward, done)
 
     return with_time_limit(Env(spec, reset, step, params), limited_inside)

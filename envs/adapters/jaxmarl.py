@@ -1,14 +1,14 @@
 """JaxMARL's environments (SMAX, MPE, Overcooked, Hanabi, STORM, ...) behind the protocol of `envs.base`.
 
-The package is imported only where one of them is made: `pip install 'marl_kl[jaxmarl]'`. What changes on the way:
+The package is imported only when one of them is made: `pip install 'marl_kl[jaxmarl]'`. Differences:
 
-- `step_env` is called, not `step`: nothing resets itself (JaxMARL resets at every step), and the last observation of
-  an episode is the real one.
-- Observations are flattened to float32 and padded; the state is `world_state` where there is one (SMAX), else the
-  observations of all agents one after another.
-- Bounded continuous actions are [-1, 1] stretched to the range (see `envs.adapters.spaces`).
-- JaxMARL has one `done` for the task's end and the time limit. They are told apart per family, see `_ending`.
-- After a STORM or coin game's inner game, JaxMARL itself begins the next one within the step.
+- `step_env` is called instead of `step`, which resets automatically, so that the last observation of an episode is the
+  true one.
+- Observations are flattened to float32 and padded; the state is `world_state` if there is one (SMAX), else the
+  concatenated observations of all agents.
+- Bounded continuous actions are [-1, 1] scaled to the range (see `envs.adapters.spaces`).
+- JaxMARL has one `done` for the end of the task and the time limit. They are distinguished per family, see `_ending`.
+- After an inner game of STORM or the coin game, JaxMARL starts the next one within the same step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SMAX_MAPS = (
     "3m", "2s3z", "25m", "3s5z", "8m", "5m_vs_6m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "3s_vs_5z", "6h_vs_8z",
     "smacv2_5_units", "smacv2_10_units", "smacv2_20_units",
 )  # fmt: skip
-"""The scenarios of `HeuristicEnemySMAX`, which are names of their own here."""
+"""The scenarios of `HeuristicEnemySMAX`, which are environment names here."""
 
 REGISTERED = (
     "MPE_simple_v3", "MPE_simple_tag_v3", "MPE_simple_world_comm_v3", "MPE_simple_spread_v3", "MPE_simple_crypto_v3",
@@ -46,14 +46,14 @@ REGISTERED = (
     "switch_riddle", "SMAX", "HeuristicEnemySMAX", "ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8",
     "walker2d_2x3", "storm", "storm_2p", "storm_np", "hanabi", "overcooked", "overcooked_v2", "coin_game", "jaxnav",
 )  # fmt: skip
-"""JaxMARL 0.2's own names that can be made without further packages or objects."""
+"""JaxMARL 0.2's names that need no further packages or objects."""
 
 NAMES = tuple(PREFIX + name for name in (*SMAX_MAPS, *REGISTERED))
-"""Known without the package; whatever else an installed one registers can be made too."""
+"""Known without the package; other names that an installed one registers are also accepted."""
 
 
 def find(name: str) -> Callable[..., Env] | None:
-    """The factory for "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", ... (capitals do not matter); None if it is none.
+    """The factory for "jaxmarl/3m", "jaxmarl/MPE_simple_spread_v3", ... (case-insensitive); None for other names.
 
     The factory takes the options of JaxMARL's own constructor; for Overcooked also `reward_shaping`, see
     `from_jaxmarl`. `layout` (Overcooked) and `scenario` (SMAX) may be names.
@@ -63,11 +63,11 @@ def find(name: str) -> Callable[..., Env] | None:
 
 
 def explain_unknown(name: str) -> str | None:
-    """What to say of a name that begins as these do but is none; None if it does not."""
+    """The message for an unknown name with the prefix "jaxmarl/"; None for other names."""
     if not name.lower().startswith(PREFIX):
         return None
     by_lower = {known.lower(): known for known in NAMES}
-    near = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
     return f"unknown env {name!r}; {hint}"
 
@@ -76,14 +76,13 @@ def _own_name(name: str) -> str | None:
     """JaxMARL's own spelling of "jaxmarl/..."."""
     if not name.lower().startswith(PREFIX):
         return None
-    wanted = name[len(PREFIX) :].lower()
-    known = (*SMAX_MAPS, *REGISTERED)
-    found = next((own for own in known if own.lower() == wanted), None)
-    return found or next((own for own in _installed_names() if own.lower() == wanted), None)
+    lower = name[len(PREFIX) :].lower()
+    known = next((own for own in (*SMAX_MAPS, *REGISTERED) if own.lower() == lower), None)
+    return known or next((own for own in _installed_names() if own.lower() == lower), None)
 
 
 def _installed_names() -> tuple[str, ...]:
-    """What the installed package registers, which may be more than 0.2's; nothing if there is none."""
+    """The names that the installed package registers, possibly more than 0.2's; () if it is not installed."""
     try:
         registered = _imported("jaxmarl").registered_envs
     except ValueError:
@@ -100,7 +99,7 @@ def _make(own: str, **options) -> Env:
         env = _constructed(jaxmarl, own, options)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"env '{name}': JaxMARL does not make it with {options}: {reason}") from error
+        raise ValueError(f"env '{name}': JaxMARL cannot make it with {options}: {reason}") from error
     accepted = _accepted(type(env))
     unknown = sorted(set(options) - set(accepted))
     if unknown:
@@ -110,7 +109,7 @@ def _make(own: str, **options) -> Env:
 
 def _imported(name: str):
     try:
-        with _silence():
+        with silence():
             import jaxmarl
     except ImportError as error:
         raise ValueError(
@@ -120,8 +119,8 @@ def _imported(name: str):
 
 
 @contextlib.contextmanager
-def _silence():
-    """Keeps an import from printing: JaxMARL tells what it does, and its Brax module puts `sys.__stdout__` back."""
+def silence():
+    """Suppresses what importing JaxMARL prints; its Brax module restores `sys.__stdout__`."""
     original = sys.__stdout__
     with contextlib.redirect_stdout(io.StringIO()) as silent, contextlib.redirect_stderr(sys.stderr):
         sys.__stdout__ = silent
@@ -152,11 +151,11 @@ _MPE_EXTRAS = (
     "rad", "moveable", "silent", "collide", "mass", "accel", "max_speed", "u_noise", "c_noise", "damping",
     "contact_force", "contact_margin",
 )  # fmt: skip
-"""What `SimpleMPE` reads from its `**kwargs`; it ignores all else, spelling mistakes included."""
+"""What `SimpleMPE` reads from its `**kwargs`; it ignores other names, including misspelled ones."""
 
 
 def _accepted(env_class: type) -> tuple[str, ...]:
-    """The keyword arguments that reach a constructor, through `**kwargs` too."""
+    """The keyword arguments of a constructor, including those passed on by `**kwargs`."""
     accepted: dict[str, None] = {}
     for cls in env_class.__mro__:
         if "__init__" not in vars(cls) or cls is object:
@@ -179,23 +178,23 @@ def from_jaxmarl(
     team_reward: bool | None = None,
     reward_shaping: float = 0.0,
 ) -> Env:
-    """An environment with JaxMARL's interface, theirs or your own, as an `Env`. JaxMARL need not be installed.
+    """An environment with JaxMARL's interface as an `Env`. JaxMARL need not be installed.
 
     Args:
         env: has `agents`, `action_space(agent)`, `reset(key) -> (obs, state)` and `step_env(key, state, actions) ->
             (obs, state, rewards, dones, info)` with one entry per agent in `obs` and `rewards`, and `dones["__all__"]`;
             may have `get_avail_actions(state)` or `get_legal_moves(state)`, an array [choices] per agent, or for
-            several choices at once an array per sub-action or all of them one after another. `step_env` must not reset.
-        name: what the spec calls it; the class's name by default.
-        episode_length: the time limit in steps; `env.max_steps` by default. A `done` on exactly this step is taken for
-            the limit. It may be no longer than `max_steps`, where there is one: its `done` would then pass for the
-            task's end. (JaxMARL's own environments take theirs from their own options only, see `_ending`.)
-        team_reward: whether all agents always get the same reward; None: what is known of JaxMARL's, else no.
-        reward_shaping: adds this much of `info["shaped_reward"]` to every agent's reward (Overcooked).
+            multi-discrete actions an array per sub-action or their concatenation. `step_env` must not reset.
+        name: the name in the spec; that of the class by default.
+        episode_length: the time limit in steps; `env.max_steps` by default. A `done` on this step is interpreted as the
+            limit. It must not exceed `max_steps`, whose `done` would be mistaken for the end of the task. (JaxMARL's own
+            environments are limited by their own options only, see `_ending`.)
+        team_reward: whether all agents always receive the same reward; None: as in JaxMARL's known environments, else no.
+        reward_shaping: coefficient of `info["shaped_reward"]`, added to every agent's reward (Overcooked).
 
     Raises:
-        ValueError: the length of an episode is not known, or longer than the environment's own; an action space of
-            another kind, agents of different kinds; masks of another size than the choices.
+        ValueError: the episode length is unknown or exceeds the environment's own; an unsupported action space, agents
+            with different kinds of actions; action masks with another size than the number of choices.
     """
     name = name or type(env).__name__
     agents = tuple(env.agents)
@@ -204,18 +203,18 @@ def from_jaxmarl(
     read_observations = _observations(env, agents)
     legal = None if actions.kind == "continuous" else _legal_choices(env, name, agents, actions)
 
-    observed, fresh = jax.eval_shape(env.reset, jax.random.key(0))
+    observed, reset_state = jax.eval_shape(env.reset, jax.random.key(0))
     sizes = tuple(row.shape[0] for row in jax.eval_shape(read_observations, observed))
     has_world_state = isinstance(observed, dict) and "world_state" in observed
-    pays_alike = reward_shaping == 0 and (_pays_alike(env) if team_reward is None else team_reward)
+    is_team_reward = reward_shaping == 0 and (_has_team_reward(env) if team_reward is None else team_reward)
     spec = EnvSpec(
         name=name,
         agents=tuple(map(str, agents)),
         observation_sizes=sizes,
         **actions.spec_fields,
         state_size=math.prod(observed["world_state"].shape) if has_world_state else sum(sizes),
-        episode_length=ending.longest,
-        team_reward=pays_alike,
+        episode_length=ending.limit,
+        team_reward=is_team_reward,
         metadata=(
             ("environment", f"{type(env).__module__}.{type(env).__name__}"),
             ("jaxmarl", _version()),
@@ -228,9 +227,9 @@ def from_jaxmarl(
     )
 
     def native(action):
-        taken = actions.native(action)
-        # where agents are numbers, JaxMARL's STORM unpacks a tuple
-        return dict(zip(agents, taken)) if isinstance(agents[0], str) else tuple(taken)
+        per_agent = actions.native(action)
+        # JaxMARL's STORM, whose agents are numbers, expects a tuple
+        return dict(zip(agents, per_agent)) if isinstance(agents[0], str) else tuple(per_agent)
 
     def timestep(observed, inner, reward, terminated):
         rows = read_observations(observed)
@@ -246,24 +245,25 @@ def from_jaxmarl(
 
     def raw_step(key, inner, action):
         observed, inner, rewards, dones, info = env.step_env(key, inner, native(action))
-        paid = [_entry(rewards, agent, index) for index, agent in enumerate(agents)]
+        reward = [_entry(rewards, agent, index) for index, agent in enumerate(agents)]
         if reward_shaping:
             shaped = info["shaped_reward"]
-            paid = [paid[i] + reward_shaping * _entry(shaped, agent, i) for i, agent in enumerate(agents)]
-        reward = jnp.stack([jnp.asarray(r, jnp.float32) for r in paid])
-        return observed, ending.stop(inner), reward, ending.over(dones["__all__"], info)
+            reward = [reward[i] + reward_shaping * _entry(shaped, agent, i) for i, agent in enumerate(agents)]
+        reward = jnp.stack([jnp.asarray(r, jnp.float32) for r in reward])
+        return observed, ending.hold_counter(inner), reward, ending.is_terminal(dones["__all__"], info)
 
-    step_state = lambda inner, action: raw_step(jax.random.key(0), inner, action)[1]  # noqa: E731
-    after = jax.eval_shape(step_state, fresh, spec.example_action)
-    carried = spaces.common_dtypes(fresh, after)
+    step_state = jax.eval_shape(raw_step, jax.random.key(0), reset_state, spec.example_action)[1]
+    state_shapes = spaces.common_dtypes(reset_state, step_state)
 
     def reset(key, params):
         observed, inner = env.reset(key)
-        return spaces.steady(inner, carried), timestep(observed, inner, jnp.zeros(len(agents), jnp.float32), False)
+        return spaces.cast_like(inner, state_shapes), timestep(
+            observed, inner, jnp.zeros(len(agents), jnp.float32), False
+        )
 
     def step(key, env_state, action, params):
         observed, inner, reward, terminated = raw_step(key, env_state, action)
-        return spaces.steady(inner, carried), timestep(observed, inner, reward, terminated)
+        return spaces.cast_like(inner, state_shapes), timestep(observed, inner, reward, terminated)
 
     return with_time_limit(Env(spec, reset, step), ending.limited_inside)
 
@@ -272,66 +272,66 @@ class _Ending(NamedTuple):
     """How an environment's episodes end.
 
     Attributes:
-        longest: the time limit, in steps of its own `done`.
-        note: in words.
-        over: `over(done, info) -> [] bool`, whether the task itself has ended.
-        stop: `stop(state) -> state` with its step counter at 0 again, so that its `done` is never the time limit's.
+        limit: the time limit, in steps.
+        note: a description for the metadata.
+        is_terminal: `is_terminal(done, info) -> [] bool`, whether the task itself has ended.
+        hold_counter: `hold_counter(state) -> state` with its step counter reset to 0, so that `done` never is the limit.
         limited_inside: see `envs.time_limit.with_time_limit`.
     """
 
-    longest: int
+    limit: int
     note: str
-    over: Callable[[jax.Array, Any], jax.Array] = lambda done, info: done
-    stop: Callable[[Any], Any] = lambda state: state
+    is_terminal: Callable[[jax.Array, Any], jax.Array] = lambda done, info: done
+    hold_counter: Callable[[Any], Any] = lambda state: state
     limited_inside: bool = False
 
 
 def _ending(env: Any, name: str, episode_length: int | None) -> _Ending:
-    """What is known of JaxMARL 0.2's families; for others the limit's step decides."""
+    """That of JaxMARL 0.2's families; for other environments, a `done` on the step of the limit is the limit."""
     known = _known_ending(env, name)
     if known is None:
         limit = spaces.time_limit(name, "max_steps", getattr(env, "max_steps", None), episode_length)
         return _Ending(limit, f"a done at step {limit} is taken for the limit's", limited_inside=True)
-    if episode_length not in (None, known.longest):
+    if episode_length not in (None, known.limit):
         raise ValueError(
-            f"env '{name}': episode_length={episode_length}; it ends after {known.longest} steps, which its own "
-            "options set (max_steps, num_inner_steps, ...): leave episode_length out"
+            f"env '{name}': episode_length={episode_length}; accepted: None, because its own options "
+            f"(max_steps, num_inner_steps, ...) set its limit of {known.limit} steps"
         )
     return known
 
 
 def _known_ending(env: Any, name: str) -> _Ending | None:
-    """From the sources of JaxMARL 0.2; None for what is not its own, and JaxNav."""
+    """From the sources of JaxMARL 0.2; None for other environments and JaxNav."""
     families = _lineage(type(env))
     stopped = "ours, at the step of JaxMARL's own; its counter is held at 0, so that its done is the task's end"
     only = "JaxMARL's own, which is the only end"
     if {"SimpleMPE", "SMAX"} & families:
-        # they compare the counter before they raise it: one step more than max_steps
-        return _Ending(env.max_steps + 1, stopped, stop=_with_counter_at_0)
+        # the counter is compared before it is incremented: one step more than max_steps
+        return _Ending(env.max_steps + 1, stopped, hold_counter=_with_counter_at_0)
     if "EnemySMAX" in families:
         return _Ending(
-            env.max_steps + 1, stopped, stop=lambda state: state.replace(state=_with_counter_at_0(state.state))
+            env.max_steps + 1, stopped, hold_counter=lambda state: state.replace(state=_with_counter_at_0(state.state))
         )
     if "SwitchRiddle" in families:
-        return _Ending(env.max_steps, stopped, stop=_with_counter_at_0)
+        return _Ending(env.max_steps, stopped, hold_counter=_with_counter_at_0)
     if {"InTheGrid", "InTheGrid_2p", "InTheMatrix"} & families and env.num_outer_steps == 1:
-        return _Ending(env.num_inner_steps, stopped, stop=_with_counter_at_0)
+        return _Ending(env.num_inner_steps, stopped, hold_counter=_with_counter_at_0)
     if {"InTheGrid", "InTheGrid_2p", "InTheMatrix", "CoinGame"} & families:
         longest = env.num_inner_steps * env.num_outer_steps
         note = f"{only}; after every inner game the next one begins within the step, after the last one too"
-        return _Ending(longest, note, over=_never)
+        return _Ending(longest, note, is_terminal=_never)
     if {"Overcooked", "OvercookedV2"} & families:
-        return _Ending(env.max_steps, only, over=_never)
+        return _Ending(env.max_steps, only, is_terminal=_never)
     if "HanabiGame" in families:
-        # every play or discard takes a card or a turn of the last round, every hint a token
+        # every play or discard uses a card or a turn of the last round, every hint a token
         turns = int(env.deck_size) - env.num_agents * env.hand_size + env.num_agents + 1
         return _Ending(2 * turns + env.max_info_tokens, "none: the game ends")
     if "MABraxEnv" in families:
         if env.auto_reset:
-            raise ValueError(f"env '{name}': auto_reset=True; it must be False: nothing here resets itself")
+            raise ValueError(f"env '{name}': auto_reset=True; it must be False")
         longest = -(-env.episode_length // env.action_repeat)
         note = "Brax's own, which it reports apart"
-        return _Ending(longest, note, over=lambda done, info: done & (info["truncation"] == 0))
+        return _Ending(longest, note, is_terminal=lambda done, info: done & (info["truncation"] == 0))
     return None
 
 
@@ -343,20 +343,20 @@ def _never(done: jax.Array, info: Any) -> jax.Array:
     return jnp.zeros_like(done)
 
 
-def _pays_alike(env: Any) -> bool:
-    """Whether JaxMARL pays all agents the same at every step."""
+def _has_team_reward(env: Any) -> bool:
+    """Whether all agents of a JaxMARL environment receive the same reward in every step."""
     families = _lineage(type(env))
-    alike = {"EnemySMAX", "Overcooked", "OvercookedV2", "HanabiGame", "SwitchRiddle", "MABraxEnv"}
-    if (alike | {"SimpleSpeakerListenerMPE"}) & families or len(env.agents) == 1:
+    team = {"EnemySMAX", "Overcooked", "OvercookedV2", "HanabiGame", "SwitchRiddle", "MABraxEnv"}
+    if (team | {"SimpleSpeakerListenerMPE"}) & families or len(env.agents) == 1:
         return True
-    # simple_spread and simple_reference: the rest is each agent's own, and 0.5 by default
-    return {"SimpleSpreadMPE", "SimpleReferenceMPE"} & families and env.local_ratio == 0 or False
+    # simple_spread and simple_reference mix in individual rewards, with weight 0.5 by default
+    return bool({"SimpleSpreadMPE", "SimpleReferenceMPE"} & families) and env.local_ratio == 0
 
 
 def _won_above(env: Any) -> tuple[tuple[str, str], ...]:
-    """The metadata that tell won episodes by their return, where a reward does.
+    """Metadata with the return above which an episode is won, if rewards show it.
 
-    SMAX against its own enemy pays the enemies' lost health, 1 in all, and the bonus for a battle that is won.
+    SMAX against its heuristic enemy rewards the enemies' lost health, 1 in total, and adds a bonus for a won battle.
     """
     if "EnemySMAX" not in _lineage(type(env)) or env.use_self_play_reward or env.won_battle_bonus <= 0:
         return ()
@@ -373,9 +373,9 @@ def _observations(env: Any, agents: Sequence[Any]) -> Callable[[Any], list[jax.A
 
 
 def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
-    """STORM's own layout: views [N, ...], and [5, N] of two sorts of coins, readiness, and the coins shown to all.
+    """STORM's layout: views [N, ...], and [5, N]: two kinds of coins, readiness, and the coins shown to all.
 
-    An agent sees its own view and inventory, and what frozen agents show to all.
+    An agent observes its own view and inventory, and the coins that frozen agents show to all.
     """
     views, inventory = observed["observations"], observed["inventory"]
     return [spaces.flat_observation((views[agent], inventory[:3, agent], inventory[3:])) for agent in range(len(views))]
@@ -384,37 +384,39 @@ def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:
 def _legal_choices(
     env: Any, name: str, agents: Sequence[Any], actions: spaces.ActionSpaces
 ) -> Callable[[Any], jax.Array] | None:
-    """`legal(state) -> [N, A] bool`; None where nothing is ever forbidden.
+    """`legal(state) -> [N, A] bool`; None if all choices are always legal.
 
-    Who has no choice has them all; of several choices at once, one without any is left without, and is 0.
+    An agent without a legal choice gets all of them; a sub-action without one stays without, and is 0.
 
     Raises:
-        ValueError: what the environment says of an agent is not one entry per choice.
+        ValueError: an agent's mask does not have one entry per choice.
     """
     choices = getattr(env, "get_legal_moves", None) or getattr(env, "get_avail_actions", None)
     if choices is None:
         return None
-    rows = lambda found: [  # noqa: E731
-        spaces.flat_observation(_entry(found, agent, index)) != 0 for index, agent in enumerate(agents)
-    ]
+
+    def rows(state):
+        masks = choices(state)
+        return [spaces.flat_observation(_entry(masks, agent, index)) != 0 for index, agent in enumerate(agents)]
+
     _, state = jax.eval_shape(env.reset, jax.random.key(0))
     try:
-        found = jax.eval_shape(lambda inner: rows(choices(inner)), state)
+        shapes = jax.eval_shape(rows, state)
     except NotImplementedError:
         return None
-    for agent, row, wanted in zip(agents, found, actions.num_choices):
-        # one choice of several agents may come padded to the agent that has most of them
-        most = wanted if actions.kind == "multi_discrete" else max(actions.sizes)
-        if not wanted <= row.shape[0] <= most:
+    for agent, row, expected in zip(agents, shapes, actions.num_choices):
+        # discrete masks may be padded to the agent with the most choices
+        most = expected if actions.kind == "multi_discrete" else max(actions.sizes)
+        if not expected <= row.shape[0] <= most:
             raise ValueError(
                 f"env '{name}': {choices.__name__} has {row.shape[0]} entries for agent {agent!r}; it must have "
-                f"{wanted}, one per choice"
+                f"{expected}, one per choice"
             )
     if actions.kind == "multi_discrete":
-        return lambda state: actions.placed(rows(choices(state)))
+        return lambda state: actions.pad_choices(rows(state))
 
     def legal(state):
-        mask = spaces.padded_rows(rows(choices(state)), max(actions.sizes))
+        mask = spaces.padded_rows(rows(state), max(actions.sizes))
         return mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
     return legal
@@ -426,7 +428,7 @@ def _entry(per_agent: Any, agent: Any, index: int) -> Any:
 
 
 def _lineage(env_class: type) -> frozenset[str]:
-    """The names of JaxMARL's classes that a class is made of: told apart without importing JaxMARL."""
+    """The names of a class's base classes in JaxMARL, found without importing it."""
     return frozenset(cls.__name__ for cls in env_class.__mro__ if cls.__module__.startswith("jaxmarl."))
 
 

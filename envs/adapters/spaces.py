@@ -1,16 +1,16 @@
-"""What the action spaces of other libraries (gymnax, JaxMARL, Gymnasium) say, read by their attributes alone."""
+"""Action spaces of other libraries (gymnax, JaxMARL, Gymnasium), read from their attributes without an import."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import multi_discrete_sizes
+from envs.base import ActionKind, multi_discrete_sizes
 
 
 class ActionSpaces(NamedTuple):
@@ -19,22 +19,22 @@ class ActionSpaces(NamedTuple):
     Attributes:
         kind: as in `EnvSpec.action_kind`.
         sizes: as in `EnvSpec.action_sizes`.
-        shapes: per agent, the shape of an action there.
-        low, high: per agent, numpy arrays of that shape; None for choices.
-        sub_actions: as in `EnvSpec.sub_actions`.
+        shapes: per agent, the native shape of an action.
+        low, high: per agent, numpy arrays of that shape; () unless continuous.
+        sub_actions: as in `EnvSpec.sub_actions`; () unless multi-discrete.
     """
 
-    kind: Literal["continuous", "discrete", "multi_discrete"]
+    kind: ActionKind
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
-    low: tuple[np.ndarray, ...] | None = None
-    high: tuple[np.ndarray, ...] | None = None
-    sub_actions: tuple[tuple[int, ...], ...] | None = None
+    low: tuple[np.ndarray, ...] = ()
+    high: tuple[np.ndarray, ...] = ()
+    sub_actions: tuple[tuple[int, ...], ...] = ()
 
     @property
     def spec_fields(self) -> dict[str, Any]:
-        """The fields of an `EnvSpec` that say this."""
-        fields = {"action_kind": self.kind, "action_sizes": self.sizes, "sub_actions": self.sub_actions}
+        """The corresponding fields of an `EnvSpec`."""
+        fields = {"action_kind": self.kind, "action_sizes": self.sizes, "sub_actions": self.sub_actions or None}
         if self.kind == "continuous" and all(np.isfinite(ends).all() for ends in (*self.low, *self.high)):
             ones = tuple((1.0,) * size for size in self.sizes)
             return fields | {"action_low": jax.tree.map(lambda one: -one, ones), "action_high": ones}
@@ -42,14 +42,14 @@ class ActionSpaces(NamedTuple):
 
     @property
     def num_choices(self) -> tuple[int, ...]:
-        """Per agent, how many choices there are, those of all its sub-actions together."""
-        return self.sizes if self.sub_actions is None else tuple(map(sum, self.sub_actions))
+        """Per agent the number of choices, over all its sub-actions."""
+        return tuple(map(sum, self.sub_actions)) or self.sizes
 
-    def placed(self, rows: Sequence[jax.Array]) -> jax.Array:
-        """[N, D * K]: what is said of each choice of several at once, where `EnvSpec.action_mask` has that choice.
+    def pad_choices(self, rows: Sequence[jax.Array]) -> jax.Array:
+        """[N, D * K]: values per choice of multi-discrete actions, in the layout of `EnvSpec.action_mask`.
 
         Args:
-            rows: per agent [sum of its choices], those of its sub-actions one after another.
+            rows: per agent [sum of its choices], sub-action after sub-action.
         """
         num_choices = max(max(own) for own in self.sub_actions)
         padded = []
@@ -59,23 +59,23 @@ class ActionSpaces(NamedTuple):
         return padded_rows(padded, max(self.sizes))
 
     def native(self, action: jax.Array) -> list[jax.Array]:
-        """Per agent, what its own library's environment expects of `action`, [N] or [N, D] int32, or [N, A].
+        """`action`, [N] or [N, D] int32, or [N, A], as the library's environment expects it, per agent.
 
-        Continuous actions are clipped to [-1, 1] and stretched to a bounded space, so that a policy that begins around
-        0 begins in the middle; where a space has no bounds they go through as they are.
+        Continuous actions are clipped to [-1, 1] and scaled to a bounded space, so that a policy around 0 starts in its
+        middle; actions of unbounded spaces are unchanged.
         """
         if self.kind == "discrete":
             return [action[agent] for agent in range(len(self.sizes))]
         if self.kind == "multi_discrete":
             return [action[agent, : len(own)] for agent, own in enumerate(self.sub_actions)]
-        return [self._stretched(action[agent, :size], agent) for agent, size in enumerate(self.sizes)]
+        return [self._scaled(action[agent, :size], agent) for agent, size in enumerate(self.sizes)]
 
-    def _stretched(self, action: jax.Array, agent: int) -> jax.Array:
+    def _scaled(self, action: jax.Array, agent: int) -> jax.Array:
         action = jnp.reshape(action, self.shapes[agent])
         bounded = np.isfinite(self.low[agent]) & np.isfinite(self.high[agent])
         low, high = np.where(bounded, self.low[agent], -1.0), np.where(bounded, self.high[agent], 1.0)
         within = jnp.where(bounded, jnp.clip(action, -1.0, 1.0), action)
-        return ((low + high) / 2 + (high - low) / 2 * within).astype(jnp.float32)
+        return (within * ((high - low) / 2) + (low + high) / 2).astype(jnp.float32)
 
 
 def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
@@ -83,16 +83,15 @@ def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
 
     Args:
         name: for error messages.
-        spaces: per agent: one with `n` is a number of choices, one with `nvec` or `num_categories` several of them, one
-            with `low`, `high` and `shape` a box.
+        spaces: per agent: discrete if it has `n`, multi-discrete if it has `nvec` or `num_categories`, continuous if it
+            has `low`, `high` and `shape`.
 
     Raises:
-        ValueError: a space of another kind (nested, say), or agents of different kinds.
+        ValueError: a space of another kind (for example nested), or agents of different kinds.
     """
     kinds = {_kind(name, space) for space in spaces}
     if len(kinds) > 1:
-        found = " and ".join(sorted(kinds))
-        raise ValueError(f"env '{name}': agents have {found} actions; one kind for all is accepted")
+        raise ValueError(f"env '{name}': agents have {' and '.join(sorted(kinds))} actions; they must be of one kind")
     if kinds == {"discrete"}:
         sizes = tuple(int(space.n) for space in spaces)
         return ActionSpaces("discrete", sizes, ((),) * len(sizes))
@@ -108,57 +107,58 @@ def read(name: str, spaces: Sequence[Any]) -> ActionSpaces:
     return ActionSpaces("continuous", tuple(math.prod(shape) for shape in shapes), shapes, low, high)
 
 
-def _kind(name: str, space: Any) -> str:
-    if np.ndim(getattr(space, "n", None)) == 0 and getattr(space, "n", None) is not None:
+def _kind(name: str, space: Any) -> ActionKind:
+    count = getattr(space, "n", None)
+    if count is not None and np.ndim(count) == 0:
         return "discrete"
     if np.ndim(_categories(space)) == 1:
         return "multi_discrete"
     if all(hasattr(space, attribute) for attribute in ("low", "high", "shape")):
         return "continuous"
-    raise ValueError(f"env '{name}': an action space {type(space).__name__}; accepted: Discrete, MultiDiscrete, Box")
+    raise ValueError(f"env '{name}': action space {type(space).__name__}; accepted: Discrete, MultiDiscrete, Box")
 
 
 def _categories(space: Any) -> np.ndarray:
-    """Choices per sub-action, as Gymnasium or JaxMARL call them; an array without axes where there are none."""
+    """Choices per sub-action, under Gymnasium's or JaxMARL's name; an array without axes if there are none."""
     return np.asarray(getattr(space, "nvec", getattr(space, "num_categories", None)))
 
 
-def time_limit(name: str, field: str, own: int | None, wanted: int | None) -> int:
-    """The time limit of the environment `name`, in steps: `wanted`, or else its own.
+def time_limit(name: str, field: str, own: int | None, requested: int | None) -> int:
+    """The time limit of the environment `name`, in steps: `requested`, or else its own.
 
     Args:
-        name, field: for error messages: what the environment's own limit is called there.
+        name, field: for error messages: the environment's name and that of its own limit.
         own: its own limit, if it has one.
-        wanted: what the user asks for.
+        requested: the user's choice.
 
     Raises:
-        ValueError: there is neither, or its own comes before the one wanted: it would pass for the task's end.
+        ValueError: neither is known, or its own is shorter than the requested one: reaching it would be mistaken for
+            the end of the task.
     """
-    if wanted is None and own is None:
-        raise ValueError(f"env '{name}': it has no {field} to be its time limit; give episode_length=...")
-    if None not in (own, wanted) and wanted > own:
+    if own is None and requested is None:
+        raise ValueError(f"env '{name}' has no time limit {field}; episode_length=... is required")
+    if own is not None and requested is not None and requested > own:
         raise ValueError(
-            f"env '{name}': episode_length={wanted}; it must be at most its own {field}={own}, at which it ends by "
-            "itself"
+            f"env '{name}': episode_length={requested}; it must be at most the environment's own limit {field}={own}"
         )
-    return int(own if wanted is None else wanted)
+    return int(next(limit for limit in (requested, own) if limit is not None))
 
 
 def flat_observation(observation: Any) -> jax.Array:
-    """[size] float32: the arrays of one agent's observation, whatever their nesting and types, one after another."""
+    """[size] float32: all arrays of one agent's (nested) observation, flattened and concatenated."""
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(observation)])
 
 
 def padded_rows(rows: Sequence[jax.Array], size: int) -> jax.Array:
-    """[N, size]: vectors of different lengths, with zeros behind them."""
+    """[N, size]: vectors of different lengths, padded with zeros."""
     return jnp.stack([jnp.pad(row, (0, size - row.shape[0])) for row in rows])
 
 
-def steady(tree: Any, like: Any) -> Any:
-    """`tree` as arrays of exactly the dtypes of `like`, so that it can be carried through `jax.lax.scan`."""
-    return jax.tree.map(lambda leaf, model: jax.lax.convert_element_type(jnp.asarray(leaf), model.dtype), tree, like)
+def cast_like(tree: Any, like: Any) -> Any:
+    """`tree` as arrays with exactly the dtypes of `like`, so that it can be the carry of `jax.lax.scan`."""
+    return jax.tree.map(lambda leaf, other: jax.lax.convert_element_type(jnp.asarray(leaf), other.dtype), tree, like)
 
 
 def common_dtypes(first: Any, second: Any) -> Any:
-    """Shapes with dtypes that hold the leaves of both trees of `jax.ShapeDtypeStruct`."""
+    """`jax.ShapeDtypeStruct`s with the promoted dtypes of the leaves of two such trees."""
     return jax.tree.map(lambda a, b: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, b.dtype)), first, second)

@@ -1,8 +1,8 @@
-"""Factorising a body: which agent drives which joints, and what it sees of the kinematic tree.
+"""Factorisation of a body: the joints that each agent drives, and its observation of the kinematic tree.
 
-Everything here follows from one small description of a body, `KinematicTree`; nothing is typed in per split, and no
-physics engine is imported. The rules are those of Multi-Agent MuJoCo (Peng et al. 2021, "FACMAC", `agent_obsk`), and
-its index sets come out for the bodies where it follows its own rules (see `tests/envs/test_kinematics.py`).
+Everything follows from one description of a body, `KinematicTree`, without tables per split and without a physics
+engine. The rules are those of Multi-Agent MuJoCo (Peng et al. 2021, "FACMAC", `agent_obsk`); the index sets are equal
+for the bodies where it follows these rules itself (see `tests/envs/test_kinematics.py`).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ Partition = tuple[tuple[str, ...], ...]
 """The actuator names of every agent, each agent's in joint order."""
 
 Categories = tuple[tuple[str, ...], ...]
-"""What is seen of a joint: the k-th entry names the categories visible at distance k, the last holds beyond it."""
+"""What is observed of a joint: the k-th entry has the categories visible at distance k, the last also beyond."""
 
 LOCAL_CATEGORIES: Categories = (("qpos", "qvel"), ("qpos",))
-"""MA-MuJoCo's: position and velocity of one's own joints, the position alone of those further away."""
+"""MA-MuJoCo's: position and velocity of an agent's own joints, only the position of others."""
 
 _WORLD = -1
 
 
-class Entry(NamedTuple):
-    """Whose one number of the full observation is.
+class ObservationEntry(NamedTuple):
+    """One number of the full observation.
 
     Attributes:
         category: "qpos", "qvel", "cinert", "cvel", "qfrc_actuator" or "cfrc_ext" as in MuJoCo, or "task" (a goal).
         actuators: the action indices of the joints that it belongs to; empty for the root and for the task.
-        shared: everybody sees it at any number of hops.
+        shared: whether all agents observe it at any number of hops.
     """
 
     category: str
@@ -39,17 +39,16 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KinematicTree:
-    """A body as the factorisation sees it; frozen and hashable.
+    """The description of a body for the factorisation; frozen and hashable.
 
     Attributes:
         body: the body's name, for error messages.
-        actuators: one name per actuator, in the order of the simulator's action vector, so that an actuator's
-            position here is its action index.
-        qd_index: per actuator, where its joint sits in the generalised velocities qd.
+        actuators: one name per actuator, in the order of the simulator's action vector (the action index).
+        qd_index: per actuator, the index of its joint in the generalised velocities qd.
         dof_link: the link that each degree of freedom moves.
         link_parents: the parent of every link, -1 for the world.
         control_range: per actuator, the lowest and the highest control.
-        entries: what each number of the full observation is.
+        entries: the numbers of the full observation.
     """
 
     body: str
@@ -58,7 +57,7 @@ class KinematicTree:
     dof_link: tuple[int, ...]
     link_parents: tuple[int, ...]
     control_range: tuple[tuple[float, float], ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[ObservationEntry, ...]
 
     @property
     def observation_size(self) -> int:
@@ -67,9 +66,9 @@ class KinematicTree:
 
     @property
     def joint_order(self) -> tuple[int, ...]:
-        """Action indices sorted by joint, that is, in the order in which the tree was written down.
+        """Action indices sorted by joint, in the order of the model file.
 
-        The action order may differ from it: the ant's actions start with its fourth leg.
+        The order of actions may differ: the ant's actions start with its fourth leg.
         """
         return tuple(sorted(range(len(self.actuators)), key=lambda index: self.qd_index[index]))
 
@@ -97,12 +96,12 @@ def factorise(tree: KinematicTree, factorisation: str) -> Partition:
 
 
 def factorisations(joints: int) -> tuple[str, ...]:
-    """All ways to give every one of at least two agents the same number of joints: ("2x4", "4x2", "8x1") for 8."""
+    """All splits into at least two agents with the same number of joints: ("2x4", "4x2", "8x1") for 8."""
     return tuple(f"{n}x{joints // n}" for n in range(2, joints + 1) if joints % n == 0)
 
 
 def wrong_product(body: str, num_agents: int, per_agent: int, joints: int, known: Sequence[str]) -> str:
-    """The sentence that says why a factorisation is impossible."""
+    """The message about an impossible factorisation."""
     return (
         f"{num_agents} x {per_agent} = {num_agents * per_agent}, but the {body} has {joints} joints; "
         f"known splits: {', '.join(known)}"
@@ -110,7 +109,7 @@ def wrong_product(body: str, num_agents: int, per_agent: int, joints: int, known
 
 
 def explicit_partition(tree: KinematicTree, agents: Sequence[Sequence[str]]) -> Partition:
-    """Checks a partition given by actuator names; each agent's actuators are put in joint order.
+    """Checks a partition of actuator names and sorts each agent's actuators in joint order.
 
     Raises:
         ValueError: an unknown actuator, one given twice, one left out, or an agent without any.
@@ -171,12 +170,12 @@ def partition_text(partition: Partition) -> str:
 
 
 def action_indices(tree: KinematicTree, partition: Partition) -> tuple[tuple[int, ...], ...]:
-    """Per agent, the place of each of its actions in the simulator's action vector; an agent's are in joint order."""
+    """Per agent, the indices of its actions in the simulator's action vector, in joint order."""
     return tuple(tuple(tree.actuators.index(name) for name in agent) for agent in partition)
 
 
 def neighbours(tree: KinematicTree, actuator: int) -> frozenset[int]:
-    """The actuators that touch a body which this one touches too: itself among them, the world not counted.
+    """The actuators that touch a link which this one touches, including itself and excluding the world.
 
     A joint touches the link that it moves and the parent of that link.
     """
@@ -185,7 +184,7 @@ def neighbours(tree: KinematicTree, actuator: int) -> frozenset[int]:
 
 
 def distances(tree: KinematicTree, actuators: Sequence[int]) -> dict[int, int]:
-    """Per actuator that can be reached, how many steps along `neighbours` it is from the nearest of `actuators`."""
+    """Per reachable actuator its distance from the nearest of `actuators`, in steps along `neighbours`."""
     distance = dict.fromkeys(actuators, 0)
     ring = list(actuators)
     while ring:
@@ -198,13 +197,13 @@ def distances(tree: KinematicTree, actuators: Sequence[int]) -> dict[int, int]:
 def observation_indices(
     tree: KinematicTree, partition: Partition, hops: int, categories: Categories = LOCAL_CATEGORIES
 ) -> tuple[tuple[int, ...], ...]:
-    """Per agent, the entries of the full observation that it sees at `hops` hops, in ascending order.
+    """Per agent, the indices of the full observation visible at `hops` hops, in ascending order.
 
-    Of joints up to `hops` hops away what `categories` lists for their distance, and whatever is shared (the
-    coordinates of the root).
+    Of joints up to `hops` hops away the `categories` of their distance, and all shared entries (such as the coordinates
+    of the root).
     """
 
-    def visible(entry: Entry, distance: dict[int, int]) -> bool:
+    def visible(entry: ObservationEntry, distance: dict[int, int]) -> bool:
         nearest = min((distance[index] for index in entry.actuators if index in distance), default=hops + 1)
         return entry.shared or (nearest <= hops and entry.category in categories[min(nearest, len(categories) - 1)])
 
@@ -216,13 +215,13 @@ def observation_indices(
 
 def coordinate_entries(
     q_index: Sequence[int], qd_index: Sequence[int], q_size: int, qd_size: int, skipped_q: int
-) -> tuple[Entry, ...]:
+) -> tuple[ObservationEntry, ...]:
     """The entries of q[skipped_q:] followed by qd.
 
     Args:
-        q_index, qd_index: per actuator, where its joint sits in q and qd. What no actuator drives is shared.
+        q_index, qd_index: per actuator, the indices of its joint in q and qd. Coordinates without an actuator are shared.
         q_size, qd_size: lengths of q and qd.
-        skipped_q: how many leading entries of q are left out (the horizontal position of the root).
+        skipped_q: number of leading entries of q left out (the horizontal position of the root).
     """
     return (
         *_coordinates("qpos", q_index, range(skipped_q, q_size)),
@@ -230,17 +229,19 @@ def coordinate_entries(
     )
 
 
-def _coordinates(category: str, driven: Sequence[int], places: Sequence[int]) -> tuple[Entry, ...]:
+def _coordinates(category: str, driven: Sequence[int], places: Sequence[int]) -> tuple[ObservationEntry, ...]:
     actuator = {place: index for index, place in enumerate(driven)}
     return tuple(
-        Entry(category, (actuator[place],), False) if place in actuator else Entry(category, (), True)
+        ObservationEntry(category, (actuator[place],), False)
+        if place in actuator
+        else ObservationEntry(category, (), True)
         for place in places
     )
 
 
-def link_entries(category: str, actuators_of_link: Sequence[Sequence[int]], size: int) -> tuple[Entry, ...]:
-    """`size` numbers for each link, which belong to the joints that move it; those of the root to nobody."""
-    return tuple(Entry(category, tuple(owners), False) for owners in actuators_of_link for _ in range(size))
+def link_entries(category: str, actuators_of_link: Sequence[Sequence[int]], size: int) -> tuple[ObservationEntry, ...]:
+    """`size` numbers for each link, which belong to the joints that move it; those of the root to none."""
+    return tuple(ObservationEntry(category, tuple(owners), False) for owners in actuators_of_link for _ in range(size))
 
 
 def _touched_links(tree: KinematicTree, actuator: int) -> frozenset[int]:

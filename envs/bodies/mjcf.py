@@ -1,7 +1,7 @@
-"""Models that are generated: chains of any length, and two cheetahs coupled by a spring.
+"""Generated models: swimmers and ants of any length.
 
-The measures are those of MuJoCo's swimmer and ant and of MA-MuJoCo's many-segment bodies built from them (Peng et al.
-2021): links of length 1 in a dense medium; ant torsos one behind the other, each with a pair of legs.
+The dimensions are those of MuJoCo's swimmer and ant and of MA-MuJoCo's many-segment bodies built from them (Peng et al.
+2021): links of length 1 in a dense medium; a row of ant torsos, each with a pair of legs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def swimmer(joints: tuple[str, ...], alternate: bool, integrator: str = "Euler")
 
 
 def many_segment_swimmer(segments: int) -> str:
-    """MA-MuJoCo's: as many driven joints as segments, so one link more."""
+    """MA-MuJoCo's, with as many driven joints as segments and one link more."""
     return swimmer(many_segment_swimmer_joints(segments), alternate=True)
 
 
@@ -83,7 +83,7 @@ _ANT = """
 
 
 def many_segment_ant(segments: int, integrator: str = "Euler") -> str:
-    """Pairs of legs along a stiff spine: the first pair points forwards, the others backwards."""
+    """Pairs of legs along a stiff spine: the first pair points forward, the others backward."""
 
     def segment(index: int) -> str:
         if index == segments:

@@ -1,7 +1,7 @@
-"""What a physics engine gives to a body's environment, and the kinematic tree read off a MuJoCo model.
+"""The interface of the physics engines, and the kinematic tree of a MuJoCo model.
 
 An engine is a module with `load(...) -> Physics`: `envs.bodies.brax_engine` (Brax's bodies on Brax's backends) and
-`envs.bodies.mjx_engine` (MuJoCo's own physics with the rules of Gymnasium's environments). MuJoCo is imported by them alone.
+`envs.bodies.mjx_engine` (MuJoCo's physics with the tasks of Gymnasium's environments). Only they import MuJoCo.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from envs.bodies.kinematics import Entry, KinematicTree
+from envs.bodies.kinematics import KinematicTree, ObservationEntry
 
 CPU_OPTIONS = (("xla_cpu_use_fusion_emitters", False),)
-"""What MJX needs on a CPU: else XLA repeats a parent's work in all its descendants, and a chain of 20 links takes
-seconds per step; the pusher on MJX had not compiled after five minutes, with it takes 10 s."""
+"""XLA options for MJX on a CPU: without them XLA repeats a parent's computation in all its descendants, so that a chain
+of 20 links takes seconds per step, and the pusher compiles for more than five minutes instead of 10 s."""
 
 State = Any
-"""A pytree that only its own engine reads."""
+"""A pytree, opaque outside of its engine."""
 
 
-class Seen(NamedTuple):
-    """What a body shows after a reset or a step.
+class BodyTimeStep(NamedTuple):
+    """Observation, reward and termination of a body after a reset or a step.
 
     Attributes:
         observation: [S] float32, the full observation. reward: [] float32, 0 after a reset.
@@ -42,18 +42,18 @@ class Physics(NamedTuple):
     """A body in a physics engine: static facts and pure functions.
 
     Attributes:
-        tree: what the body is factorised by.
-        reset: `reset(key) -> (state, Seen)`, a new random state for every key.
-        step: `step(state, control) -> (state, Seen)`; `control` [actuators] inside `tree.control_range`.
+        tree: its kinematic tree.
+        reset: `reset(key) -> (state, BodyTimeStep)`, a new random state for every key.
+        step: `step(state, control) -> (state, BodyTimeStep)`; `control` [actuators] inside `tree.control_range`.
         pose: `pose(state) -> [nq]`, the generalised positions, for drawing.
         model: the `mujoco.MjModel` that the poses belong to.
         seconds: simulated seconds per control step.
-        compiler_options: what XLA needs on a CPU to compile the body in reasonable time, as (name, value) pairs.
+        compiler_options: XLA options to compile the body on a CPU in reasonable time, as (name, value) pairs.
     """
 
     tree: KinematicTree
-    reset: Callable[[jax.Array], tuple[State, Seen]]
-    step: Callable[[State, jax.Array], tuple[State, Seen]]
+    reset: Callable[[jax.Array], tuple[State, BodyTimeStep]]
+    step: Callable[[State, jax.Array], tuple[State, BodyTimeStep]]
     pose: Callable[[State], jax.Array]
     model: Any
     seconds: float
@@ -61,11 +61,11 @@ class Physics(NamedTuple):
 
 
 def tree_of(
-    body: str, model: Any, entries: Sequence[Entry], control_range: Sequence[tuple[float, float]]
+    body: str, model: Any, entries: Sequence[ObservationEntry], control_range: Sequence[tuple[float, float]]
 ) -> KinematicTree:
-    """The tree of a `mujoco.MjModel`. An actuator is called after the joint that it drives.
+    """The tree of a `mujoco.MjModel`. An actuator has the name of its joint.
 
-    Bodies without joints are welded to their parents and count as one link with them; links of the world are -1.
+    Bodies without joints are welded to their parents and form one link with them; the world is link -1.
     """
     joints = model.actuator_trnid[:, 0]
     link = np.asarray(model.body_weldid)
@@ -82,7 +82,7 @@ def tree_of(
 
 
 class Contacts(NamedTuple):
-    """What of a `mujoco.MjModel` can touch what, whatever is near.
+    """The geoms of a `mujoco.MjModel` that can be in contact, regardless of distance.
 
     Attributes:
         floor: the geoms that can touch the floor.
@@ -96,14 +96,14 @@ class Contacts(NamedTuple):
 
 
 def contacts(model: Any) -> Contacts:
-    """By MuJoCo's rules: the masks of the geoms, and never a body with itself or with its parent but the world.
+    """By MuJoCo's rules: the masks of the geoms, excluding a body with itself or its parent (unless that is the world).
 
-    The floor is geom 0; exceptions that a model lists by name are not looked at, as no body here has some.
+    The floor is geom 0. Explicit exclusions of a model are ignored; no body here has any.
     """
-    mask, wanted = np.asarray(model.geom_contype), np.asarray(model.geom_conaffinity)
+    mask, affinity = np.asarray(model.geom_contype), np.asarray(model.geom_conaffinity)
     link = np.asarray(model.body_weldid)[model.geom_bodyid]
     parent = np.asarray(model.body_weldid)[np.asarray(model.body_parentid)[link]]
-    meets = ((mask[:, None] & wanted) | (mask & wanted[:, None])) != 0
+    meets = ((mask[:, None] & affinity) | (mask & affinity[:, None])) != 0
     on_parent = (parent[:, None] == link) & (link != 0)
     meets &= (link[:, None] != link) & ~on_parent & ~on_parent.T
     friction = np.maximum(model.geom_friction[:, 0], model.geom_friction[0, 0])
@@ -113,7 +113,7 @@ def contacts(model: Any) -> Contacts:
 
 
 def driven_coordinates(model: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per actuator of a `mujoco.MjModel`, where its joint sits in q and in qd."""
+    """Per actuator of a `mujoco.MjModel`, the indices of its joint in q and in qd."""
     joints = model.actuator_trnid[:, 0]
     return tuple(map(int, model.jnt_qposadr[joints])), tuple(map(int, model.jnt_dofadr[joints]))
 
@@ -131,17 +131,23 @@ def _actuated_bodies(model: Any) -> np.ndarray:
     return np.asarray(model.jnt_bodyid)[model.actuator_trnid[:, 0]]
 
 
+def import_mujoco() -> Any:
+    """MuJoCo, imported on first use; `Any`, because its extension module has no type stubs."""
+    import mujoco
+
+    return mujoco
+
+
 @contextlib.contextmanager
 def quiet():
-    """Silences what loading a body says about things that no user of this package can change.
+    """Suppresses warnings while a body is loaded that users of this package cannot act on.
 
-    MJX prints that the optional warp is missing, Brax warns that it is no longer developed, and MuJoCo warns about
-    an attribute in Brax's model files, on the terminal and in a MUJOCO_LOG.TXT in the working directory.
+    MJX prints that the optional warp is missing, Brax warns that it is no longer developed, and MuJoCo warns about an
+    attribute in Brax's model files, on the terminal and in MUJOCO_LOG.TXT in the working directory.
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
-        import mujoco
-
+        mujoco = import_mujoco()
         previous = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try:

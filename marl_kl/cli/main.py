@@ -79,7 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _algorithm_in(argv: list[str]) -> algorithms.Entry:
+def _algorithm_in(argv: list[str]) -> algorithms.AlgorithmSpec:
     """The requested algorithm, needed before parsing, since the options of `train` depend on it."""
     if argv[:1] != ["train"]:
         return algorithms.get(train.DEFAULT_ALGORITHM)

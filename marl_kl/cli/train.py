@@ -37,7 +37,7 @@ EXAMPLE = f"""examples:
 {run_file.EXAMPLE}"""
 
 
-def add_train(commands, algorithm: algorithms.Entry) -> None:
+def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
     """Adds `marl-kl train`, with the config fields of `algorithm` as options."""
     parser = commands.add_parser(
         "train",

@@ -18,9 +18,9 @@ def gae(
 ) -> jax.Array:
     """Advantages A_t = delta_t + gamma * lambda * (1 - done_t) * A_{t+1}  (Schulman et al. 2016, eq. 16).
 
-    delta_t = r_t + gamma * (1 - terminated_t) * V(s'_t) - V(s_t), where s'_t is the true successor of s_t, the
-    one before any reset. A terminated step bootstraps with 0, a truncated one with the value of its real last
-    state; the sum is cut at both.
+    delta_t = r_t + gamma * (1 - terminated_t) * V(s'_t) - V(s_t), where s'_t is the true successor of s_t, before any
+    reset. A terminated step bootstraps with 0, a truncated one with the value of its last state; the sum ends at both.
+    Not from rlax: there one discount stands for both kinds of end, which cuts the bootstrap at a truncation.
 
     Args:
         reward: [T, ...] float.
@@ -48,8 +48,8 @@ def gae(
 def standardize(advantage: jax.Array, pooled: bool = False) -> jax.Array:
     """Mean 0 and standard deviation 1 over the leading axis [B, V], column by column, or over all of it if `pooled`.
 
-    A column (or, if pooled, all of it) that is constant up to rounding becomes exactly 0: a trust-region step does not
-    depend on the gradient's length, so the noise left by the subtraction would otherwise be followed at full radius.
+    A column (or, if pooled, all of it) that is constant up to rounding becomes exactly 0: the length of a trust-region
+    step does not depend on that of the gradient, so rounding noise would otherwise cause steps of full size.
     """
     samples = None if pooled else 0
     centred = advantage - jnp.mean(advantage, axis=samples)

@@ -1,7 +1,7 @@
-"""How one joint KL budget is shared out among the agents, and in which order they move.
+"""Allocation of one joint KL budget among the agents, and the order of their updates.
 
-The first half are the plain share functions, [N] utilities -> [N] thresholds that are >= 0 and sum to the
-budget (never to more). The second half binds each to an order, for `marl_kl.core.schemes.sequential`.
+First the plain allocation functions: utilities [N] -> thresholds [N], non-negative, with a sum of at most the budget.
+Then `Allocator`s, which add an order, for `marl_kl.core.schemes.sequential`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def water_filling(utility: jax.Array, kl_budget: float | jax.Array, epsilon: flo
     when epsilon >> kl_budget.
 
     Args:
-        utility: [N]; negative and non-finite entries count as 0. If all are 0 the budget is shared equally.
+        utility: [N]; negative and non-finite entries count as 0. If all are 0, the thresholds are equal.
         kl_budget: [] joint budget, >= 0.
-        epsilon: [] > 0; epsilon -> 0 gives d proportional to U, epsilon >> kl_budget all to the best agent.
+        epsilon: [] > 0; epsilon -> 0 gives d proportional to U, epsilon >> kl_budget the whole budget to the best agent.
 
     Returns:
         [N] thresholds; their sum is at most kl_budget and within 1e-5 of it, relatively.
@@ -52,7 +52,7 @@ def water_filling(utility: jax.Array, kl_budget: float | jax.Array, epsilon: flo
 
     budget = jnp.asarray(kl_budget, utility.dtype)
     low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(budget), budget))
-    # one agent alone: the bracket's end is the answer and bisection only approaches it
+    # a single agent: the solution is the end of the bracket, which bisection only approaches
     low = jnp.where(jnp.sum(thresholds(budget)) <= budget, budget, low)
     return jnp.where(best > 0, thresholds(low), uniform(utility, kl_budget))
 
@@ -62,10 +62,9 @@ def natural(utility: jax.Array, kl_budget: float | jax.Array) -> jax.Array:
 
     In that model an agent gains U_i sqrt(d_i / d_0) at radius d_i, where U_i is its gain at a common radius d_0.
     Maximising the sum under sum_i d_i = kl_budget gives d_i ~ U_i^2, which for U_i^2 ~ q_i = g_i' F_i^-1 g_i is
-    the step of one trust region on the joint policy with block-diagonal Fisher matrix. With damping d in conjugate
-    gradient U_i^2 ~ (g_i' x_i)^2 / (x_i' F_i x_i): the optimum for the directions x_i that are really taken. Ours;
-    no paper has it.
-    Negative and non-finite utilities count as 0; if all are 0 the budget is shared equally.
+    the step of one trust region on the joint policy with block-diagonal Fisher matrix. With damping in conjugate
+    gradient U_i^2 ~ (g_i' x_i)^2 / (x_i' F_i x_i): the optimum for the directions x_i that are taken. Ours, not
+    published. Negative and non-finite utilities count as 0; if all are 0, the thresholds are equal.
     """
     utility = _non_negative(utility)
     best = jnp.max(utility)
@@ -77,14 +76,14 @@ def natural(utility: jax.Array, kl_budget: float | jax.Array) -> jax.Array:
 def greedy_threshold(
     score: jax.Array, waiting: jax.Array, remaining: jax.Array, share: Literal["proportional", "all"]
 ) -> tuple[jax.Array, jax.Array]:
-    """The next agent of HATRPO-G and its threshold (Shek, Shi & Tokekar 2025; the sharing rule is our choice).
+    """The next agent of HATRPO-G and its threshold (Shek, Shi & Tokekar 2025; the allocation rule is our choice).
 
     Args:
         score: [N] improvement / (KL + epsilon) of each agent's trial step; negative and non-finite count as 0.
-        waiting: [N] bool, the agents that have not moved.
-        remaining: [] what is left of the budget.
-        share: "proportional": remaining * score / sum of the waiting agents' scores (equal parts if all are
-            0), so that the last agent gets all that is left; "all": everything to the best agent.
+        waiting: [N] bool, agents not yet updated.
+        remaining: [] budget not yet spent.
+        share: "proportional": remaining * score / sum of the waiting agents' scores (equal parts if all are 0), so
+            that the last agent gets the whole rest; "all": the whole rest to the best agent.
 
     Returns:
         [] index of the best waiting agent, [] its threshold.
@@ -98,15 +97,15 @@ def greedy_threshold(
     return agent, remaining * part
 
 
-class Round(NamedTuple):
-    """What an allocator may look at before each move.
+class AllocationState(NamedTuple):
+    """The input of an allocator before each agent's update.
 
     Attributes:
-        position: [] int32, moves made so far.
-        score: [N] current scores; only for allocators with `uses = "scores"`, else zeros.
-        waiting: [N] bool, agents that have not moved.
-        remaining: [] budget not yet spent: what line searches left of earlier agents' thresholds is in it.
-        unassigned: [] budget not yet given to anyone: what was left over is not in it.
+        position: [] int32, agents updated so far.
+        score: [N] current scores; zeros unless the allocator has `uses = "scores"`.
+        waiting: [N] bool, agents not yet updated.
+        remaining: [] budget not yet spent, including what earlier agents' line searches left of their thresholds.
+        unassigned: [] budget not yet allocated, excluding such leftovers.
     """
 
     position: jax.Array
@@ -117,18 +116,18 @@ class Round(NamedTuple):
 
 
 class Allocator(NamedTuple):
-    """Who moves next and within which threshold.
+    """Chooses the next agent and its KL threshold.
 
     Attributes:
-        uses: "nothing"; "utility": each agent's expected gain, before anyone has moved; "scores": the same,
-            and scores brought up to date after every move.
+        uses: "nothing"; "utility": each agent's expected gain before any update; "scores": also scores, recomputed
+            after each agent's update.
         start: `start(key, utility[N], kl_budget) -> plan`, any pytree.
-        next: `next(plan, round) -> (agent, threshold)`.
+        next: `next(plan, allocation_state) -> (agent, threshold)`.
     """
 
     uses: Literal["nothing", "utility", "scores"]
     start: Callable[[jax.Array, jax.Array, jax.Array], Any]
-    next: Callable[[Any, Round], tuple[jax.Array, jax.Array]]
+    next: Callable[[Any, AllocationState], tuple[jax.Array, jax.Array]]
 
 
 class _Plan(NamedTuple):
@@ -138,13 +137,13 @@ class _Plan(NamedTuple):
     thresholds: jax.Array
 
 
-def _follow(plan: _Plan, now: Round) -> tuple[jax.Array, jax.Array]:
-    agent = plan.order[now.position]
+def _follow(plan: _Plan, state: AllocationState) -> tuple[jax.Array, jax.Array]:
+    agent = plan.order[state.position]
     return agent, plan.thresholds[agent]
 
 
-def equal_shares() -> Allocator:
-    """HATRPO: equal thresholds, agents in a fresh random order at every update."""
+def equal() -> Allocator:
+    """HATRPO: equal thresholds, agents in a new random order in every update."""
 
     def start(key, utility, kl_budget):
         return _Plan(jax.random.permutation(key, utility.shape[0]), uniform(utility, kl_budget))
@@ -152,24 +151,25 @@ def equal_shares() -> Allocator:
     return Allocator("nothing", start, _follow)
 
 
-def planned(share: Callable[[jax.Array, jax.Array], jax.Array]) -> Allocator:
-    """Thresholds `share(utility, kl_budget)` fixed before anyone moves; the largest threshold moves first."""
+def planned(allocate: Callable[[jax.Array, jax.Array], jax.Array]) -> Allocator:
+    """Thresholds `allocate(utility, kl_budget)`, fixed before the first update; agents in order of their thresholds,
+    the largest first."""
 
     def start(key, utility, kl_budget):
-        thresholds = share(utility, kl_budget)
+        thresholds = allocate(utility, kl_budget)
         return _Plan(jnp.argsort(-thresholds), thresholds)
 
     return Allocator("utility", start, _follow)
 
 
 def greedy(share: Literal["proportional", "all"]) -> Allocator:
-    """HATRPO-G: the best score moves next; what it really spent is taken off the budget."""
+    """HATRPO-G: the agent with the best score is next; the KL it has spent is subtracted from the budget."""
 
     def start(key, utility, kl_budget):
         return ()
 
-    def next_agent(plan, now):
-        return greedy_threshold(now.score, now.waiting, now.remaining, share)
+    def next_agent(plan, state):
+        return greedy_threshold(state.score, state.waiting, state.remaining, share)
 
     return Allocator("scores", start, next_agent)
 

@@ -1,8 +1,8 @@
 """Critics: V(s) in normalised units, fitted with a clipped Huber loss in minibatch epochs.
 
-`Critic` is one network, of the global state where it is centralised. `IndependentCritics` are several of them, each
-for agents that see no more than their own observations. Both have the same methods. Recurrent ones see a rollout as
-`Sequences` and estimate the value of a step by what they remember of the steps before it.
+`Critic` is one network, of the global state if it is centralised. `IndependentCritics` are several of them, one per
+agent, whose inputs are the agents' observations. Both have the same methods. Recurrent critics take a rollout as
+`Sequences`: the value of a step depends on the hidden state after the steps before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.losses import huber_loss
 
 from marl_kl.config import Config
 from marl_kl.core import networks, normalizers, sequences
@@ -34,30 +35,29 @@ class CriticState(NamedTuple):
     moments: Moments
 
 
-class Estimate(NamedTuple):
-    """A rollout in the eyes of a critic.
+class ValueEstimates(NamedTuple):
+    """A critic's values of a rollout.
 
     Attributes:
-        seen: what `fit` is given of it: [B, S], or `Sequences` [E]; of independent critics [B, N, I], or `Sequences`
-            [N, E].
+        inputs: the inputs for `fit`: [B, S], or `Sequences` [E]; of independent critics [B, N, I], or `Sequences` [N, E].
         value: [T, E, V] V(s_t).
         next_value: [T, E, V] of the true successors, before any reset.
-        hidden: what a recurrent critic remembers behind the rollout, zero where an episode has ended: [E, H], of
+        hidden: hidden state of a recurrent critic after the rollout, zero where an episode has ended: [E, H], of
             independent critics [N, E, H].
     """
 
-    seen: jax.Array | Sequences
+    inputs: jax.Array | Sequences
     value: jax.Array
     next_value: jax.Array
     hidden: Carry
 
 
 class Critic(NamedTuple):
-    """One network, and how it is fitted.
+    """One network and its optimiser.
 
     Attributes:
         network: states [..., S], or `Sequences` of them -> normalised values [..., V].
-        optimizer: with its numbers bound.
+        optimizer: with its hyperparameters bound.
     """
 
     network: MLP | Recurrent
@@ -69,8 +69,7 @@ class Critic(NamedTuple):
 
     def normalized(self, params: Params, states: jax.Array | Sequences) -> jax.Array:
         """V(s) in normalised units: [..., S] standardised states, or `Sequences` of them -> [..., V]."""
-        values = self.network.apply(params, states)
-        return values[0] if self.recurrent else values
+        return networks.apply(self.network, params, states)[0]
 
     def value(self, critic: CriticState, states: jax.Array | Sequences) -> jax.Array:
         """V(s) in reward units, like `normalized`."""
@@ -78,11 +77,11 @@ class Critic(NamedTuple):
 
     def estimate(
         self, critic: CriticState, states: jax.Array, next_states: jax.Array, done: jax.Array, hidden: Carry
-    ) -> Estimate:
+    ) -> ValueEstimates:
         """Values of a rollout.
 
-        A recurrent critic judges the true successor of a step by that step's hidden: where the episode goes on, this
-        is the value of the next step.
+        A recurrent critic evaluates the true successor of a step from the hidden state after that step: this is the
+        value of the next step wherever the episode continues.
 
         Args:
             states, next_states: [T, E, S] standardised.
@@ -91,23 +90,25 @@ class Critic(NamedTuple):
         """
         if not self.recurrent:
             value, next_value = (self.value(critic, x) for x in (states, next_states))
-            return Estimate(states.reshape(-1, *states.shape[2:]), value, next_value, hidden)
-        seen = sequences.from_rollout(states, done, hidden)
-        values, reached = self.network.apply(critic.params, seen)  # [E, T, V], [E, T, H]
-        successors = networks.one_step(sequences.by_environment(next_states), reached)
+            return ValueEstimates(states.reshape(-1, *states.shape[2:]), value, next_value, hidden)
+        inputs = sequences.from_rollout(states, done, hidden)
+        values, hidden_after = networks.apply(self.network, critic.params, inputs)  # [E, T, V], [E, T, H]
+        successors = networks.one_step(sequences.batch_major(next_states), hidden_after)
         value, next_value = _in_reward_units(critic, values), self.value(critic, successors)[..., 0, :]
         value, next_value = (jnp.swapaxes(x, 0, 1) for x in (value, next_value))
-        return Estimate(seen, value, next_value, sequences.reset_carry(reached[:, -1], done[-1]))
+        return ValueEstimates(inputs, value, next_value, sequences.reset_carry(hidden_after[:, -1], done[-1]))
 
     @property
     def recurrent(self) -> bool:
         return networks.is_recurrent(self.network)
 
     def initial_carry(self, axes: tuple[int, ...]) -> Carry:
-        """What is remembered where episodes begin: [*axes, H], or `()`; axes: (E,), of independent critics (N, E)."""
+        """The hidden state at the start of episodes: [*axes, H], or `()`; axes: (E,), of independent critics (N, E)."""
         return networks.initial_carry(self.network, axes)
 
-    def fit(self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array, targets: jax.Array):
+    def fit(
+        self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array | Sequences, targets: jax.Array
+    ) -> tuple[CriticState, jax.Array]:
         """See the function `fit`."""
         return fit(key, config, self, critic, states, targets)
 
@@ -117,9 +118,9 @@ def _in_reward_units(critic: CriticState, normalized: jax.Array) -> jax.Array:
 
 
 class IndependentCritics(NamedTuple):
-    """The critics of independent learners: G copies of `critic` (one value each), N / G agents to each.
+    """The critics of independent learners: G copies of `critic` (one value each), each of N / G agents.
 
-    States of the critics are stacked, leaves [G, ...]. They learn from nothing but their own agents' data.
+    Their states are stacked, leaves [G, ...]. Each is fitted to the data of its own agents only.
     """
 
     critic: Critic
@@ -129,31 +130,34 @@ class IndependentCritics(NamedTuple):
         return jax.vmap(lambda k: self.critic.init(k, input_size))(jax.random.split(key, self.num_critics))
 
     def value(self, critics: CriticState, inputs: jax.Array) -> jax.Array:
-        """V(o) in reward units: what each agent sees [..., N, I] -> [..., N]."""
+        """V(o) in reward units: inputs per agent [..., N, I] -> [..., N]."""
         values = jax.vmap(self.critic.value)(critics, self._pooled(inputs.reshape(-1, *inputs.shape[-2:])))
         return jnp.moveaxis(values.reshape(inputs.shape[-2], *inputs.shape[:-2]), 0, -1)
 
     def estimate(
         self, critics: CriticState, inputs: jax.Array, next_inputs: jax.Array, done: jax.Array, hidden: Carry
-    ) -> Estimate:
-        """Like `Critic.estimate`, of what each agent sees: [T, E, N, I], with hidden [N, E, H]."""
+    ) -> ValueEstimates:
+        """Like `Critic.estimate`, with inputs per agent [T, E, N, I] and hidden [N, E, H]."""
         if not self.critic.recurrent:
             value, next_value = (self.value(critics, x) for x in (inputs, next_inputs))
-            return Estimate(inputs.reshape(-1, *inputs.shape[2:]), value, next_value, hidden)
-        each = inputs.shape[2] // self.num_critics
-        of_agents = jax.tree.map(lambda leaf: jnp.repeat(leaf, each, axis=0), critics)
-        found = jax.vmap(self.critic.estimate, (0, 2, 2, None, 0))(of_agents, inputs, next_inputs, done, hidden)
-        value, next_value = (jnp.moveaxis(x[..., 0], 0, -1) for x in (found.value, found.next_value))
-        return found._replace(value=value, next_value=next_value)
+            return ValueEstimates(inputs.reshape(-1, *inputs.shape[2:]), value, next_value, hidden)
+        agents_per_critic = inputs.shape[2] // self.num_critics
+        per_agent = jax.tree.map(lambda leaf: jnp.repeat(leaf, agents_per_critic, axis=0), critics)
+        estimates = jax.vmap(self.critic.estimate, (0, 2, 2, None, 0))(per_agent, inputs, next_inputs, done, hidden)
+        value, next_value = (jnp.moveaxis(x[..., 0], 0, -1) for x in (estimates.value, estimates.next_value))
+        return estimates._replace(value=value, next_value=next_value)
 
     def fit(
         self, key: jax.Array, config: Config, critics: CriticState, inputs: jax.Array | Sequences, targets: jax.Array
-    ):
+    ) -> tuple[CriticState, jax.Array]:
         """Like the function `fit`, with inputs [B, N, I], or `Sequences` [N, E], and targets [B, N], or [E, T, N]."""
-        one = lambda k, state, x, y: fit(k, config, self.critic, state, x, y)  # noqa: E731
+
+        def fit_one(key, state, inputs, targets):
+            return fit(key, config, self.critic, state, inputs, targets)
+
         keys = jax.random.split(key, self.num_critics)
-        pooled = jax.tree.map(self._per_critic, inputs) if self.critic.recurrent else self._pooled(inputs)
-        states, losses = jax.vmap(one)(keys, critics, pooled, self._pooled(targets[..., None]))
+        pooled = jax.tree.map(self._per_critic, inputs) if isinstance(inputs, Sequences) else self._pooled(inputs)
+        states, losses = jax.vmap(fit_one)(keys, critics, pooled, self._pooled(targets[..., None]))
         return states, jnp.mean(losses)
 
     def initial_carry(self, axes: tuple[int, ...]) -> Carry:
@@ -164,9 +168,9 @@ class IndependentCritics(NamedTuple):
         """[*samples, N, K] -> [G, *samples of each critic's agents, K]."""
         return self._per_critic(jnp.moveaxis(x, -2, 0))
 
-    def _per_critic(self, of_agents: jax.Array) -> jax.Array:
+    def _per_critic(self, per_agent: jax.Array) -> jax.Array:
         """[N, rows, ...] -> [G, rows of each critic's agents, ...]."""
-        return of_agents.reshape(self.num_critics, -1, *of_agents.shape[2:])
+        return per_agent.reshape(self.num_critics, -1, *per_agent.shape[2:])
 
 
 def make_critic(config: Config, num_values: int) -> Critic:
@@ -182,10 +186,10 @@ def make_critic(config: Config, num_values: int) -> Critic:
 
 
 def rescale_output(params: Params, old: Moments, new: Moments) -> Params:
-    """Keeps every V(s) in reward units while these change from `old` to `new` (PopArt; van Hasselt et al. 2016).
+    """Preserves V(s) in reward units while the moments change from `old` to `new` (PopArt; van Hasselt et al. 2016).
 
-    Values that nobody has fitted yet (`old` holds no samples) are kept in normalised units instead: those are of
-    order 1, and would be far too large a start where rewards are small.
+    Before the first fit (`old` holds no samples) the values in normalised units are preserved instead: they are of
+    order 1, which in reward units would be far too large an initial value for small rewards.
     """
     fitted = old.count > 0
     ratio = jnp.where(fitted, old.std / new.std, 1.0)
@@ -203,25 +207,23 @@ def rescale_output(params: Params, old: Moments, new: Moments) -> Params:
 def clipped_huber(
     value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array | float, delta: jax.Array | float
 ) -> jax.Array:
-    """max of the Huber losses of the value and of the value kept within `clip` of the old one, elementwise."""
-    kept = old_value + jnp.clip(value - old_value, -clip, clip)
-    return jnp.maximum(huber(value - target, delta), huber(kept - target, delta))
-
-
-def huber(error: jax.Array, delta: jax.Array | float) -> jax.Array:
-    """error^2 / 2 within +-delta, delta (abs(error) - delta / 2) beyond (Huber 1964)."""
-    size = jnp.abs(error)
-    quadratic = jnp.minimum(size, delta)
-    return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)
+    """The larger Huber loss of the value and of the value clipped to within `clip` of the old one, elementwise."""
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    return jnp.maximum(huber_loss(value, target, delta=delta), huber_loss(clipped, target, delta=delta))
 
 
 def fit(
-    key: jax.Array, config: Config, critic: Critic, state: CriticState, states: jax.Array, targets: jax.Array
+    key: jax.Array,
+    config: Config,
+    critic: Critic,
+    state: CriticState,
+    states: jax.Array | Sequences,
+    targets: jax.Array,
 ) -> tuple[CriticState, jax.Array]:
-    """Moves the critic towards `targets`.
+    """Fits the critic to `targets`.
 
     Args:
-        states: [B, S] standardised states, or `Sequences` [E] of them; minibatches are of the leading axis.
+        states: [B, S] standardised states, or `Sequences` [E] of them; minibatches are taken along the leading axis.
         targets: [B, V] in reward units, or [E, T, V].
 
     Returns:
@@ -241,8 +243,8 @@ def fit(
         params, opt_state = carry
         minibatch = jax.tree.map(lambda leaf: leaf[indices], data)
         value, gradient = jax.value_and_grad(loss)(params, minibatch)
-        change, opt_state = critic.optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, change), opt_state), value
+        updates, opt_state = critic.optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
 
     def epoch(carry, key):
         order = jax.random.permutation(key, num_rows).reshape(config.critic_minibatches, -1)
@@ -257,5 +259,5 @@ def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
     """1 - Var(target - value) / Var(target) of [..., V], averaged over the heads V; 0 for constant targets."""
     samples = tuple(range(target.ndim - 1))
     variance = jnp.var(target, axis=samples)
-    share = 1 - jnp.var(target - value, axis=samples) / jnp.where(variance > 0, variance, 1.0)
-    return jnp.mean(jnp.where(variance > 0, share, 0.0))
+    explained = 1 - jnp.var(target - value, axis=samples) / jnp.where(variance > 0, variance, 1.0)
+    return jnp.mean(jnp.where(variance > 0, explained, 0.0))

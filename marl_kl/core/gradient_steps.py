@@ -1,4 +1,4 @@
-"""One agent's first-order step: Adam on a surrogate, in epochs and minibatches (as in PPO; Schulman et al. 2017)."""
+"""One agent's first-order update: Adam on a surrogate, in epochs and minibatches (as in PPO; Schulman et al. 2017)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ADAM_EPSILON = 1e-5
 
 
 class AgentState(NamedTuple):
-    """What a network's optimiser keeps between updates.
+    """The optimiser state of one network between updates.
 
     Attributes:
         opt_state: optax state.
-        updates: [] int32, updates made (not gradient steps: those may be stopped early).
+        updates: [] int32 updates made (not gradient steps, which may stop early).
     """
 
     opt_state: optax.OptState
@@ -35,22 +35,22 @@ class Improvement(NamedTuple):
 
     Attributes:
         params, state: the new ones.
-        report: `epochs` and `grad_norm`, [] each.
+        metrics: `epochs` and `grad_norm`, [] each.
     """
 
     params: Params
     state: AgentState
-    report: Metrics
+    metrics: Metrics
 
 
 class AgentStep(NamedTuple):
-    """How one network improves on its agents' samples, whatever the scheme around it.
+    """The update of one network on its agents' samples, for any scheme.
 
     Attributes:
         init: `init(params) -> state`.
         improve: `improve(key, params, state, agent_batch) -> Improvement`.
-        assess: `assess(old_outputs, new_outputs, agent_batch) -> (log_ratio [*samples], report)`: what the step did to
-            one agent's batch, and what of it is reported.
+        assess: `assess(old_outputs, new_outputs, agent_batch) -> (log_ratio [*samples], metrics)`: the effect of the
+            update on the batch of one agent.
     """
 
     init: Callable[[Params], AgentState]
@@ -61,10 +61,10 @@ class AgentStep(NamedTuple):
 def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate) -> AgentStep:
     """Maximises E[surrogate(r, M, clip_eps)] + ent_coef E[entropy] by Adam, M the batch's weight.
 
-    Every epoch goes through the batch once, in `actor_minibatches` parts of a fresh permutation of its rows. The gradient
-    is clipped by its global norm, over all of the network's parameters, before Adam sees it. Once the mean KL(old || new)
-    of a minibatch is above `target_kl`, neither this nor any later step on the batch is made (the KL is that of the
-    parameters before the step, so it costs no pass of its own, and the last step made may leave it above).
+    Every epoch passes over the batch once, in `actor_minibatches` parts of a new permutation of its rows. The gradient is
+    clipped by its global norm, over all parameters of the network, before Adam. Once the mean KL(old || new) of a
+    minibatch exceeds `target_kl`, neither this nor any later step on the batch is made (the KL is that of the parameters
+    before the step, at no extra cost, so that the last step made may exceed the target).
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.actor_max_grad_norm), optax.scale_by_adam(eps=_ADAM_EPSILON)
@@ -85,52 +85,50 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
         step_size = learning_rate(config, state.updates)
 
-        def descend(carry, minibatch):
-            params, opt_state, going = carry
+        def gradient_step(carry, minibatch):
+            params, opt_state, active = carry
             (_, kl), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
-            # not (kl <= target): a NaN must reach the parameters, where it is noticed
-            going = going & ~(kl > config.target_kl)
-            change, stepped = optimizer.update(gradient, opt_state)
-            moved = optax.apply_updates(params, jax.tree.map(lambda leaf: -step_size * leaf, change))
-            after = jax.tree.map(lambda new, old: jnp.where(going, new, old), (moved, stepped), (params, opt_state))
-            return (*after, going), (going, jnp.where(going, _norm(gradient), 0.0))
+            # not (kl <= target): a NaN must reach the parameters, where it is detected
+            active = active & ~(kl > config.target_kl)
+            updates, new_opt_state = optimizer.update(gradient, opt_state)
+            new_params = optax.apply_updates(params, jax.tree.map(lambda leaf: -step_size * leaf, updates))
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(active, new, old), (new_params, new_opt_state), (params, opt_state)
+            )
+            return (params, opt_state, active), (active, jnp.where(active, optax.tree.norm(gradient), 0.0))
 
         def epoch(carry, key):
             if config.actor_minibatches == 1:
-                return descend(carry, data)
+                return gradient_step(carry, data)
             order = jax.random.permutation(key, num_rows).reshape(config.actor_minibatches, -1)
-            return jax.lax.scan(descend, carry, jax.tree.map(lambda leaf: leaf[order], data))
+            return jax.lax.scan(gradient_step, carry, jax.tree.map(lambda leaf: leaf[order], data))
 
         start = (params, state.opt_state, jnp.ones((), bool))
         keys = jax.random.split(key, config.actor_epochs)
-        (params, opt_state, _), (made, norms) = jax.lax.scan(epoch, start, keys)
-        steps = jnp.sum(made)
-        report = {
+        (params, opt_state, _), (active, norms) = jax.lax.scan(epoch, start, keys)
+        steps = jnp.sum(active)
+        metrics = {
             "epochs": steps / config.actor_minibatches,
             "grad_norm": jnp.sum(norms) / jnp.maximum(steps, 1),
         }
-        return Improvement(params, AgentState(opt_state, state.updates + 1), report)
+        return Improvement(params, AgentState(opt_state, state.updates + 1), metrics)
 
     def assess(old_outputs, new_outputs, batch):
         result = outcome(actor, batch, old_outputs, new_outputs)
-        left = jnp.abs(jnp.expm1(result.log_ratio)) > config.clip_eps
-        report = {
+        is_outside = jnp.abs(jnp.expm1(result.log_ratio)) > config.clip_eps
+        metrics = {
             "kl": result.kl,
             "gain": result.gain,
             "entropy": jnp.mean(actor.distribution(new_outputs, batch.action_mask).entropy()),
-            "clip_fraction": jnp.mean(left, dtype=result.kl.dtype),
+            "clip_fraction": jnp.mean(is_outside, dtype=result.kl.dtype),
         }
-        return result.log_ratio, report
+        return result.log_ratio, metrics
 
     return AgentStep(init, improve, assess)
 
 
-def _norm(tree: Params) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
 def learning_rate(config: FirstOrderConfig, updates: jax.Array | int) -> jax.Array | float:
-    """[] Adam's step size after `updates` of the run's updates: falls linearly to 0 if `anneal_lr`."""
+    """[] Adam's step size after `updates` updates of the run: decreases linearly to 0 if `anneal_lr`."""
     if not config.anneal_lr:
         return config.actor_lr
-    return config.actor_lr * jnp.maximum(1 - updates / config.num_updates, 0.0)
+    return jnp.asarray(optax.linear_schedule(config.actor_lr, 0.0, config.num_updates)(updates))

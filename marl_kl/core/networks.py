@@ -13,12 +13,9 @@ import numpy as np
 
 from marl_kl.core.types import Carry, Params, Sequences
 
-ACTIVATIONS: dict[str, Callable] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "silu": nn.silu}
-
 HIDDEN_GAIN = float(np.sqrt(2.0))
 ACTOR_OUTPUT_GAIN = 0.01
 CRITIC_OUTPUT_GAIN = 1.0
-
 
 _POLAR_ITERATIONS = 40
 
@@ -26,16 +23,16 @@ _POLAR_ITERATIONS = 40
 def orthogonal(gain: float) -> Callable:
     """Initialiser of matrices [rows, columns] with orthonormal columns (or rows, the shorter ones) times `gain`.
 
-    The polar factor of a Gaussian matrix, which is as uniformly distributed as the Q of its QR factorisation (Saxe
-    et al. 2014), by the Newton-Schulz iteration X <- X (3 I - X' X) / 2. Matrix products only, because batched QR
-    (one matrix per agent and seed) is slow on accelerators, and on CPU jaxlib 0.10 deadlocks when as many batched
-    LAPACK calls run side by side as its thread pool has threads (each waits there for parts of itself).
+    The polar factor of a Gaussian matrix, distributed like the Q of its QR factorisation (Saxe et al. 2014), by the
+    Newton-Schulz iteration X <- X (3 I - X' X) / 2. Not `nn.initializers.orthogonal`: its batched QR (one matrix per
+    agent and seed) is slow on accelerators, and on CPU jaxlib 0.10 deadlocks if as many batched LAPACK calls run
+    concurrently as its pool has threads.
     """
 
     def init(key, shape, dtype=jnp.float32):
         wide = shape[0] < shape[1]
         x = jax.random.normal(key, shape[::-1] if wide else shape, dtype)
-        # any norm >= the largest singular value will do; the Frobenius norm costs a few more iterations
+        # converges for any norm >= the largest singular value; the Frobenius norm costs a few more iterations
         x = x / jnp.linalg.norm(x)
         identity = jnp.eye(x.shape[1], dtype=dtype)
         x = jax.lax.fori_loop(0, _POLAR_ITERATIONS, lambda _, x: 0.5 * x @ (3 * identity - x.T @ x), x)
@@ -59,15 +56,15 @@ class MLP(nn.Module):
 
 
 def _hidden_layers(sizes: tuple[int, ...], activation: str, x: jax.Array) -> jax.Array:
-    """Layers of the module that calls it."""
+    """Dense layers of the calling module."""
     for width in sizes:
         x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
-        x = ACTIVATIONS[activation](x)
+        x = getattr(nn, activation)(x)
     return x
 
 
 class GaussianNetwork(nn.Module):
-    """Mean from the observation, log standard deviation from none: [..., O] -> ([..., A], [..., A])."""
+    """Mean, and a log standard deviation independent of the observation: [..., O] -> ([..., A], [..., A])."""
 
     hidden_sizes: tuple[int, ...]
     output_size: int
@@ -94,7 +91,7 @@ class CategoricalNetwork(nn.Module):
 
 
 class MultiCategoricalNetwork(nn.Module):
-    """Logits of several choices among as many: [..., O] -> [..., output_size / num_choices, num_choices]."""
+    """Logits of several choices: [..., O] -> [..., output_size / num_choices, num_choices]."""
 
     hidden_sizes: tuple[int, ...]
     output_size: int
@@ -108,49 +105,49 @@ class MultiCategoricalNetwork(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit over time: Sequences [..., T, K] -> its states [..., T, size] after each step.
+    """A gated recurrent unit over time: Sequences [..., T, K] -> hidden states [..., T, size] after each step.
 
-    With the input's parts i_r, i_z, i_n and the state's parts h_r, h_z, h_n (Cho et al. 2014, as cuDNN and flax have
-    it): r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. All time steps' input
-    parts are one matrix product; only the state's are left to the scan.
+    With input projections i_r, i_z, i_n and hidden projections h_r, h_z, h_n (Cho et al. 2014, as in cuDNN and flax):
+    r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r h_n), h' = (1 - z) n + z h. Not `nn.GRUCell`: here
+    the input projections of all time steps are one matrix product outside the scan, and episodes reset the state.
     """
 
     size: int
 
     @nn.compact
     def __call__(self, sequences: Sequences) -> jax.Array:
-        kernel_init = _side_by_side(3, orthogonal(1.0))
-        from_inputs = nn.Dense(3 * self.size, kernel_init=kernel_init, name="inputs")(sequences.inputs)
+        kernel_init = _blocks(3, orthogonal(1.0))
+        projections = nn.Dense(3 * self.size, kernel_init=kernel_init, name="inputs")(sequences.inputs)
         kernel = self.param("kernel", kernel_init, (self.size, 3 * self.size))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
 
-        def step(state, now):
-            given, reset = now
+        def step(state, inputs):
+            projection, reset = inputs
             state = jnp.where(reset[..., None], 0.0, state)
-            i_r, i_z, i_n = jnp.split(given, 3, axis=-1)
+            i_r, i_z, i_n = jnp.split(projection, 3, axis=-1)
             h_r, h_z, h_n = jnp.split(state @ kernel, 3, axis=-1)
             keep = nn.sigmoid(i_z + h_z)
             new = jnp.tanh(i_n + nn.sigmoid(i_r + h_r) * (h_n + bias))
             state = (1 - keep) * new + keep * state
             return state, state
 
-        over_time = jnp.moveaxis(from_inputs, -2, 0), jnp.moveaxis(sequences.resets, -1, 0)
-        _, states = jax.lax.scan(step, sequences.hidden.astype(from_inputs.dtype), over_time)
+        time_major = jnp.moveaxis(projections, -2, 0), jnp.moveaxis(sequences.resets, -1, 0)
+        _, states = jax.lax.scan(step, sequences.hidden.astype(projections.dtype), time_major)
         return jnp.moveaxis(states, 0, -2)
 
 
-def _side_by_side(parts: int, init: Callable) -> Callable:
-    """Initialiser of [rows, parts * columns], each part by `init`."""
+def _blocks(count: int, init: Callable) -> Callable:
+    """Initialiser of [rows, count * columns], each block of columns by `init`."""
 
-    def init_all(key, shape, dtype=jnp.float32):
-        part = (shape[0], shape[1] // parts)
-        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, parts)], axis=1)
+    def init_blocks(key, shape, dtype=jnp.float32):
+        block = (shape[0], shape[1] // count)
+        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, count)], axis=1)
 
-    return init_all
+    return init_blocks
 
 
 class Recurrent(nn.Module):
-    """Hidden layers, a GRU behind them, and `head`, which sees the GRU's state.
+    """Hidden layers, a GRU and `head`, whose input is the GRU's hidden state.
 
     Sequences [..., T, I] -> (outputs of the head, leaves [..., T, A]; hidden [..., T, H] after each step).
     """
@@ -172,13 +169,19 @@ class Recurrent(nn.Module):
 
 
 def is_recurrent(network: nn.Module) -> bool:
-    """Whether it sees `Sequences` rather than arrays."""
+    """Whether its inputs are `Sequences` rather than arrays."""
     return isinstance(network, Recurrent)
 
 
 def initial_carry(network: nn.Module, axes: tuple[int, ...]) -> Carry:
-    """What is remembered where an episode begins: zeros [*axes, H], or `()`."""
+    """The hidden state at the start of an episode: zeros [*axes, H], or `()`."""
     return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
+
+
+def apply(network: nn.Module, params: Params, inputs: jax.Array | Sequences) -> tuple[Any, Carry]:
+    """The network's outputs and, if it is recurrent, its hidden states [..., T, H] after each step (else `()`)."""
+    result: Any = network.apply(params, inputs)
+    return result if is_recurrent(network) else (result, ())
 
 
 def one_step(inputs: jax.Array, hidden: Carry) -> Sequences:
@@ -187,11 +190,11 @@ def one_step(inputs: jax.Array, hidden: Carry) -> Sequences:
 
 
 def step(network: nn.Module, params: Params, inputs: jax.Array, hidden: Carry) -> tuple[Any, Carry]:
-    """One moment of any network: inputs [..., I], hidden [..., H] -> outputs, leaves [..., A], and the new hidden."""
+    """One time step of any network: inputs [..., I], hidden [..., H] -> outputs, leaves [..., A], and the new hidden."""
     if not is_recurrent(network):
-        return network.apply(params, inputs), hidden
+        return apply(network, params, inputs)
     time = inputs.ndim - 1
-    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), network.apply(params, one_step(inputs, hidden)))
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=time), apply(network, params, one_step(inputs, hidden)))
 
 
 def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
@@ -208,8 +211,8 @@ def init_stacked(
 ):
     """One network per agent, each initialised at its true size, padded with zeros and stacked.
 
-    Slicing an orthogonal matrix that was drawn at the padded size would give the smaller agents another
-    scale, and would make an agent's start depend on its team mates' sizes.
+    Slicing an orthogonal matrix drawn at the padded size would change the scale for smaller agents and make an agent's
+    initial parameters depend on the sizes of the others.
 
     Args:
         key: agent i draws from `fold_in(key, i)`.

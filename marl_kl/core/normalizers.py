@@ -12,7 +12,7 @@ _CLIP = 10.0
 
 
 class Moments(NamedTuple):
-    """Moments of all samples seen so far; before the first one, standardising changes nothing.
+    """Moments of all samples so far; before the first sample, `standardize` only clips.
 
     Attributes:
         count: [] number of samples (float: exact to 2^24, beyond that a weight).
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 
 
 def init(shape: tuple[int, ...]) -> Moments:
-    """Moments of nothing, for samples of `shape`."""
+    """Moments of no samples, for samples of `shape`."""
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
@@ -41,15 +41,15 @@ def update(moments: Moments, samples: jax.Array) -> Moments:
     batch_mean = jnp.mean(samples, axis=0)
     batch_variance = jnp.mean(jnp.square(samples - batch_mean), axis=0)
     count = moments.count + batch_count
-    share = batch_count / count
+    weight = batch_count / count
     delta = batch_mean - moments.mean
     return Moments(
         count,
-        moments.mean + delta * share,
-        moments.variance * (1 - share) + batch_variance * share + jnp.square(delta) * share * (1 - share),
+        moments.mean + delta * weight,
+        moments.variance * (1 - weight) + batch_variance * weight + jnp.square(delta) * weight * (1 - weight),
     )
 
 
 def standardize(moments: Moments, x: jax.Array) -> jax.Array:
-    """(x - mean) / std, clipped to +-10 so that one outlier cannot throw a network."""
+    """(x - mean) / std, clipped to +-10 to bound the effect of outliers."""
     return jnp.clip((x - moments.mean) / moments.std, -_CLIP, _CLIP)

@@ -1,9 +1,8 @@
 """Action distributions in closed form, masks included, and the actors that produce them.
 
-Each distribution is a pytree of its parameters with the methods that the rest needs. Masked entries (padded
-dimensions, padded or unavailable choices) add exactly 0 to log-probability, KL, entropy and Fisher product.
-Distrax is the oracle of the tests rather than the implementation: its distributions know no masks, and the
-Fisher product in the distribution's own parameters is not part of it.
+Each distribution is a pytree of its parameters. Masked entries (padded dimensions, padded or unavailable choices) add
+exactly 0 to log-probability, KL, entropy and Fisher product. Not distrax, which the tests compare with: its
+distributions have neither masks nor the Fisher product in their own parameters.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _UNAVAILABLE = -1e9
 
 
 class Distribution(Protocol):
-    """What a policy knows about its action; `[...]` are batch axes."""
+    """An action distribution; `[...]` are batch axes."""
 
     def sample(self, key: jax.Array) -> jax.Array: ...
 
@@ -35,15 +34,19 @@ class Distribution(Protocol):
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """log pi(action): [...]."""
+        ...
 
     def entropy(self) -> jax.Array:
         """In nats: [...]."""
+        ...
 
     def kl(self, other: Distribution) -> jax.Array:
         """KL(self || other): [...]."""
+        ...
 
     def fisher_product(self, tangent: Any) -> Any:
         """Fisher matrix of the network's outputs times `tangent`, a pytree like those outputs."""
+        ...
 
 
 class Gaussian(NamedTuple):
@@ -74,7 +77,7 @@ class Gaussian(NamedTuple):
     def kl(self, other):
         log_ratio = other.log_std - self.log_std
         scaled = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
-        # expm1 keeps the digits of small divergences, which is all a trust region ever sees
+        # expm1 keeps the precision of the small divergences inside a trust region
         return self._sum(0.5 * (jnp.expm1(-2 * log_ratio) + scaled) + log_ratio)
 
     def fisher_product(self, tangent):
@@ -128,7 +131,7 @@ class Categorical(NamedTuple):
 class MultiCategorical(NamedTuple):
     """One choice among K in each of D sub-actions, drawn independently; the network's output is the logits.
 
-    A sub-action without an available choice is 0 and adds exactly nothing.
+    A sub-action without an available choice is 0 and adds exactly 0 to every sum.
 
     Attributes:
         logits: [..., D, K]. mask: [..., D * K] bool, the available choices.
@@ -138,10 +141,10 @@ class MultiCategorical(NamedTuple):
     mask: jax.Array
 
     def sample(self, key):
-        return jnp.where(self._exists, self._parts.sample(key), 0)
+        return jnp.where(self._has_choice, self._parts.sample(key), 0)
 
     def mode(self):
-        return jnp.where(self._exists, self._parts.mode(), 0)
+        return jnp.where(self._has_choice, self._parts.mode(), 0)
 
     def log_prob(self, action):
         return self._sum(self._parts.log_prob(action))
@@ -153,7 +156,7 @@ class MultiCategorical(NamedTuple):
         return self._sum(self._parts.kl(other._parts))
 
     def fisher_product(self, tangent):
-        return jnp.where(self._exists[..., None], self._parts.fisher_product(tangent), 0.0)
+        return jnp.where(self._has_choice[..., None], self._parts.fisher_product(tangent), 0.0)
 
     @property
     def _parts(self) -> Categorical:
@@ -161,20 +164,20 @@ class MultiCategorical(NamedTuple):
         return Categorical(self.logits, self.mask.reshape(self.logits.shape))
 
     @property
-    def _exists(self) -> jax.Array:
-        """[..., D] bool: whether there is anything to choose from."""
+    def _has_choice(self) -> jax.Array:
+        """[..., D] bool."""
         return jnp.any(self._parts.mask, axis=-1)
 
     def _sum(self, values):
-        return jnp.sum(jnp.where(self._exists, values, 0.0), axis=-1)
+        return jnp.sum(jnp.where(self._has_choice, values, 0.0), axis=-1)
 
 
 _FAMILIES = {"continuous": Gaussian, "discrete": Categorical, "multi_discrete": MultiCategorical}
 """By `EnvSpec.action_kind`."""
 
 
-class Range(NamedTuple):
-    """A control range; tuples, so that an actor is hashable.
+class ActionRange(NamedTuple):
+    """A control range; of tuples, so that an actor is hashable.
 
     Attributes:
         low, high: per agent [N] the ends [A], 0 where padded.
@@ -183,32 +186,32 @@ class Range(NamedTuple):
     low: tuple[tuple[float, ...], ...]
     high: tuple[tuple[float, ...], ...]
 
-    def squashed(self, u: jax.Array) -> jax.Array:
+    def squash(self, u: jax.Array) -> jax.Array:
         """low + (tanh(u) + 1) / 2 (high - low), with u [..., N, A]."""
         low, high = jnp.asarray(self.low, u.dtype), jnp.asarray(self.high, u.dtype)
         return low + 0.5 * (jnp.tanh(u) + 1) * (high - low)
 
 
 class Actor(NamedTuple):
-    """One network shape for all agents, and how to read its outputs.
+    """The network architecture of all agents and the distribution of its outputs.
 
     Attributes:
         network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`, or
-            `networks.Recurrent` of it.
+            `networks.Recurrent`.
         family: `Gaussian`, `Categorical` or `MultiCategorical`.
-        shared: whether one network serves all agents: parameters then have leaves [1, ...] instead of [N, ...].
-        agent_ids: whether one-hot agent ids stand behind the observation: I = O + N instead of O.
-        action_range: what actions are squashed into before an environment sees them; None: they are as they are.
+        shared: whether all agents share one network: leaves of the parameters are then [1, ...] instead of [N, ...].
+        agent_ids: whether one-hot agent ids are appended to the observation: I = O + N instead of O.
+        action_range: the range that actions are squashed into for the environment; None: no squashing.
     """
 
     network: nn.Module
     family: type
     shared: bool = False
     agent_ids: bool = False
-    action_range: Range | None = None
+    action_range: ActionRange | None = None
 
     def inputs(self, obs_moments: Moments, obs: jax.Array) -> jax.Array:
-        """What the networks see: raw observations [..., N, O] standardised, with ids if wanted -> [..., N, I]."""
+        """Inputs of the networks: raw observations [..., N, O] -> standardised, with agent ids if enabled, [..., N, I]."""
         standardized = normalizers.standardize(obs_moments, obs)
         if not self.agent_ids:
             return standardized
@@ -218,31 +221,30 @@ class Actor(NamedTuple):
 
     def outputs(self, params: Params, inputs: jax.Array | Sequences) -> Any:
         """Distribution parameters from one network: inputs [..., I], or `Sequences` -> pytree of [..., A] or [..., D, K]."""
-        outputs = self.network.apply(params, inputs)
-        return outputs[0] if self.recurrent else outputs
+        return networks.apply(self.network, params, inputs)[0]
 
     def team_outputs(self, actors: Params, inputs: jax.Array | Sequences) -> Any:
         """Distribution parameters of all agents: inputs [N, ..., I], or `Sequences` [N] -> pytree of [N, ..., A] or
         [N, ..., D, K]."""
-        return self._each(self.outputs, actors, inputs)
+        return self._map_agents(self.outputs, actors, inputs)
 
     def team_step(self, actors: Params, inputs: jax.Array, hidden: Carry) -> tuple[Any, Carry]:
-        """One moment of all agents: inputs [N, ..., I], hidden [N, ..., H] -> pytree of [N, ..., A], new hidden."""
-        return self._each(functools.partial(networks.step, self.network), actors, inputs, hidden)
+        """One time step of all agents: inputs [N, ..., I], hidden [N, ..., H] -> pytree of [N, ..., A], new hidden."""
+        return self._map_agents(functools.partial(networks.step, self.network), actors, inputs, hidden)
 
     @property
     def recurrent(self) -> bool:
         return networks.is_recurrent(self.network)
 
     def initial_carry(self, axes: tuple[int, ...]) -> Carry:
-        """What the agents remember where an episode begins: [*axes, H], or `()`; axes: (N, ...)."""
+        """The hidden state at the start of an episode: [*axes, H], or `()`; axes: (N, ...)."""
         return networks.initial_carry(self.network, axes)
 
-    def _each(self, function: Callable, actors: Params, *of_agents: Any) -> Any:
+    def _map_agents(self, function: Callable, actors: Params, *per_agent: Any) -> Any:
         """`function(params, ...)` of every agent."""
         if self.shared:
-            return function(jax.tree.map(lambda leaf: leaf[0], actors), *of_agents)
-        return jax.vmap(function)(actors, *of_agents)
+            return function(jax.tree.map(lambda leaf: leaf[0], actors), *per_agent)
+        return jax.vmap(function)(actors, *per_agent)
 
     def distribution(self, outputs: Any, action_mask: jax.Array) -> Distribution:
         """`outputs` of the network as a distribution; action_mask: [..., A]."""
@@ -250,51 +252,51 @@ class Actor(NamedTuple):
         return self.family(*parts, action_mask)
 
     def env_action(self, action: jax.Array) -> jax.Array:
-        """What the environment gets for the policies' action [..., N, A], [..., N] or [..., N, D].
+        """The environment's action for the policies' action [..., N, A], [..., N] or [..., N, D].
 
-        A squashed policy is the Gaussian of u, and the environment gets `Range.squashed(u)`. Everything else (samples
-        stored, densities, ratios, KL, Fisher matrix, entropy) is of u. For ratios and KL that is no difference: the
-        squashing is one-to-one and the same for all policies, so its Jacobian cancels. The entropy is that before it.
+        A squashed policy is a Gaussian of u, and the environment's action is `ActionRange.squash(u)`. Everything else
+        (stored samples, densities, ratios, KL, Fisher matrix, entropy) is of u. Ratios and KL are unchanged by the
+        squashing, which is one-to-one and the same for all policies; the entropy is that before squashing.
         """
-        return action if self.action_range is None else self.action_range.squashed(action)
+        return action if self.action_range is None else self.action_range.squash(action)
 
 
 def make_actor(spec: EnvSpec, config: Config) -> Actor:
     """The actor for an environment's action kind.
 
     Raises:
-        ValueError: actions are to be squashed that are not continuous, or whose range nobody knows.
+        ValueError: `squash` with actions that are not continuous or are unbounded.
     """
     shared = config.share_parameters
     network = _network(spec, config, spec.action_size)
     return Actor(network, _FAMILIES[spec.action_kind], shared, shared and config.agent_ids, _range(spec, config))
 
 
-def _range(spec: EnvSpec, config: Config) -> Range | None:
+def _range(spec: EnvSpec, config: Config) -> ActionRange | None:
     if not config.squash:
         return None
     if spec.action_kind != "continuous":
-        raise ValueError(f"squash=True; env '{spec.name}' has {spec.action_kind} actions: it must be False there")
+        raise ValueError(f"squash=True; env '{spec.name}' has {spec.action_kind} actions: it must be False")
     if spec.action_range is None:
         raise ValueError(
-            f"squash=True; env '{spec.name}' sets its actions no bounds (action_low and action_high of its EnvSpec): "
-            "it must be False there"
+            f"squash=True; env '{spec.name}' has unbounded actions (no action_low and action_high in its EnvSpec): "
+            "it must be False"
         )
-    return Range(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
+    return ActionRange(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
 
 
 def num_networks(spec: EnvSpec, config: Config) -> int:
-    """N, or 1 if all agents share."""
+    """N, or 1 if all agents share one."""
     return 1 if config.share_parameters else spec.num_agents
 
 
 def input_size(spec: EnvSpec, config: Config) -> int:
-    """I: what `Actor.inputs` makes of an observation."""
+    """I: the size of `Actor.inputs`."""
     return spec.observation_size + (spec.num_agents if make_actor(spec, config).agent_ids else 0)
 
 
 def init_obs_moments(spec: EnvSpec, config: Config) -> Moments:
-    """Moments of the observations: per agent [N, O], or [O] over all agents where a shared network sees them."""
+    """Moments of the observations: [N, O] per agent, or [O] over all agents if they share a network."""
     shape = (spec.observation_size,) if config.share_parameters else (spec.num_agents, spec.observation_size)
     return normalizers.init(shape)
 
@@ -327,7 +329,7 @@ def _feed_forward(spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], 
 
 
 class Team(NamedTuple):
-    """All that acting needs of what was learned (a `Learner` has it, too).
+    """The part of a `Learner` that is needed to act.
 
     Attributes:
         actors: leaves [G, ...].

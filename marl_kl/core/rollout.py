@@ -1,4 +1,4 @@
-"""A scan over time with automatic resets and episode accounting."""
+"""Rollouts: a scan over time with automatic resets and episode statistics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from marl_kl.core.types import Carry, Params
 
 
 class Episodes(NamedTuple):
-    """Accounts of the parallel environments' episodes; all [E].
+    """Returns and lengths of the parallel environments' episodes; all [E].
 
     Attributes:
-        running_return, running_length: of the episode under way.
-        last_return, last_length: of the last finished one, NaN before it.
+        running_return, running_length: of the current episode.
+        last_return, last_length: of the last finished episode, NaN before it.
         finished: episodes finished since the start of this rollout.
     """
 
@@ -31,10 +31,10 @@ class Episodes(NamedTuple):
 
 
 class EnvBatch(NamedTuple):
-    """The parallel environments between two rollouts; all leaves [E, ...], but those of the hidden.
+    """The parallel environments between two rollouts; leaves [E, ...] except `hidden`.
 
     Attributes:
-        hidden: [N, E, H] what the agents remember of the episodes under way; `()` if they are not recurrent.
+        hidden: [N, E, H] the agents' hidden state in the current episodes; `()` if they are not recurrent.
     """
 
     env_state: EnvState
@@ -44,11 +44,11 @@ class EnvBatch(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What a rollout leaves behind.
+    """The transitions of one rollout.
 
     Attributes:
-        obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A], [T, E, N] or [T, E, N, D], the policies' own
-            (`Actor.env_action` makes the environments' of it). action_mask: [T, E, N, A].
+        obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A], [T, E, N] or [T, E, N, D], of the policies
+            (`Actor.env_action` maps them to the environment's). action_mask: [T, E, N, A].
         reward: [T, E, N]. terminated, done: [T, E] bool.
         next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
     """
@@ -64,11 +64,11 @@ class Trajectory(NamedTuple):
     next_state: jax.Array
 
 
-def start(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBatch:
-    """`num_envs` fresh environments; `hidden` is that of agents who have seen nothing.
+def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBatch:
+    """`num_envs` environments after a reset; `hidden` is the agents' initial carry.
 
     Raises:
-        ValueError: the environments do not show what their spec says.
+        ValueError: a timestep does not have the shapes of the spec.
     """
     env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
@@ -80,11 +80,11 @@ def start(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBat
 def policy_step(
     actor: Actor, actors: Params, obs_moments: Moments, obs: jax.Array, action_mask: jax.Array, hidden: Carry
 ) -> tuple[Distribution, Carry]:
-    """Every agent's distribution with axes [N, E], and what they remember from here on.
+    """Every agent's action distribution, axes [N, E], and the new hidden state.
 
     Args:
         obs: [E, N, O] raw. action_mask: [E, N, A].
-        hidden: [N, E, H], or `()`; `actor.initial_carry((N, E))` where episodes begin.
+        hidden: [N, E, H], or `()`; `actor.initial_carry((N, E))` at the start of episodes.
     """
     inputs = jnp.swapaxes(actor.inputs(obs_moments, obs), 0, 1)
     outputs, hidden = actor.team_step(actors, inputs, hidden)
@@ -94,25 +94,25 @@ def policy_step(
 def rollout(
     key: jax.Array, env: Env, actor: Actor, actors: Params, obs_moments: Moments, env_batch: EnvBatch, length: int
 ) -> tuple[EnvBatch, Trajectory]:
-    """`length` env steps in each parallel environment, under the stochastic policies.
+    """`length` env steps in each parallel environment, with the stochastic policies.
 
-    Environments that end restart from a pool of E reset states drawn once per rollout and handed out in turn: an
-    expensive reset is not computed at every step, and there are up to E different starts per rollout. Where more
-    than E episodes end within one rollout (games of a few steps), the starts repeat.
+    Finished environments restart from a pool of E reset states, drawn once per rollout and used in order: this avoids
+    an expensive reset in every step and gives up to E different initial states per rollout. They repeat if more than E
+    episodes end within one rollout (games of a few steps).
     """
     num_envs = env_batch.episodes.finished.shape[0]
     key_pool, key_steps = jax.random.split(key)
     pool = jax.vmap(env.reset, (0, None))(jax.random.split(key_pool, num_envs), env.params)
 
     def env_step(carry, key):
-        env_batch, handed_out = carry
+        env_batch, num_resets = carry
         before = env_batch.timestep
         key_action, key_env = jax.random.split(key)
         policy, hidden = policy_step(actor, actors, obs_moments, before.obs, before.action_mask, env_batch.hidden)
         action = jnp.swapaxes(policy.sample(key_action), 0, 1)
         env_keys = jax.random.split(key_env, num_envs)
-        sent = actor.env_action(action)
-        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, env_batch.env_state, sent, env.params)
+        env_action = actor.env_action(action)
+        env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, env_batch.env_state, env_action, env.params)
         done = after.terminated | after.truncated
         transition = Trajectory(
             before.obs,
@@ -126,21 +126,21 @@ def rollout(
             after.state,
         )
         ended = jnp.cumsum(done)
-        restart = (handed_out + ended - 1) % num_envs
+        restart = (num_resets + ended - 1) % num_envs
         env_state, timestep = jax.tree.map(
-            lambda fresh, now: _where(done, fresh[restart], now), pool, (env_state, after)
+            lambda resets, current: _select(done, resets[restart], current), pool, (env_state, after)
         )
-        episodes = _account(env_batch.episodes, after, done)
+        episodes = _update_episodes(env_batch.episodes, after, done)
         env_batch = EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done))
-        return (env_batch, handed_out + ended[-1]), transition
+        return (env_batch, num_resets + ended[-1]), transition
 
     env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs)))
     (env_batch, _), trajectory = jax.lax.scan(env_step, (env_batch, 0), jax.random.split(key_steps, length))
     return env_batch, trajectory
 
 
-def summary(episodes: Episodes) -> dict[str, jax.Array]:
-    """Means over the environments that have finished an episode; NaN while none has."""
+def episode_metrics(episodes: Episodes) -> dict[str, jax.Array]:
+    """Means over the environments that have finished an episode; NaN before the first one."""
     return {
         "episode_return": jnp.nanmean(episodes.last_return),
         "episode_length": jnp.nanmean(episodes.last_length),
@@ -148,7 +148,7 @@ def summary(episodes: Episodes) -> dict[str, jax.Array]:
     }
 
 
-def _account(episodes: Episodes, timestep: TimeStep, done: jax.Array) -> Episodes:
+def _update_episodes(episodes: Episodes, timestep: TimeStep, done: jax.Array) -> Episodes:
     team_return = episodes.running_return + jnp.mean(timestep.reward, axis=-1)
     length = episodes.running_length + 1
     return Episodes(
@@ -160,6 +160,6 @@ def _account(episodes: Episodes, timestep: TimeStep, done: jax.Array) -> Episode
     )
 
 
-def _where(done: jax.Array, fresh: jax.Array, now: jax.Array) -> jax.Array:
-    """`fresh` where done [E], else `now`, both [E, ...]."""
-    return jnp.where(jnp.reshape(done, done.shape + (1,) * (now.ndim - 1)), fresh, now)
+def _select(done: jax.Array, reset: jax.Array, current: jax.Array) -> jax.Array:
+    """`reset` if done [E], else `current`, both [E, ...]."""
+    return jnp.where(jnp.reshape(done, done.shape + (1,) * (current.ndim - 1)), reset, current)

@@ -1,9 +1,8 @@
-"""Surrogate objectives of first-order methods: what an agent maximises instead of staying inside a trust region.
+"""Surrogate objectives of first-order methods, which replace the constraint of a trust region.
 
-All of them are functions `(ratio, advantage, eps) -> objective`, elementwise: ratio r = pi_new(a|o) / pi_old(a|o) > 0,
-advantage A (times the compound factor in a sequential scheme), eps > 0 how far r is meant to leave 1. All agree
-with r A to first order at r = 1, and differ in how they hold r back. They are computed as they are written, so that r
-must be of moderate size: an update, whose ratios may be of any, goes through `of_log_ratio`.
+Functions `(ratio, advantage, eps) -> objective`, elementwise: ratio r = pi_new(a|o) / pi_old(a|o) > 0, advantage A
+(times the compound factor in a sequential scheme), eps > 0 the intended bound of |r - 1|. All agree with r A to first
+order at r = 1 and differ in how they penalise other r. They overflow for extreme r: updates use `of_log_ratio`.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Surrogate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Surrogate = Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
 """`(ratio, advantage, eps) -> objective`, elementwise."""
 
 LARGEST_LOG_RATIO = 10.0
-"""Where `of_log_ratio` begins to continue a surrogate by its tangent: at ratios of 22,000 and 1 / 22,000."""
+"""Beyond it `of_log_ratio` replaces a surrogate by its tangent: at ratios of 22,000 and 1 / 22,000."""
 
 
 def of_log_ratio(surrogate: Surrogate, log_ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) -> jax.Array:
@@ -25,9 +24,8 @@ def of_log_ratio(surrogate: Surrogate, log_ratio: jax.Array, advantage: jax.Arra
 
     It is surrogate(exp(l), A, eps) for |l| <= L = `LARGEST_LOG_RATIO`, and its tangent in l at the nearer end, +L or
     -L, beyond. (exp alone overflows from l = 88.8 on, the quadratic penalty from 44.4 on, and the gradient of 1/r below
-    -44.4.) A bound on l itself would make outliers constant, so that nothing called them back; a tangent keeps
-    the slope d/dl that the surrogate has at the bound: what pulls an outlier back there pulls it back beyond, and a
-    penalty without a bound stays without one.
+    -44.4.) Clipping l instead would make the objective of outliers constant, without a gradient that pulls them back;
+    the tangent keeps the slope d/dl of the bound, and an unbounded penalty stays unbounded.
 
     Args:
         log_ratio, advantage: broadcastable.
@@ -44,8 +42,7 @@ def of_log_ratio(surrogate: Surrogate, log_ratio: jax.Array, advantage: jax.Arra
 def clipped(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) -> jax.Array:
     """min(r A, clip(r, 1 - eps, 1 + eps) A)  (PPO; Schulman et al. 2017, eq. 7).
 
-    Flat beyond 1 + eps for A > 0 and below 1 - eps for A < 0: a sample that has gone too far has no gradient, and
-    nothing calls it back.
+    Constant beyond 1 + eps for A > 0 and below 1 - eps for A < 0: a sample there has no gradient that pulls it back.
     """
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - eps, 1 + eps) * advantage)
 
@@ -53,9 +50,8 @@ def clipped(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) -> j
 def quadratic(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) -> jax.Array:
     """r A - |A| / (2 eps) (r - 1)^2: the penalty of SPO, per agent in MASPO.
 
-    The maximum over r is at 1 + eps for A > 0 and at 1 - eps for A < 0. The penalty is |A| / (2 eps) at r = 0: an
-    action may be given up for a finite price, and the slope in log r, which is what reaches the parameters, vanishes
-    with r.
+    The maximum over r is at 1 + eps for A > 0 and at 1 - eps for A < 0. The penalty is finite at r = 0, |A| / (2 eps),
+    so the probability of an action may go to 0; its slope in log r, which reaches the parameters, vanishes with r.
     """
     return ratio * advantage - jnp.abs(advantage) / (2 * eps) * jnp.square(ratio - 1)
 
@@ -63,10 +59,10 @@ def quadratic(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) ->
 def ratio_symmetric(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Array) -> jax.Array:
     """r A - c |A| (r + 1/r - 2), c = (1 + eps)^2 / (eps (2 + eps)): our form of MARS.
 
-    The abstract of MARS (Wijesundara et al. 2026) gives the properties, not the formula: the penalty f is symmetric
-    under multiplication, f(r) = f(1/r), so that doubling a probability costs as much as halving it; it has no bound as
-    r -> 0; and outliers keep a gradient, in log r too, on both sides. f(r) = r + 1/r - 2 = (r - 1)^2 / r is the
-    simplest function that has them: the sum of r and its mirror image 1/r, less their value at r = 1.
+    The abstract of MARS (Wijesundara et al. 2026) gives properties, not the formula: the penalty f is symmetric under
+    inversion, f(r) = f(1/r), so that doubling a probability costs as much as halving it; it is unbounded as r -> 0; and
+    outliers keep a gradient, also in log r, on both sides. f(r) = r + 1/r - 2 = (r - 1)^2 / r is the simplest function
+    with these properties: r plus its mirror image 1/r, minus their value at r = 1.
 
     The constant puts the maximum for A > 0 where SPO has it, at r = 1 + eps:
     d/dr [r - c (r + 1/r - 2)] = 1 - c (1 - 1/r^2) = 0, so c = 1 / (1 - (1 + eps)^-2) = (1 + eps)^2 / (eps (2 + eps)).
@@ -74,5 +70,5 @@ def ratio_symmetric(ratio: jax.Array, advantage: jax.Array, eps: float | jax.Arr
     1 - eps to first order in eps.
     """
     c = jnp.square(1 + eps) / (eps * (2 + eps))
-    # the quotient loses no digits near r = 1, where the sum would
+    # the quotient form avoids cancellation near r = 1
     return ratio * advantage - c * jnp.abs(advantage) * jnp.square(ratio - 1) / ratio

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
@@ -25,8 +26,8 @@ class AgentBatch(NamedTuple):
 
     Attributes:
         obs: [B, I] standardised, or `Sequences` [E]. action: [B, A] or [B] int32. action_mask: [B, A].
-        weight: [B] what multiplies the probability ratio: advantage times compound factor.
-        subset: [M] int32 indices of the rows that Fisher products use, or None for all of them.
+        weight: [B] factor of the probability ratio: advantage times compound factor.
+        subset: [M] int32 indices of the rows for Fisher products, or None for all of them.
     """
 
     obs: jax.Array | Sequences
@@ -37,7 +38,7 @@ class AgentBatch(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A direction, not yet scaled to a radius.
+    """A search direction, not yet scaled to a radius.
 
     Attributes:
         direction: [P] x = (F + damping)^-1 g, zero if the gradient is zero or not finite.
@@ -52,7 +53,7 @@ class Proposal(NamedTuple):
     outputs: Any
 
     def scale(self, radius: jax.Array) -> jax.Array:
-        """[] t with KL(t x) = radius to second order; 0 where there is no direction."""
+        """[] t with KL(t x) = radius to second order; 0 for a zero direction."""
         usable = self.curvature > 0
         return jnp.where(usable, jnp.sqrt(2 * radius / jnp.where(usable, self.curvature, 1.0)), 0.0)
 
@@ -62,7 +63,7 @@ class Proposal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a (trial or accepted) step does to the batch; with one more leading axis [N] where agents share a network.
+    """The effect of a (trial or accepted) step on the batch; with a leading axis [N] if agents share a network.
 
     Attributes:
         log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
@@ -75,12 +76,12 @@ class Outcome(NamedTuple):
     gain: jax.Array
 
 
-class Move(NamedTuple):
-    """An agent's update.
+class AcceptedStep(NamedTuple):
+    """The result of a line search.
 
     Attributes:
-        params: the new parameters, the old ones if no step was accepted.
-        outcome: what the move does to the batch; zeros if no step was accepted.
+        params: the new parameters; the old ones if no step was accepted.
+        outcome: the effect on the batch; zeros if no step was accepted.
         step_fraction: [] accepted fraction of the full step; 0 if none.
         entropy: [] mean entropy of the new policy.
     """
@@ -100,11 +101,14 @@ def conjugate_gradient(
 ) -> jax.Array:
     """Solves (A + damping I) x = b for a symmetric positive semi-definite A.
 
+    Not `jax.scipy.sparse.linalg.cg`, which does not return the residual: `propose` gets the curvature from it without
+    another Fisher product.
+
     Args:
         matvec: v [P] -> A v [P].
         b: [P]; a zero b gives x = 0.
         iters: iterations at most.
-        tol: stop when |residual|^2 <= tol |b|^2 (relative, so that the scale of b does not matter).
+        tol: stop when |residual|^2 <= tol |b|^2.
         damping: added to A's diagonal.
 
     Returns:
@@ -114,16 +118,16 @@ def conjugate_gradient(
 
 
 def _solve(matvec, b, iters, tol, damping):
-    """`conjugate_gradient`, and the residual b - (A + damping I) x that it ends with."""
+    """`conjugate_gradient`, and the final residual b - (A + damping I) x."""
 
     def product(v):
         return matvec(v) + damping * v
 
-    enough = tol * jnp.vdot(b, b)
+    target = tol * jnp.vdot(b, b)
 
     def unfinished(carry):
         i, _, _, _, rr = carry
-        return (i < iters) & (rr > enough)
+        return (i < iters) & (rr > target)
 
     def iterate(carry):
         i, x, r, p, rr = carry
@@ -158,8 +162,8 @@ def fisher_product(
     vjp = jax.linear_transpose(jvp, theta)
 
     def product(v):
-        (pulled,) = vjp(fisher_of_outputs(outputs, jvp(v)))
-        return pulled / num_samples
+        (cotangent,) = vjp(fisher_of_outputs(outputs, jvp(v)))
+        return cotangent / num_samples
 
     return product
 
@@ -167,8 +171,8 @@ def fisher_product(
 def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch) -> Proposal:
     """The natural-gradient direction of the surrogate E[r weight] at the old parameters.
 
-    A direction solved on `batch.subset` is flatter there than elsewhere: its curvature is then measured on the full
-    batch, with one forward derivative. Solved on the full batch, conjugate gradient's residual has it for free.
+    A direction solved on `batch.subset` has less curvature there than on the full batch, so its curvature is measured
+    on the full batch, with one forward derivative. If solved on the full batch, it follows from the residual.
     """
     theta, unravel = ravel_pytree(params)
 
@@ -186,8 +190,8 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
     (gradient,) = jax.linear_transpose(jvp, theta)(score_vjp(batch.weight / batch.weight.size)[0])
     gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
 
-    chosen = slice(None) if batch.subset is None else batch.subset
-    obs, mask = jax.tree.map(lambda leaf: leaf[chosen], (batch.obs, batch.action_mask))
+    rows = slice(None) if batch.subset is None else batch.subset
+    obs, mask = jax.tree.map(lambda leaf: leaf[rows], (batch.obs, batch.action_mask))
     num_samples = math.prod(mask.shape[:-1])
     matvec = fisher_product(lambda t: outputs_of(t, obs), theta, fisher_of_outputs(mask), num_samples)
     direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
@@ -196,29 +200,29 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
         curvature = jnp.vdot(direction, gradient - residual - config.cg_damping * direction)
     else:
         tangent = jvp(direction)
-        along = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
-        curvature = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(along)) / batch.weight.size
+        quadratic_form = jax.tree.map(jnp.multiply, tangent, fisher_of_outputs(batch.action_mask)(outputs, tangent))
+        curvature = jnp.asarray(optax.tree.sum(quadratic_form)) / batch.weight.size
     return Proposal(direction, jnp.vdot(gradient, direction), curvature, outputs)
 
 
 def outcome(actor: Actor, batch: AgentBatch, old_outputs: Any, new_outputs: Any) -> Outcome:
-    """KL, ratio and surrogate gain of going from one set of outputs to another, over the full batch."""
+    """KL, ratio and surrogate gain of a change of the network's outputs, over the full batch."""
     old = actor.distribution(old_outputs, batch.action_mask)
     new = actor.distribution(new_outputs, batch.action_mask)
     log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
-    # rounding can take a divergence of almost nothing below 0, and the budget must not grow by it
+    # rounding can make a tiny divergence negative, which would increase the remaining budget
     kl = jnp.maximum(jnp.mean(old.kl(new)), 0.0)
     return Outcome(log_ratio, kl, jnp.mean(jnp.expm1(log_ratio) * batch.weight))
 
 
 def trial(actor: Actor, params: Params, batch: AgentBatch, proposal: Proposal, radius: jax.Array) -> Outcome:
-    """What the full step at `radius` would do."""
+    """The outcome of the full step at `radius`."""
     theta, unravel = ravel_pytree(params)
     stepped = unravel(theta + proposal.scale(radius) * proposal.direction)
     return outcome(actor, batch, proposal.outputs, actor.outputs(stepped, batch.obs))
 
 
-def move(
+def line_search(
     actor: Actor,
     config: TrustRegionConfig,
     params: Params,
@@ -226,14 +230,14 @@ def move(
     proposal: Proposal,
     threshold: jax.Array,
     assess: Callable[..., Outcome] = outcome,
-) -> Move:
-    """The longest step along the proposal that keeps its promises; none if none does.
+) -> AcceptedStep:
+    """The longest step along the proposal that meets the constraint and the predicted gain, or no step.
 
     Tries fractions backtrack_coef^j, j = 0 ... line_search_steps - 1, of the full step at radius `threshold`; the
     first with KL <= threshold, gain > 0 and gain >= accept_ratio * fraction * predicted gain is taken
     (HATRPO's appendix; a non-finite KL or gain fails every comparison).
 
-    `assess` takes the arguments of `outcome`. It may return an outcome per agent, of which the means then count.
+    `assess` takes the arguments of `outcome`. It may return one outcome per agent; their means are then compared.
     """
     theta, unravel = ravel_pytree(params)
     full_step = proposal.scale(threshold) * proposal.direction
@@ -243,8 +247,8 @@ def move(
         outputs = actor.outputs(unravel(theta + fraction * full_step), batch.obs)
         result = assess(actor, batch, proposal.outputs, outputs)
         kl, gain = jnp.mean(result.kl), jnp.mean(result.gain)
-        kept = (kl <= threshold) & (gain > 0)
-        return result, outputs, kept & (gain >= config.accept_ratio * fraction * predicted)
+        is_valid = (kl <= threshold) & (gain > 0)
+        return result, outputs, is_valid & (gain >= config.accept_ratio * fraction * predicted)
 
     def unfinished(carry):
         tries, accepted, _, _, _ = carry
@@ -257,16 +261,15 @@ def move(
         return tries + 1, accepted, fraction, result, outputs
 
     shapes = jax.eval_shape(lambda: assess(actor, batch, proposal.outputs, proposal.outputs))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, theta.dtype), shapes)
-    hopeless = ~(predicted > 0)
-    first_try = jnp.where(hopeless, config.line_search_steps, 0).astype(jnp.int32)
-    start = (first_try, jnp.zeros((), bool), jnp.zeros((), theta.dtype), nothing, proposal.outputs)
+    no_change = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, theta.dtype), shapes)
+    first_try = jnp.where(predicted > 0, 0, config.line_search_steps).astype(jnp.int32)
+    start = (first_try, jnp.zeros((), bool), jnp.zeros((), theta.dtype), no_change, proposal.outputs)
     _, accepted, fraction, result, outputs = jax.lax.while_loop(unfinished, backtrack, start)
 
     fraction = jnp.where(accepted, fraction, 0.0)
-    result = jax.tree.map(lambda new, none: jnp.where(accepted, new, none), result, nothing)
+    result = jax.tree.map(lambda new, zero: jnp.where(accepted, new, zero), result, no_change)
     outputs = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), outputs, proposal.outputs)
-    # where, not fraction * step: a rejected step may hold non-finite numbers
+    # where, not fraction * step: a rejected step may contain non-finite numbers
     new_theta = jnp.where(accepted, theta + fraction * full_step, theta)
     entropy = jnp.mean(actor.distribution(outputs, batch.action_mask).entropy())
-    return Move(unravel(new_theta), result, fraction, entropy)
+    return AcceptedStep(unravel(new_theta), result, fraction, entropy)

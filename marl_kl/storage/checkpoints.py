@@ -394,8 +394,13 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
 
 
 def _current_name(leaf: str) -> str:
-    """Format 1 called the environments `worlds` and the hidden state `memory`."""
-    for before, now in (("state.worlds.memory", "state.env_batch.hidden"), ("state.worlds", "state.env_batch")):
+    """Format 1 called the environments `worlds` and the hidden states `memory`."""
+    renamed = {
+        "state.worlds.memory": "state.env_batch.hidden",
+        "state.worlds": "state.env_batch",
+        "state.critic_memory": "state.critic_hidden",
+    }
+    for before, now in renamed.items():
         if leaf == before or leaf.startswith(f"{before}."):
             return now + leaf.removeprefix(before)
     return leaf

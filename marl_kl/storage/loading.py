@@ -161,8 +161,8 @@ class Run:
         Raises:
             ValueError: no such agent or seed.
         """
-        chosen = agents.index(self.spec, agent)
-        act = jax.jit(agents.function(self.spec, self.config, self.team_of(seed), chosen))
+        chosen = agents.agent_index(self.spec, agent)
+        act = jax.jit(agents.make_policy(self.spec, self.config, self.team_of(seed), chosen))
         size, actions = self.spec.observation_sizes[chosen], self.spec.action_sizes[chosen]
         real = self.spec.action_mask[chosen, :actions]
         nothing = agents.initial_carry(self.spec, self.config)
@@ -185,7 +185,7 @@ class Run:
 
         Args and errors are those of `agent_policy`.
         """
-        chosen = agents.index(self.spec, agent)
+        chosen = agents.agent_index(self.spec, agent)
         return agents.export(self.spec, self.config, self.team_of(seed), chosen)
 
     def _of(self, tree, seed: int):

@@ -60,7 +60,7 @@ def test_an_agent_alone_acts_as_in_the_team(run):
     for i, name in enumerate(spec.agents):
         alone = run.agent_policy(name, seed=7)
         own = obs[:, i, : spec.observation_sizes[i]]
-        size = agents.own_size(spec, i)
+        size = agents.action_length(spec, i)
         wanted = together[:, i] if size is None else together[:, i, :size]
         np.testing.assert_allclose(alone(own), wanted, rtol=1e-5, atol=1e-6)
     one = run.agent_policy(i, seed=7)(own[0])
@@ -78,7 +78,7 @@ def test_an_agent_alone_remembers_as_in_the_team(spec):
     for one in obs:
         together, team_state = team(one, team_state)
         action, state = alone(one[1, :4], state)
-        np.testing.assert_allclose(action, together[1, : agents.own_size(spec, 1)], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(action, together[1, : agents.action_length(spec, 1)], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state, team_state[1], rtol=1e-5, atol=1e-6)
     assert np.abs(state).max() > 0.01
     both, _ = alone(np.stack([one[1, :4]] * 2), alone.initial_state())

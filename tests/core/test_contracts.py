@@ -40,7 +40,7 @@ def sampled(kind, shared, recurrent):
 
     def through_time(inputs, done, memory, *others):
         seen = jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, done, memory)
-        return [seen, *(jnp.moveaxis(sequences.by_environment(x), 2, 0) for x in others)]
+        return [seen, *(jnp.moveaxis(sequences.batch_major(x), 2, 0) for x in others)]
 
     @jax.jit
     def batch(key, actors, env_batch):
@@ -53,7 +53,9 @@ def sampled(kind, shared, recurrent):
         return env_batch, trajectory, Batch(*rows)
 
     nothing = actor.initial_carry((3, NUM_ENVS))
-    begin = jax.jit(lambda key: (init_actors(key, env.spec, config), rollout.start(key, env, NUM_ENVS, nothing)))
+    begin = jax.jit(
+        lambda key: (init_actors(key, env.spec, config), rollout.init_env_batch(key, env, NUM_ENVS, nothing))
+    )
     return batch, *begin(jax.random.key(0))
 
 

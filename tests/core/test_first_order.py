@@ -174,9 +174,9 @@ def test_steps_that_run_away_leave_finite_parameters(name):
 def test_a_factor_that_has_run_away_is_a_finite_weight():
     """HAPPO's second agent where the first one's ratios overflow."""
     _, actors, batch = make_problem(make_spec("continuous"), small_config())
-    weight = schemes._of_agent(batch, 1, jnp.full(batch.advantage.shape[1], 200.0)).weight
+    weight = schemes.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 200.0)).weight
     np.testing.assert_allclose(weight, np.exp(20.0) * batch.advantage[1], rtol=1e-5)
-    moderate = schemes._of_agent(batch, 1, jnp.full(batch.advantage.shape[1], 5.0)).weight
+    moderate = schemes.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 5.0)).weight
     np.testing.assert_allclose(moderate, np.exp(5.0) * batch.advantage[1], rtol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_the_gradient_that_adam_sees_is_bounded_by_the_limit(float64):
     def first_moment(limit):
         step, _, _ = one_network(small_config(actor_epochs=1, actor_max_grad_norm=limit))
         improved = step.improve(jax.random.key(0), params, step.init(params), batch)
-        return improved.state.opt_state[1].mu, improved.report["grad_norm"]
+        return improved.state.opt_state[1].mu, improved.metrics["grad_norm"]
 
     unbounded, norm = first_moment(jnp.array(1e6))
     np.testing.assert_allclose(global_norm(unbounded), 0.1 * norm, rtol=1e-9)

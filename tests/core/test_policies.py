@@ -238,9 +238,9 @@ def test_squashed_actions_stay_in_the_range_whatever_the_policy_says():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("matrix_game", "squash=True; env 'matrix_game' has discrete actions: it must be False there"),
-        ("digits", "squash=True; env 'digits' has multi_discrete actions: it must be False there"),
-        ("bilinear", "squash=True; env 'bilinear' sets its actions no bounds .action_low and action_high"),
+        ("matrix_game", "squash=True; env 'matrix_game' has discrete actions: it must be False"),
+        ("digits", "squash=True; env 'digits' has multi_discrete actions: it must be False"),
+        ("bilinear", "squash=True; env 'bilinear' has unbounded actions"),
     ],
 )
 def test_what_cannot_be_squashed_is_a_sentence(name, sentence):

@@ -136,7 +136,7 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
             batch.weight.size,
         )
         proposal = trust_region.propose(actor, config, params, batch)
-        moved = trust_region.move(actor, config, params, batch, proposal, jnp.asarray(0.05))
+        moved = trust_region.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
         return jax.vmap(matvec, out_axes=1)(jnp.eye(len(theta))), proposal, moved
 
     fisher, gradient = jax.jit(lambda t: (jax.hessian(kl)(t), jax.grad(surrogate)(t)))(theta)
@@ -243,8 +243,8 @@ def test_padding_changes_nothing(float64):
 
 
 def test_a_subset_is_of_whole_rollouts():
-    assert schemes._subset(jax.random.key(0), ROWS, 0.01).shape == (1,)
-    assert schemes._subset(jax.random.key(0), ROWS, 0.5).shape == (2,)
+    assert schemes.fisher_subset(jax.random.key(0), ROWS, 0.01).shape == (1,)
+    assert schemes.fisher_subset(jax.random.key(0), ROWS, 0.5).shape == (2,)
 
 
 # In training
@@ -259,12 +259,12 @@ def test_stored_actions_have_the_log_probabilities_they_were_sampled_with():
 
     @jax.jit
     def two_rollouts(key):
-        env_batch = rollout.start(key, env, ROWS, actor.initial_carry((2, ROWS)))
+        env_batch = rollout.init_env_batch(key, env, ROWS, actor.initial_carry((2, ROWS)))
         roll = lambda env_batch: rollout.rollout(key, env, actor, actors, learner.obs_moments, env_batch, 8)  # noqa: E731
         before, _ = roll(env_batch)
         after, trajectory = roll(before)
         state = trainer.TrainState(key, learner, before, jnp.ones((), bool))
-        batch = trainer._batch(actor, state, trajectory, jnp.ones((8, ROWS, 1)), 2)
+        batch = trainer.make_batch(actor, state, trajectory, jnp.ones((8, ROWS, 1)), 2)
         together = actor.distribution(actor.team_outputs(actors, batch.obs), batch.action_mask)
         return before.hidden, after.hidden, trajectory, batch, together.log_prob(batch.action)
 
@@ -284,14 +284,14 @@ def test_stored_actions_have_the_log_probabilities_they_were_sampled_with():
     np.testing.assert_allclose(last_memory, memory, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("critic_sees", ["state", "observation"])
-def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(critic_sees, float64):
+@pytest.mark.parametrize("critic_input", ["state", "observation"])
+def test_a_recurrent_critic_judges_successors_by_the_memory_of_their_episode(critic_input, float64):
     """Where the episode goes on: the next step's value, across rollouts too; where it is cut: its own last state's."""
     rng = np.random.default_rng(3)
     config = config_of(recurrent_critic=True)
     one = critics.make_critic(config, 1)
-    critic = one if critic_sees == "state" else critics.IndependentCritics(one, 2)
-    agents = () if critic_sees == "state" else (2,)
+    critic = one if critic_input == "state" else critics.IndependentCritics(one, 2)
+    agents = () if critic_input == "state" else (2,)
     state = drawn(rng, critic.init, 3)
     state = state._replace(moments=state.moments._replace(variance=jnp.exp(state.moments.variance)))
     states = jnp.asarray(rng.normal(size=(2 * STEPS + 1, ROWS, *agents, 3)))
@@ -385,7 +385,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped():
     init, update = compiled("mappo", **OF_ALL)
     state, metrics = update(init(jax.vmap(jax.random.key)(jnp.arange(3))))
     stored = checkpoints.flatten_tree(state)
-    assert all(np.any(stored[name]) for name in ("env_batch.hidden", "critic_memory"))
+    assert all(np.any(stored[name]) for name in ("env_batch.hidden", "critic_hidden"))
     resumed = update(jax.tree.map(jnp.asarray, checkpoints.restore_tree(state, stored, "memory")))
     assert checkpoints.digest(resumed) == checkpoints.digest(update(state))
     without = state._replace(env_batch=state.env_batch._replace(hidden=jnp.zeros_like(state.env_batch.hidden)))

@@ -18,7 +18,7 @@ def roll(env, num_rollouts=1):
     actor = make_actor(env.spec, config)
     actors = init_actors(jax.random.key(0), env.spec, config)
     moments = normalizers.init((2, 2))
-    env_batch = rollout.start(jax.random.key(1), env, NUM_ENVS)
+    env_batch = rollout.init_env_batch(jax.random.key(1), env, NUM_ENVS)
     step = jax.jit(lambda key, env_batch: rollout.rollout(key, env, actor, actors, moments, env_batch, LENGTH))
     for key in jax.random.split(jax.random.key(2), num_rollouts):
         env_batch, trajectory = step(key, env_batch)
@@ -54,16 +54,16 @@ def test_returns_are_those_of_the_last_finished_episode():
     last = np.asarray(trajectory.reward[5:10, :, 0]).sum(0)
     np.testing.assert_allclose(env_batch.episodes.last_return, last, rtol=1e-6)
     np.testing.assert_allclose(env_batch.episodes.running_length, 3)
-    summary = rollout.summary(env_batch.episodes)
+    summary = rollout.episode_metrics(env_batch.episodes)
     np.testing.assert_allclose(summary["episode_return"], last.mean(), rtol=1e-6)
     assert summary["episodes_finished"] == 6
 
 
 def test_before_the_first_episode_ends_there_is_no_return():
     env_batch, _ = roll(counting_env(episode_length=50))
-    assert np.isnan(rollout.summary(env_batch.episodes)["episode_return"])
+    assert np.isnan(rollout.episode_metrics(env_batch.episodes)["episode_return"])
     env_batch, _ = roll(counting_env(episode_length=50), num_rollouts=4)
-    np.testing.assert_allclose(rollout.summary(env_batch.episodes)["episode_length"], 50)
+    np.testing.assert_allclose(rollout.episode_metrics(env_batch.episodes)["episode_length"], 50)
 
 
 def test_actions_come_from_the_policy():
@@ -74,7 +74,7 @@ def test_actions_come_from_the_policy():
     actors = init_actors(jax.random.key(0), env.spec, config)
     actors = jax.tree.map(lambda x: x * (1 if x.ndim == 2 and x.shape[-1] == 1 else 3), actors)
     moments = normalizers.init((2, 2))
-    env_batch = rollout.start(jax.random.key(1), env, NUM_ENVS)
+    env_batch = rollout.init_env_batch(jax.random.key(1), env, NUM_ENVS)
     _, trajectory = rollout.rollout(jax.random.key(2), env, actor, actors, moments, env_batch, 4)
     for t in range(4):
         policy, _ = rollout.policy_step(actor, actors, moments, trajectory.obs[t], trajectory.action_mask[t], ())

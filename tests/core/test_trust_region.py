@@ -131,7 +131,7 @@ def test_an_accepted_step_keeps_its_promises(spec, masked, float64):
     for seed in range(5):
         actor, params, batch = problem(spec, config, masked, seed)
         proposal = trust_region.propose(actor, config, params, batch)
-        moved = trust_region.move(actor, config, params, batch, proposal, jnp.asarray(0.05))
+        moved = trust_region.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
         assert moved.step_fraction > 0
         theta, kl = mean_kl(actor, params, batch)
         new_theta = ravel_pytree(moved.params)[0]
@@ -148,7 +148,7 @@ def test_the_line_search_takes_the_first_fraction_that_passes(float64):
     proposal = trust_region.propose(actor, config, params, batch)
     steep = proposal._replace(curvature=proposal.curvature / 10)  # a step sqrt(10) times too long
     threshold = jnp.asarray(0.01)
-    moved = trust_region.move(actor, config, params, batch, steep, threshold)
+    moved = trust_region.line_search(actor, config, params, batch, steep, threshold)
     expected = None
     for j in range(config.line_search_steps):
         tried = trust_region.trial(actor, params, batch, steep, threshold * 0.25**j)
@@ -165,7 +165,7 @@ def test_without_a_usable_gradient_the_agent_stays(weight):
     actor, params, batch = problem(CONTINUOUS, config)
     batch = batch._replace(weight=jnp.full(BATCH, weight))
     proposal = trust_region.propose(actor, config, params, batch)
-    moved = trust_region.move(actor, config, params, batch, proposal, jnp.asarray(0.05))
+    moved = trust_region.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
     jax.tree.map(np.testing.assert_array_equal, moved.params, params)
     assert moved.step_fraction == moved.outcome.kl == moved.outcome.gain == 0
     np.testing.assert_array_equal(moved.outcome.log_ratio, 0.0)
@@ -179,7 +179,7 @@ def test_a_step_that_breaks_its_promises_is_undone():
     proposal = trust_region.propose(actor, config, params, batch)
     downhill = proposal._replace(direction=-proposal.direction)
     for tried, threshold in ((proposal, 0.0), (downhill, 0.05)):
-        moved = trust_region.move(actor, config, params, batch, tried, jnp.asarray(threshold))
+        moved = trust_region.line_search(actor, config, params, batch, tried, jnp.asarray(threshold))
         jax.tree.map(np.testing.assert_array_equal, moved.params, params)
         assert moved.step_fraction == 0
 

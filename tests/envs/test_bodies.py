@@ -189,7 +189,7 @@ def test_restarts_in_training_are_new_states():
 
     @jax.jit
     def trajectory(key):
-        env_batch = rollout.start(key, env, NUM_ENVS)
+        env_batch = rollout.init_env_batch(key, env, NUM_ENVS)
         return rollout.rollout(key, env, actor, actors, moments, env_batch, length=6)[1]
 
     seen = trajectory(jax.random.key(1))
@@ -280,8 +280,8 @@ def test_standing_up_can_be_paid_as_in_brax():
     """Brax's own number is passed on."""
     state = SimpleNamespace(pipeline_state=SimpleNamespace(q=np.arange(24.0)), reward=np.float32(7.0))
     brax_env = brax_engine.load_brax("humanoidstandup", "mjx")
-    assert brax_engine._standup_reward(brax_env)(state, np.zeros(17)) == pytest.approx(2 / 0.003 + 1)
-    assert brax_engine._brax_reward(state, np.zeros(17)) == 7.0
+    assert brax_engine.standup_reward(brax_env)(state, np.zeros(17)) == pytest.approx(2 / 0.003 + 1)
+    assert brax_engine.brax_reward(state, np.zeros(17)) == 7.0
     env = envs.make("humanoidstandup_17x1", corrected=False)
     assert dict(env.spec.metadata)["corrected"] == "False" and dict(env.spec.options) == {"corrected": False}
 
@@ -443,7 +443,7 @@ def test_unknown_names(name, sentence):
     [
         ({"engine": "isaac"}, "engine='isaac'; accepted: None, brax, mjx"),
         ({"engine": "mjx", "backend": "spring"}, "backend='spring'; engine 'mjx' has no other"),
-        ({"categories": [["qpos"]]}, "categories=[['qpos']]; obs='full' shows all; accepted: None"),
+        ({"categories": [["qpos"]]}, "categories=[['qpos']]; with obs='full' accepted: None"),
         ({"obs": 0, "categories": [["qpos", "cinert"]]}, "it must list, per distance, some of qpos, qvel"),
         ({"backend": "warp"}, "backend='warp'; accepted: None, spring, positional, generalized, mjx"),
         ({"obs": -1}, "obs=-1; accepted: 'full' or a number of hops >= 0"),
@@ -454,7 +454,7 @@ def test_unknown_names(name, sentence):
         ({"episode_length": 10.5}, "episode_length=10.5; it must be a whole number"),
         ({"partition": "3x3"}, "3 x 3 = 9, but the ant has 8 joints"),
         ({"partition": [["hip_1", "hip_1"]]}, "joint 'hip_1' is given 2 times"),
-        ({"corrected": False}, "corrected=False; nothing is corrected in brax's ant; accepted: True"),
+        ({"corrected": False}, "corrected=False; brax's ant has no correction; accepted: True"),
         ({"legs": 4}, "unknown option 'legs'; accepted: engine, backend, obs, categories, agent_id"),
     ],
 )

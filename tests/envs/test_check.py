@@ -68,9 +68,9 @@ BROKEN = {
     "reward at reset": (lambda: changed(after_reset=with_field(reward=jnp.ones(2))), "reward after reset is not 0"),
     "over at reset": (lambda: changed(after_reset=with_field(truncated=jnp.ones((), bool))), "ended at its reset"),
     "both": (lambda: changed(lambda ts, s: ts._replace(terminated=ts.truncated)), "terminated and truncated at once"),
-    "too long": (lambda: changed(episode_length=4), "an episode goes on after episode_length=4 steps"),
+    "too long": (lambda: changed(episode_length=4), "an episode continues after episode_length=4 steps"),
     "too early": (lambda: changed(episode_length=7), "truncated before episode_length=7"),
-    "rewards": (lambda: changed(env=counting_env(team_reward=False), team_reward=True), "agents are paid differently"),
+    "rewards": (lambda: changed(env=counting_env(team_reward=False), team_reward=True), "agents receive different rewards"),
     "memory": (forgetful, "the same keys give another reward"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import envs
 import marl_kl
 from envs.adapters import jaxmarl, spaces
 
-with jaxmarl._silence():
+with jaxmarl.silence():
     jaxmarl = pytest.importorskip("jaxmarl")
 
 CASES = {
@@ -204,8 +204,8 @@ def test_the_names_are_those_of_the_installed_package():
         ("JaxMARL/simple_spread", {}, "did you mean jaxmarl/MPE_simple_spread_v3"),
         ("jaxmarl/3m", {"max_step": 3}, "max_step"),
         ("jaxmarl/MPE_simple_spread_v3", {"num_agent": 3}, "unknown option 'num_agent'; accepted: num_agents"),
-        ("jaxmarl/overcooked", {"layout": "kitchen"}, "does not make it with"),
-        ("jaxmarl/hanabi", {"hand_size": -1}, "does not make it with"),
+        ("jaxmarl/overcooked", {"layout": "kitchen"}, "cannot make it with"),
+        ("jaxmarl/hanabi", {"hand_size": -1}, "cannot make it with"),
         ("jaxmarl/hopper_3x1", {"auto_reset": True}, "auto_reset=True; it must be False"),
     ],
 )
@@ -232,7 +232,7 @@ def test_continuous_actions_are_stretched_where_there_are_bounds():
     np.testing.assert_array_equal(free, [[7.0]])
     assert "action_low" not in found.spec_fields
     assert spaces.read("box", boxes[:1]).spec_fields["action_low"] == ((-1.0, -1.0),)
-    with pytest.raises(ValueError, match="agents have continuous and discrete actions; one kind for all is accepted"):
+    with pytest.raises(ValueError, match="agents have continuous and discrete actions; they must be of one kind"):
         spaces.read("mixed", [boxes[0], SimpleNamespace(n=3)])
 
 
@@ -272,13 +272,13 @@ class Whistle:
 
 
 def test_an_environment_of_ones_own_with_this_interface():
-    with pytest.raises(ValueError, match="env 'Whistle': it has no max_steps .*give episode_length="):
+    with pytest.raises(ValueError, match="env 'Whistle' has no time limit max_steps; episode_length="):
         envs.from_jaxmarl(Whistle())
     env = envs.from_jaxmarl(Whistle(), episode_length=4)
     assert (env.spec.observation_sizes, env.spec.state_size, env.spec.team_reward) == ((2, 1), 3, False)
     envs.check(env)
     Discrete.n = np.array([2, 3])
-    with pytest.raises(ValueError, match="an action space Discrete; accepted: Discrete, MultiDiscrete, Box"):
+    with pytest.raises(ValueError, match="action space Discrete; accepted: Discrete, MultiDiscrete, Box"):
         envs.from_jaxmarl(Whistle(), episode_length=4)
     Discrete.n = 2
 
@@ -362,7 +362,7 @@ def test_masks_that_fit_no_choices_are_refused():
 
 def test_a_time_limit_beyond_the_environments_own_is_refused():
     """Its own end would pass for the task's; at the same step it is a limit, and before it ours alone counts."""
-    with pytest.raises(ValueError, match="episode_length=4; it must be at most its own max_steps=3, at which it ends"):
+    with pytest.raises(ValueError, match="episode_length=4; it must be at most .* own limit max_steps=3"):
         envs.from_jaxmarl(Panel("flat"), episode_length=4)
     for episode_length in (2, 3):
         env = envs.from_jaxmarl(Panel("flat"), episode_length=episode_length)
@@ -371,7 +371,7 @@ def test_a_time_limit_beyond_the_environments_own_is_refused():
             state, timestep = env.step(jax.random.key(1), state, env.spec.example_action, ())
         assert timestep.truncated and not timestep.terminated
     spread = theirs("spread")
-    with pytest.raises(ValueError, match="episode_length=9; it ends after 6 steps, which its own options set"):
+    with pytest.raises(ValueError, match="episode_length=9; accepted: None, because its own options"):
         envs.from_jaxmarl(spread, episode_length=9)
     assert envs.from_jaxmarl(spread, episode_length=6).spec.episode_length == 6
 
@@ -397,7 +397,7 @@ class Clock:
 
 def test_gymnaxs_own_limit_is_no_termination():
     clock = Clock()
-    with pytest.raises(ValueError, match="episode_length=4; it must be at most its own max_steps_in_episode=3"):
+    with pytest.raises(ValueError, match="episode_length=4; it must be at most .* own limit max_steps_in_episode=3"):
         envs.from_gymnax(clock, episode_length=4)
     env = envs.from_gymnax(clock)
     envs.check(env)

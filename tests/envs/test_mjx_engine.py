@@ -76,7 +76,7 @@ def test_first_steps(body, tolerance):
     q[2] += 2.0 * (body == "ant")
     env.set_state(q.astype(np.float64), qd.astype(np.float64))
     progress = np.float32(rules.progress(env.model, env.data))
-    state = mjx_engine._State(q, qd, np.zeros(env.model.nv, np.float32), progress)
+    state = mjx_engine.State(q, qd, np.zeros(env.model.nv, np.float32), progress)
     step = jax.jit(physics.step, compiler_options=dict(physics.compiler_options))
     for control in random_controls(env, 4).astype(np.float32):
         state, seen = step(state, control)
@@ -131,12 +131,12 @@ def test_the_swimmer_is_gymnasiums():
     ("name", "sentence"),
     [
         ("pusher_3p", r"env 'pusher_3p': .*'mjx' reads pusher_v5.xml from gymnasium, which is not installed; pip "
-         r"install 'marl_kl\[mujoco\]'; engine='brax' does without, see docs/scenarios.md$"),
+         r"install 'marl_kl\[mujoco\]'; engine='brax' does not need it, see docs/scenarios.md$"),
         ("coupled_halfcheetah_1p1", r"coupled_half_cheetah.xml from gymnasium_robotics.*'marl_kl\[mujoco\]'$"),
     ],
 )  # fmt: skip
 def test_a_missing_package_is_named(monkeypatch, name, sentence):
-    """And what does without it is said, where something does."""
+    """The message names the engine that does not need it, if there is one."""
     monkeypatch.setattr(mjx_engine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=sentence):
         envs.make(name)

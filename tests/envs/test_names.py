@@ -10,7 +10,7 @@ from tests.support.grids import slow_unless
 
 def physics_of(name):
     """What a name runs: its body, whatever the split; everything else is something of its own."""
-    return scenarios._read(name)[0] if name in scenarios.FACTORIES else name
+    return scenarios.parse_name(name)[0] if name in scenarios.FACTORIES else name
 
 
 PLAYED = {physics_of(name): name for name in envs.names() if not name.startswith(jaxmarl.PREFIX)}

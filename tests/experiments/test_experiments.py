@@ -28,7 +28,7 @@ from experiments.exact_gaussians import Team
 from experiments.study import Piece, Report, Study
 from experiments.styles import TRUST_REGION
 from marl_kl.core import algorithms, allocators
-from marl_kl.core.allocators import Round
+from marl_kl.core.allocators import AllocationState
 
 
 def quiet(line):
@@ -249,7 +249,7 @@ def thresholds_of(allocator, utility, spent, budget=1.0):
     plan = allocator.start(jax.random.key(3), jnp.asarray(utility), jnp.asarray(budget))
     given, waiting, remaining, unassigned = np.zeros(n), np.ones(n, bool), budget, budget
     for position in range(n):
-        now = Round(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
+        now = AllocationState(jnp.int32(position), jnp.asarray(utility), jnp.asarray(waiting), remaining, unassigned)
         agent, threshold = (part.item() for part in allocator.next(plan, now))
         assert waiting[agent]
         given[agent], waiting[agent] = threshold, False

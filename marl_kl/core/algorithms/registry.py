@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.core.algorithms import hatrpo, ppo_family
+from marl_kl.core.metrics import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
 from marl_kl.core.policies import Actor
 from marl_kl.core.types import Algorithm
-from marl_kl.results import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
 
 
-class Entry(NamedTuple):
-    """What is known about an algorithm before it is built.
+class AlgorithmSpec(NamedTuple):
+    """The static description of an algorithm.
 
     Attributes:
-        name: what users type.
-        build: `(actor, config) -> Algorithm`.
-        config_class: what it can be told.
-        agent_metrics: names of what it reports per agent.
+        name: the name users type.
+        build: `(actor, config) -> Algorithm`, `config` a `config_class`.
+        config_class: the class of its config.
+        agent_metrics: names of its metrics per agent.
     """
 
     name: str
-    build: Callable[[Actor, Config], Algorithm]
+    build: Callable[[Actor, Any], Algorithm]
     config_class: type[Config]
     agent_metrics: tuple[str, ...]
 
     @property
     def summary(self) -> str:
-        """One line about it."""
-        return self.build.__doc__.strip().splitlines()[0]
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
 
-def _trust_region(build: Callable[[Actor, Config], Algorithm]) -> Entry:
-    return Entry(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS)
+def _trust_region(build: Callable[[Actor, TrustRegionConfig], Algorithm]) -> AlgorithmSpec:
+    return AlgorithmSpec(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS)
 
 
-def _first_order(build: Callable[[Actor, Config], Algorithm]) -> Entry:
-    return Entry(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
+def _first_order(build: Callable[[Actor, FirstOrderConfig], Algorithm]) -> AlgorithmSpec:
+    return AlgorithmSpec(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
 
 
 _ALGORITHMS = {
-    entry.name: entry
-    for entry in (
+    spec.name: spec
+    for spec in (
         _trust_region(hatrpo.hatrpo),
         _trust_region(hatrpo.hatrpo_w),
         _trust_region(hatrpo.hatrpo_g),
@@ -59,17 +60,21 @@ _ALGORITHMS = {
 
 
 def names(config_class: type[Config] = Config) -> tuple[str, ...]:
-    """The names that `get` knows, of the algorithms that take a `config_class`."""
-    return tuple(name for name, entry in _ALGORITHMS.items() if issubclass(entry.config_class, config_class))
+    """The names of all algorithms whose config is a `config_class`."""
+    return tuple(name for name, spec in _ALGORITHMS.items() if issubclass(spec.config_class, config_class))
 
 
-def get(name: str | Entry) -> Entry:
-    """The algorithm called `name`, ValueError with near misses if there is none; an `Entry` of your own is returned."""
-    if isinstance(name, Entry):
+def get(name: str | AlgorithmSpec) -> AlgorithmSpec:
+    """The algorithm called `name`; a user's own `AlgorithmSpec` is returned as it is.
+
+    Raises:
+        ValueError: unknown name; the message has the nearest ones.
+    """
+    if isinstance(name, AlgorithmSpec):
         return name
-    entry = _ALGORITHMS.get(name)
-    if entry is None:
+    spec = _ALGORITHMS.get(name)
+    if spec is None:
         near = difflib.get_close_matches(name, _ALGORITHMS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_ALGORITHMS)}"
         raise ValueError(f"unknown algorithm {name!r}; {hint}")
-    return entry
+    return spec

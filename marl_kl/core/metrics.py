@@ -1,0 +1,56 @@
+"""Names and meanings of the metrics that an update reports, and the statistics of evaluation episodes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+TEAM_METRICS = {
+    "episode_return": "team return of each environment's last finished episode, averaged; NaN before the first one",
+    "episode_length": "length of the same episodes, in env steps",
+    "episodes_finished": "episodes that ended in this update",
+    "kl_total": "KL spent by the team: the sum of `kl` over agents; never above kl_budget, where there is one (at the "
+    "observation moments that the batch was collected with)",
+    "factor_mean": "mean of the compound factor, the product of all agents' ratios after the update; 1 when nobody has "
+    "moved",
+    "factor_max": "largest compound factor in the batch",
+    "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
+    "explained_variance": "share of the variance of the returns that the critic explained before this update",
+}
+"""[seed, update]: reported by every algorithm."""
+
+AGENT_METRICS = {
+    "utility": "expected gain of the agent's trial step at an equal share of the budget, before anyone has moved "
+    "(hatrpo, which does not need it: when its turn comes; sharing parameters: of the one step of all)",
+    "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
+    "kl": "mean KL(old || new) that the agent really spent",
+    "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "
+    "that moved before",
+    "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted",
+    "position": "place of the agent in this update's order, from 0; 0 for all that move at once",
+    "entropy": "mean policy entropy after the update, nats",
+    "clip_fraction": "share of the samples whose ratio ended further than clip_eps from 1",
+    "grad_norm": "mean global gradient norm of the steps made, before clipping (of the network, if it is shared)",
+    "epochs": "passes over the batch made before target_kl stopped them",
+}
+"""[seed, update, agent]: each algorithm reports those of its kind, `TRUST_REGION_METRICS` or `FIRST_ORDER_METRICS`."""
+
+_COMMON = ("kl", "gain", "position", "entropy")
+
+TRUST_REGION_METRICS = (*_COMMON, "utility", "kl_threshold", "step_fraction")
+"""The agent metrics of algorithms with a `TrustRegionConfig`."""
+
+FIRST_ORDER_METRICS = (*_COMMON, "clip_fraction", "grad_norm", "epochs")
+"""The agent metrics of algorithms with a `FirstOrderConfig`."""
+
+WATCHED = ("observation", "reward", "value", "actor", "critic")
+"""The quantities checked for finiteness in every update, in the order of the metric `nonfinite`."""
+
+
+class EpisodeStatistics(NamedTuple):
+    """episode_return: [..., episode] team return. episode_length: [..., episode] env steps."""
+
+    episode_return: jax.Array | np.ndarray
+    episode_length: jax.Array | np.ndarray
