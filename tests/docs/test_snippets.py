@@ -39,8 +39,8 @@ def blocks(page, language):
             yield "\n" * text.count("\n", 0, match.start("code")) + match["code"]
 
 
-SLOW = ("docs/extending.md", "docs/runs.md", "docs/your_own_environment.md")
-"""Pages whose programs are compiled for them alone."""
+SLOW = ("environments", "extending", "getting_started", "runs", "your_own_environment")
+"""Pages of docs/ whose programs are many."""
 
 
 def with_blocks(language):
@@ -48,7 +48,7 @@ def with_blocks(language):
 
 
 def maybe_slow(page):
-    return pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
+    return pytest.param(page, marks=pytest.mark.slow if Path(page).stem in SLOW else ())
 
 
 def made_small(function):
