@@ -449,7 +449,7 @@ def test_a_team_in_the_c_engine_remembers():
         state, total, ended = policy.initial_state(), 0.0, False
         while not ended:
             actions, state = policy(env.wiring.observe(observed.astype(np.float32)), state)
-            observed, reward, terminated, truncated, _ = world.step(there.stretched(env.wiring.controls(actions)))
+            observed, reward, terminated, truncated, _ = world.step(there.rescale(env.wiring.controls(actions)))
             total, ended = total + reward, terminated or truncated
         np.testing.assert_allclose(scores.episode_return[episode], total, rtol=1e-4)
         world.close()

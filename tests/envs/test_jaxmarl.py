@@ -11,9 +11,10 @@ import pytest
 
 import envs
 import marl_kl
-from envs.adapters import jaxmarl, spaces
+from envs.adapters import jaxmarl as adapter
+from envs.adapters import spaces
 
-with jaxmarl.silence():
+with adapter.silence():
     jaxmarl = pytest.importorskip("jaxmarl")
 
 CASES = {
@@ -192,9 +193,9 @@ def test_the_names_are_those_of_the_installed_package():
 
     needs_more = {"LearnedPolicyEnemySMAX"}
     makeable = [n for n in jaxmarl.registered_envs if not n.startswith("JaxRobotarium") and n not in needs_more]
-    assert jaxmarl.SMAX_MAPS == tuple(MAP_NAME_TO_SCENARIO)
-    assert jaxmarl.REGISTERED == tuple(makeable)
-    assert set(jaxmarl.NAMES) <= set(envs.names())
+    assert adapter.SMAX_MAPS == tuple(MAP_NAME_TO_SCENARIO)
+    assert adapter.REGISTERED == tuple(makeable)
+    assert set(adapter.NAMES) <= set(envs.names())
 
 
 @pytest.mark.parametrize(
