@@ -38,7 +38,7 @@ def _show_run(arguments: argparse.Namespace, console: Console) -> None:
     from marl_kl.storage import stored_runs
 
     record = stored_sweeps.record_of(arguments.run, arguments.setting)
-    for line in _record_lines(record):
+    for line in record_lines(record):
         console.print(line, soft_wrap=True, markup=False)
     if arguments.setting is not None:
         result = stored_sweeps.read(arguments.run).setting(arguments.setting)
@@ -57,12 +57,12 @@ def _show_sweep(arguments: argparse.Namespace, console: Console) -> None:
 
     record = run_folder.read_record(arguments.run, run_folder.SWEEP)
     result = stored_sweeps.read(arguments.run)
-    for line in _record_lines(record, list(result.settings[0])):
+    for line in record_lines(record, list(result.settings[0])):
         console.print(line, soft_wrap=True, markup=False)
     sweep_tables.show(result, console)
 
 
-def _record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> list[str]:
+def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> list[str]:
     """Status, environment, versions, and every config field; "*" marks values other than the default."""
     document, spec = record.document, record.spec
     session = run_folder.last_session(document)

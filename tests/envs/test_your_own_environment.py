@@ -1,4 +1,4 @@
-"""docs/your_own_environment.md: its code runs, keeps the contract and trains."""
+"""docs/your_own_environment.md: its environments keep the contract and train (its code runs in tests/docs)."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import marl_kl
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_environment.md").read_text()
-GAME, CHECKING, TRAINING, PENDULUM = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+GAME, CHECKING, _, PENDULUM = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,6 @@ def page():
 
 def test_the_examples_are_short():
     assert all(len(block.splitlines()) < 60 for block in (GAME, PENDULUM))
-
-
-def test_the_training_call_is_one_that_train_takes(monkeypatch, page):
-    taken = {}
-    monkeypatch.setattr(marl_kl, "train", lambda env, algorithm, **options: taken.update(env=env, **options))
-    exec(TRAINING, dict(page))
-    assert taken.pop("env") is page["orchard"]
-    marl_kl.TrustRegionConfig(total_env_steps=taken["total_env_steps"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 import envs
 from marl_kl.analysis import sweep_tables as sweep_tables
-from marl_kl.cli import main, report
+from marl_kl.cli import main, show
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_folder, run_tables
 from marl_kl.storage import stored_sweeps as sweep_folders
@@ -76,7 +76,7 @@ def test_every_entry_of_a_run_s_record(damaged):
         path.write_text(json.dumps(changed))
         try:
             record = run_folder.read_record(damaged)
-            assert "\n" not in "".join(report._lines(record)) or "a\nb" in what, what
+            assert "\n" not in "".join(show.record_lines(record)) or "a\nb" in what, what
             run_folder.fingerprint(record.document)
             run_folder.first_mismatch(run_folder.last_session(document), run_folder.last_session(record.document))
         except RunFolderError as error:

@@ -11,7 +11,7 @@ from marl_kl.cli.options import default_text
 from marl_kl.core import algorithms
 from marl_kl.results import AGENT_METRICS, TEAM_METRICS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECTIONS = re.split(r"^#+ ", (ROOT / "docs" / "algorithms.md").read_text(), flags=re.MULTILINE)
 
 

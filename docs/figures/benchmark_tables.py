@@ -1,0 +1,61 @@
+"""The tables of docs/benchmarks.md, from benchmarks/results: `python docs/figures/benchmark_tables.py` writes them into the page.
+
+Each table stands between a marker `<!-- table NAME -->` and the next empty line.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def tables() -> dict[str, str]:
+    """Markdown tables by the names that their markers have."""
+    read = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]  # noqa: E731
+    seconds = ("ours_s", "plain_s", "floor_s", "default_s", "hatrpo_w_s", "hatrpo_g_s")
+    updates = [
+        [f"{row['agents']}, {'-'.join(map(str, row['hidden']))}", *(f"{row[s]:.3f}" for s in seconds), f"{row['pytorch_s']:g}"]
+        for row in read("update_cost")
+    ]  # fmt: skip
+    training = [
+        [row["backend"], row["seeds"], row["devices"], f"{row['bare']:,.0f}", f"{row['training']:,.0f}",
+         f"{row['fraction']:.2f}", f"{row['compile_s']:.0f} s"]
+        for row in read("throughput")
+    ]  # fmt: skip
+    ippo = [
+        [row["algorithm"], f"{row['env_steps_per_s']:,.0f}", f"{row['ratio']:.2f}", f"{row['compile_s']:.1f} s"]
+        for row in read("jaxmarl_ippo")
+    ]
+    bodies = [
+        [row["body"], row["backend"], f"{row['steps_per_s']:,.0f}", f"{row['compile_s']:.0f} s", f"{row['moved']:.2g}",
+         f"{row['error']:.1e}", f"{row['error_99']:.1e}"]
+        for row in read("bodies")
+    ]  # fmt: skip
+    head = ("agents, hidden", "same work", "plain", "floor", "defaults", "HATRPO-W", "HATRPO-G", "PyTorch")
+    return {
+        "updates": _table(head, updates),
+        "training": _table(
+            ("backend", "seeds", "devices", "bare env steps/s", "training env steps/s", "fraction", "compile"), training
+        ),
+        "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
+        "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
+    }
+
+
+def _table(head, rows) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def filled(page: str) -> str:
+    """The page with the tables of the present results."""
+    for name, table in tables().items():
+        page, count = re.subn(rf"(<!-- table {name} -->\n\n).*?(?=\n\n)", rf"\g<1>{table}", page, flags=re.DOTALL)
+        assert count == 1, name
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
