@@ -190,6 +190,7 @@ def test_what_is_in_names_stays_text(tmp_path):
     assert "<script" not in written and "&lt;script&gt;" in written and "a &amp; b" in written
 
 
+@pytest.mark.slow
 def test_the_page_of_a_sweep(ant, tmp_path):
     """On a body; the agents of the best three settings have pictures, all settings a row."""
     result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")], env_spec=run_folder.read_record(ant).spec)

@@ -68,20 +68,12 @@ def check_actions(env, config, trajectory):
     assert np.all(each(trajectory.action, trajectory.action_mask)) and np.all(np.isfinite(trajectory.reward))
 
 
-def _is_fast(case):
-    """Every algorithm on one kind, and a second kind: what is sampled is compiled once per kind."""
-    algorithm, kind, shared, recurrent = case
-    return not (shared or recurrent) and (kind == "discrete" or (algorithm, kind) == ("hatrpo_w", "continuous"))
+_FAST_CASES = {("hatrpo_w", "continuous"), ("hatrpo_w", "discrete"), ("hatrpo_g", "discrete"), ("happo", "discrete")}
 
 
 def _is_fast(case):
-    """Every algorithm on one kind, and a second kind; what a network sees decides how much is compiled."""
     algorithm, kind, shared, recurrent = case
-    return (kind == "discrete" and not recurrent and not shared) or (algorithm, kind, recurrent) == (
-        "hatrpo_w",
-        "continuous",
-        False,
-    )
+    return (algorithm, kind) in _FAST_CASES and not shared and not recurrent
 
 
 # a shared network's step is checked on the other kinds in tests/core/test_schemes.py

@@ -75,6 +75,7 @@ def test_explained_variance():
     assert critics.explained_variance(target, jnp.ones_like(target)) == 0.0
 
 
+@pytest.mark.slow
 def test_independent_critics_learn_from_their_own_agents_only():
     """Three critics are three lone ones, each on its agent's data; one for all values every agent's inputs alike."""
     config = marl_kl.Config(hidden_sizes=(8,), num_envs=8, rollout_length=8)

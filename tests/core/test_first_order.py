@@ -117,6 +117,7 @@ def test_happo_equals_the_plain_loop(kind, float64):
     check_contract("happo", kind, new, metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_one_agent_alone_is_the_same_in_happo_and_mappo(kind, float64):
     """To 1e-12: nobody else's ratios, the same minibatches. With a GRU: tests/core/test_recurrent.py."""
@@ -284,6 +285,7 @@ def test_an_unavailable_choice_gets_no_gradient():
 # Sharing
 
 
+@pytest.mark.slow
 def test_a_shared_network_learns_from_all_agents_samples(float64):
     """Three agents and one network: the plain loop on the samples of three."""
     spec = make_spec("continuous", (3, 3, 3), (2, 2, 2))

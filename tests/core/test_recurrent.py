@@ -198,6 +198,7 @@ class AtOnce:
         return jax.tree.map(lambda leaf: leaf[..., 0, :], self.network.apply(params, one_step(inputs, nothing))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, fields", [("hatrpo_g", {"cg_subsample": 0.5}), ("happo", {"actor_minibatches": 2, "clip_eps": 0.01})]
 )
@@ -470,7 +471,11 @@ def test_a_loaded_recurrent_policy_checks_the_shape_of_its_state():
 @pytest.mark.parametrize(
     "config_class, fields, message",
     [
-        (marl_kl.Config, {"recurrent_critic": True}, "critic_minibatches=8 does not divide num_envs=4, as it must"),
+        (
+            marl_kl.Config,
+            {"recurrent_critic": True},
+            "critic_minibatches=8 does not divide num_envs=4; it must if the network is recurrent",
+        ),
         (marl_kl.FirstOrderConfig, {"recurrent": True, "actor_minibatches": 8}, "actor_minibatches=8 does not divide"),
         (marl_kl.Config, {"recurrent_size": 0}, "recurrent_size=0; it must be an integer and a finite number > 0"),
     ],

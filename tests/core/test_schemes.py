@@ -165,6 +165,7 @@ def test_padding_changes_nothing(name, float64):
     jax.tree.map(check, new, padded_new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_one_agent_is_trpo(kind, float64):
     """With nobody else all allocators are TRPO: the whole budget, the same step. Carry: tests/core/test_recurrent.py."""
@@ -209,6 +210,7 @@ def test_measured_utility_is_the_trial_steps_gain():
 SHARED = {"share_parameters": True, "agent_ids": False}
 
 
+@pytest.mark.slow
 def test_a_shared_network_takes_the_step_of_a_direct_solve(float64):
     """Sums over agents in dense linear algebra, and the line search on those very sums."""
     config = small_config(cg_subsample=1.0, cg_tol=1e-26, cg_iters=300, backtrack_coef=0.9, kl_budget=0.3, **SHARED)

@@ -173,6 +173,7 @@ def test_squashed_policies_find_the_edge_of_the_control_range():
     assert np.all((got > 3.5) & (got <= 4.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", slow_unless({"hatrpo"}, ["mappo", "hatrpo"]))
 @pytest.mark.parametrize("share", slow_unless({True}, [False, True]))
 def test_proposition_1(share, algorithm):

@@ -39,7 +39,7 @@ def blocks(page, language):
             yield "\n" * text.count("\n", 0, match.start("code")) + match["code"]
 
 
-SLOW = ("environments", "extending", "getting_started", "runs", "your_own_environment")
+SLOW = ("environments", "extending", "getting_started", "runs", "tutorial", "your_own_environment")
 """Pages of docs/ whose programs are many."""
 
 

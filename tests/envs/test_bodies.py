@@ -398,6 +398,7 @@ def test_names_as_people_write_them(written, name):
     assert envs.make(written).spec.name == name
 
 
+@pytest.mark.slow
 def test_a_body_with_a_partition():
     env = envs.make("hopper", partition=[["thigh_joint", "foot_joint"], ["leg_joint"]], obs=0)
     assert env.spec.agents == ("thigh_joint+foot_joint", "leg_joint") and env.spec.name == "hopper"
@@ -451,7 +452,7 @@ def test_unknown_names(name, sentence):
         ({"obs": True}, "obs=True; accepted: 'full'"),
         ({"agent_id": 1}, "agent_id=1; accepted: None, True, False"),
         ({"episode_length": 0}, "episode_length=0; it must be at least 1"),
-        ({"episode_length": 10.5}, "episode_length=10.5; it must be a whole number"),
+        ({"episode_length": 10.5}, "episode_length=10.5; it must be an integer"),
         ({"partition": "3x3"}, "3 x 3 = 9, but the ant has 8 joints"),
         ({"partition": [["hip_1", "hip_1"]]}, "joint 'hip_1' is given 2 times"),
         ({"corrected": False}, "corrected=False; brax's ant has no correction; accepted: True"),

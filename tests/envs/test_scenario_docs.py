@@ -19,6 +19,7 @@ def test_differences_are_those_of_the_models(body):
     assert markdown_row(scenario_table.difference_row(body)) in PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_has_the_markers_of_every_table():
     """The prose around them is written by hand."""
     measured = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "bodies.json").read_text())

@@ -35,6 +35,7 @@ def quiet(line):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 @pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
 def test_smoke(one, tmp_path):
@@ -115,6 +116,7 @@ def test_a_page_without_the_markers_of_a_table_is_an_error():
         study.with_tables(page, {})
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 @pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
 def test_pages_committed_here_have_the_tables_of_the_raw_results(one):

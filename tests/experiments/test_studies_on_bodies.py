@@ -162,6 +162,7 @@ def test_settings_of_a_piece_hold_everything():
     assert plain["cg_damping"] == 1.0 and plain["gamma"] == 0.97 and plain["total_env_steps"] == 96
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 def test_a_piece_is_resumed_inside(tmp_path, monkeypatch):
     """Cut off after its search, it does not search again, and ends as if it had never stopped."""
@@ -192,6 +193,7 @@ def test_a_piece_is_resumed_inside(tmp_path, monkeypatch):
 # Two peaks, and cost
 
 
+@pytest.mark.slow
 @pytest.mark.studies
 def test_every_start_has_its_own_orders(monkeypatch):
     """HATRPO's order is random, a different one from each start; water-filling has no randomness."""

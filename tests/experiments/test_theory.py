@@ -189,6 +189,7 @@ def test_penalised_argmax_beats_its_neighbours(seed):
         assert max(penalised_objective(other, policy, advantage, visits, penalty) for other in others) <= reached + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action_sizes, gamma", slow_unless({((2, 2), 0.3)}, [((2, 2), 0.3), ((2, 2, 2), 0.2), ((2, 3, 2), 0.1)])
 )

@@ -69,6 +69,7 @@ def _trained(tmp_path, setting=1):
     return marl_kl.train(_env(), "hatrpo_w", seeds=[4, 7], config=config, out=tmp_path / "run", progress="none")
 
 
+@pytest.mark.slow
 def test_a_setting_is_the_run_that_train_makes(copy, tmp_path):
     """Metrics, evaluations on the way, last and best teams, up to rounding."""
     single = _trained(tmp_path)

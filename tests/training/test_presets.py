@@ -128,7 +128,7 @@ def test_the_files_are_declared_as_package_data():
 
 
 def test_the_files_are_in_the_package_that_setuptools_builds(tmp_path):
-    pytest.importorskip("setuptools", minversion="61")
+    pytest.importorskip("setuptools", minversion="77")
     code = "from setuptools import setup; setup()"
     command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build", "-b", tmp_path / "build"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -30,6 +30,7 @@ from marl_kl.training.shard_loop import ShardLoop
 from tests.support import kills
 from tests.support.counting_env import counting_env
 from tests.support.faults import fail_with, stopped
+from tests.support.grids import slow_unless
 from tests.support.kills import assert_same_run, train
 
 
@@ -50,7 +51,7 @@ class Kind(NamedTuple):
     result: marl_kl.TrainResult | marl_kl.SweepResult
 
 
-@pytest.fixture(scope="module", params=["run", "sweep"])
+@pytest.fixture(scope="module", params=slow_unless({"run"}, ["run", "sweep"]))
 def whole(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / request.param
     start, assert_same = kills.KINDS[request.param]
@@ -368,6 +369,7 @@ def test_the_newest_checkpoint_damaged_the_older_one_gives_the_same_bits(whole_r
 # What only runs do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.csv", "evaluation.csv"])
 def test_half_a_row_is_not_read_and_replaced(whole_run, tmp_path, monkeypatch, name):
     """What a kill leaves that strikes while rows are appended; those before it are read."""
@@ -386,6 +388,7 @@ def test_half_a_row_is_not_read_and_replaced(whole_run, tmp_path, monkeypatch, n
     assert_same_run(out, whole_run[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_rows_are_appended_leaves_whole_rows(whole_run, tmp_path, monkeypatch):
     out, append = tmp_path / "run", run_tables.append_to_file
 
@@ -429,6 +432,7 @@ def test_the_state_is_copied_to_the_host_only_where_it_is_saved(tmp_path, monkey
     assert copied.count("TrainState") == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(whole_run, tmp_path, capsys):
     """As the run that was that long from the start, but for the evaluation at the old end, which is kept."""
     out = tmp_path / "run"
@@ -458,6 +462,7 @@ assert jax.device_count() == 2
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_on_another_number_of_devices(whole_run, tmp_path):
     """Started on two, finished here: a warning, and the same results up to rounding."""
     out = tmp_path / "run"
@@ -519,6 +524,7 @@ def test_the_size_of_shards_is_remembered(tmp_path, monkeypatch, capsys):
     assert made == [2] and "resuming: 0 of 3 runs are finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_resumed_with_less_memory_is_refused(tmp_path, monkeypatch):
     """Before its first update: its shards must stay as they are, for the same bits."""
     _stopped_before_training(tmp_path / "sweep", monkeypatch)
@@ -552,6 +558,7 @@ def test_a_run_is_no_sweep(tmp_path):
         kills.sweep(tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_a_full_memory_is_one_line(tmp_path, monkeypatch):
     """Before the first update if XLA's account says so; if only the device finds out, then."""
     with monkeypatch.context() as patch:

@@ -96,6 +96,7 @@ def test_evaluating_more_often_does_not_change_the_training():
     np.testing.assert_array_equal(seldom.metrics["kl"], often.metrics["kl"])
 
 
+@pytest.mark.slow
 def test_seeds_can_be_named():
     three = train(counting_env(), seeds=3, total_env_steps=64)
     reordered = train(counting_env(), seeds=[2, 0, 1], total_env_steps=64)
@@ -226,6 +227,7 @@ def test_a_real_body_trains():
     assert np.all(np.mean(result.metrics["step_fraction"], axis=1) > 0)
 
 
+@pytest.mark.slow
 def test_independent_learners_from_start_to_pictures(tmp_path):
     """What an algorithm without a budget leaves: no picture of shares, a table of what it does report."""
     result = train(counting_env(), "ippo", total_env_steps=128, out=tmp_path / "run", actor_minibatches=2)

@@ -104,6 +104,7 @@ def test_the_stream_of_a_sweep(swept):
         np.testing.assert_allclose(returns, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
     """Seeds of one setting are open side by side, and must not write into one file."""
     options = {"loggers": [marl_kl.training.loggers.JsonLines], "total_env_steps": 64}
@@ -246,6 +247,7 @@ def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(mo
     assert len(np.unique(swept.metrics["entropy"][:, :, -1, 0])) == 32, "no two runs are the same"
 
 
+@pytest.mark.slow
 def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
     """Episodes that start above a bound pay NaN, which seed 4 meets: at every budget, since resets are the same."""
     result = sweep(counting_env(nan_start_above=0.95), grid={"kl_budget": BUDGETS}, out=tmp_path / "run")
