@@ -132,5 +132,5 @@ def test_the_files_are_in_the_package_that_setuptools_builds(tmp_path):
     code = "from setuptools import setup; setup()"
     command = [sys.executable, "-c", code, "-q", "egg_info", "-e", tmp_path, "build", "-b", tmp_path / "build"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    built = tmp_path / "build" / "lib" / "marl_kl" / "presets"
+    built = tmp_path / "build" / "lib" / "marl_kl" / "training" / "presets"
     assert {file.name for file in built.glob("*.toml")} == {f"{name}.toml" for name in presets.names()}
