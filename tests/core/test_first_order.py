@@ -145,6 +145,7 @@ def check_contract(name, kind, actors, metrics):
     np.testing.assert_array_equal(layer["output"]["kernel"][0, :, 2:], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless({"mappo"}, [name for name in ALGORITHMS if name != "happo"]))
 def test_every_simultaneous_update_keeps_the_contract_and_gains(name):
     """In float32, as in training; the discrete kind is in tests/core/test_trainer.py."""

@@ -198,6 +198,7 @@ def test_multi_discrete_with_one_sub_action_is_discrete():
 # Squashing
 
 
+@pytest.mark.slow
 def test_a_squashed_density_integrates_to_one_and_has_the_kl_of_the_unsquashed_one(float64):
     """Change of variables, by quadrature over the actions that the environment gets."""
     actor = make_actor(kinds_env("squashed").spec, TrustRegionConfig(squash=True))

@@ -85,6 +85,7 @@ def test_the_scan_equals_a_loop_over_flaxs_cell_with_resets(float64):
     np.testing.assert_array_equal(log_std, jnp.broadcast_to(inner["head"]["log_std"], mean.shape))
 
 
+@pytest.mark.slow
 def test_a_gru_starts_orthogonal_part_by_part():
     network = networks.Recurrent((5,), 6, "tanh", networks.CategoricalNetwork((), 2, "tanh"))
     gru = networks.init_params(jax.random.key(0), network, 3)["params"]["gru"]

@@ -81,7 +81,7 @@ def test_hatrpo_equals_the_plain_update(kind, float64):
     np.testing.assert_array_equal(np.asarray(metrics["step_fraction"]) > 0, can_move)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_unless({"hatrpo_w", "hatrpo_g"}, ALGORITHMS))
 @pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_every_update_keeps_the_joint_budget(name, kind):
     """In float32, as in training; positions are a permutation, thresholds are kept one by one.
@@ -101,7 +101,7 @@ def test_every_update_keeps_the_joint_budget(name, kind):
             np.testing.assert_allclose(np.sum(metrics["kl_threshold"]), config.kl_budget, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["hatrpo_w", "hatrpo_g", "hatrpo_n"])
+@pytest.mark.parametrize("name", slow_unless({"hatrpo_n"}, ["hatrpo_w", "hatrpo_g", "hatrpo_n"]))
 def test_the_budget_goes_to_the_agent_that_can_use_it(name):
     """Only agent 1 influences the advantage: it moves first and gets most; HATRPO gives it a third."""
     config = small_config(cg_subsample=1.0)
@@ -141,6 +141,7 @@ def corner(array):
     return tuple(slice(n) for n in array.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless({"hatrpo_w"}, ALGORITHMS))
 def test_padding_changes_nothing(name, float64):
     """Agents of one size, and the same ones beside a dummy width of zeros: the same update to rounding."""
@@ -179,7 +180,7 @@ def test_one_agent_is_trpo(kind, float64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, plain)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_unless({"hatrpo_w"}, ALGORITHMS))
 def test_without_an_advantage_parameters_do_not_change(name):
     config = small_config()
     actor, actors, batch = make_problem(make_spec("continuous"), config)
@@ -196,6 +197,7 @@ def test_greedy_can_give_everything_to_the_best():
     np.testing.assert_allclose(metrics["kl_threshold"][first], config.kl_budget, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_measured_utility_is_the_trial_steps_gain():
     actor, actors, batch = make_problem(make_spec("continuous"), small_config())
     configs = (small_config(cg_subsample=1.0, utility=u, kl_budget=1e-4) for u in ("first_order", "measured"))
@@ -259,6 +261,7 @@ def test_a_shared_network_of_one_agent_equals_a_separate_one(float64):
         np.testing.assert_allclose(other_metrics[name], values, rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_shared_step_keeps_the_joint_budget():
     """In float32; agents spend as much as they do, only their sum is bounded."""
     for seed in range(5):

@@ -39,8 +39,8 @@ def blocks(page, language):
             yield "\n" * text.count("\n", 0, match.start("code")) + match["code"]
 
 
-SLOW = ("environments", "extending", "getting_started", "runs", "tutorial", "your_own_environment")
-"""Pages of docs/ whose programs are many."""
+SLOW = ("README", "environments", "extending", "getting_started", "runs", "tutorial", "your_own_environment")
+"""Pages whose programs are many."""
 
 
 def with_blocks(language):

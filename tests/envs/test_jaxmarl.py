@@ -13,6 +13,7 @@ import envs
 import marl_kl
 from envs.adapters import jaxmarl as adapter
 from envs.adapters import spaces
+from tests.support.grids import slow_unless
 
 with adapter.silence():
     jaxmarl = pytest.importorskip("jaxmarl")
@@ -104,7 +105,7 @@ def play_both(case):
     return env, *jax.tree.map(np.asarray, jax.jit(jax.vmap(game))(keys))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_unless({"spread"}, CASES))
 def test_plays_as_jaxmarls_own_step(case):
     env, first, (ours, other, alive) = play_both(case)
     spec = env.spec
@@ -346,6 +347,7 @@ def test_multi_discrete_masks_are_padded(masks):
     np.testing.assert_array_equal(timestep.state, [2, 1, -1, 2, 1, -1])
 
 
+@pytest.mark.slow
 def test_multi_discrete_masks_reach_the_policies():
     """Two updates: nothing forbidden is done, or its NaN would stop the learner."""
     env = envs.from_jaxmarl(Panel("parts"), team_reward=True)

@@ -99,6 +99,7 @@ def test_same_as_ma_mujoco(scenario):
             assert seen == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [name for name in MA_MUJOCO if name.startswith("Humanoid")])
 def test_humanoids_differ_from_ma_mujoco_as_listed(scenario):
     """In docs/scenarios.md: the library swaps the coordinates of abdomen_y and abdomen_z, and in its graph all three

@@ -22,6 +22,7 @@ from marl_kl.storage.best import Best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunFolderError, RunWarning
+from tests.support.grids import slow_unless
 
 RUN = {"algorithm": "hatrpo_w", "seeds": [3, 5, 8], "config": {"gamma": 0.99, "value_clip": "inf"}}
 
@@ -210,7 +211,7 @@ def test_a_kill_at_any_step_leaves_the_old_one_or_the_new_one(tmp_path, monkeypa
     assert _updates(tmp_path) == [3 if is_new else 2, 4]
 
 
-@pytest.mark.parametrize("again", [0, 5])
+@pytest.mark.parametrize("again", slow_unless({5}, [0, 5]))
 @pytest.mark.parametrize("moment", range(9))
 def test_a_kill_while_a_checkpoint_is_replaced_leaves_it_or_its_successor(tmp_path, monkeypatch, moment, again):
     """The steps are the manifest, the old checkpoint's spare name, the new one's name, the spare one's removal; killed

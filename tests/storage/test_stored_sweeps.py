@@ -14,6 +14,7 @@ from marl_kl.core import evaluation
 from marl_kl.storage import checkpoints, run_folder
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import RunFolderError
+from tests.support.grids import slow_unless
 from tests.support.stored_runs import store
 from tests.training.test_runner import SMALL
 from tests.training.test_sweeps import assert_same_up_to_rounding
@@ -92,7 +93,7 @@ def test_a_setting_is_the_run_that_train_makes(copy, tmp_path):
             assert_same_up_to_rounding(leaf, other)
 
 
-@pytest.mark.parametrize("setting", range(3))
+@pytest.mark.parametrize("setting", slow_unless({1}, range(3)))
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_teams_that_were_evaluated_are_those_that_were_saved(out, which, setting):
     result, run = sweep_folders.read(out), marl_kl.load(out, which, setting=setting)

@@ -25,6 +25,7 @@ PUBLISHED = {
 """KL thresholds per agent of HARL's tuned HATRPO."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_fits_its_environments_and_algorithms(name):
     preset = presets.get(name)

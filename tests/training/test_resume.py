@@ -112,6 +112,7 @@ def _ctrl_c(original, calls):
     return call
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
     """In a chunk, by Ctrl-C and by a fault; before and after an evaluation; in a save; before the last tables."""
     out, interrupt, streams = tmp_path / "out", KeyboardInterrupt(), []
@@ -157,6 +158,7 @@ def _evaluations(result):
     return result.evaluation if isinstance(result, marl_kl.TrainResult) else result.evaluations
 
 
+@pytest.mark.slow
 def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
     """SIGKILL, from outside and inside a save; twenty of them: python -m tests.support.kills run|sweep FOLDER."""
     out = tmp_path / "out"
@@ -405,6 +407,7 @@ def test_a_full_disk_while_rows_are_appended_leaves_whole_rows(whole_run, tmp_pa
     assert_same_run(out, whole_run[0])
 
 
+@pytest.mark.slow
 def test_a_table_is_written_once_and_then_appended_to(tmp_path, monkeypatch):
     """So that its cost does not grow with the length of the run."""
     written = {"write_file": [], "append_to_file": []}

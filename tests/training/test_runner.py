@@ -137,6 +137,7 @@ def test_the_best_teams_are_those_that_were_evaluated_best(finished):
         marl_kl.load(out, which="worst")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
     """Ctrl-C in the third chunk waits for its end, since the state's memory belongs to the chunk."""
     original, calls = Programs.chunk, []
@@ -155,6 +156,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
     assert marl_kl.load(tmp_path / "run").update == 6
 
 
+@pytest.mark.slow
 def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
     """Before the first update if XLA's account says so, and from the command line as well."""
     what = r"training seeds=2 at once with num_envs=4, rollout_length=8"

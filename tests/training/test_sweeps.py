@@ -116,6 +116,7 @@ def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
             assert [(line["update"], line["seed"]) for line in lines] == [(u, seed) for u in (0, 1, 2, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["open", "write", "close"])
 def test_a_logger_that_fails_is_said_once(moment, tmp_path):
     """Not once per setting and seed, nor again in the next shard."""
@@ -158,6 +159,7 @@ def test_shards_are_the_whole(swept, capsys):
     assert said.startswith("3 runs in 2 shards of 2 (") and said.endswith("MiB a run, runs_at_once=2)")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_cut(swept, monkeypatch, capsys):
     """Memory for 2.5 runs, by the account of the program that was compiled for all 6."""
     accounts = []
@@ -187,6 +189,7 @@ def test_free_memory_is_known_on_linux():
     assert devices.free_bytes(devices.seed_mesh(1)) > 2**20
 
 
+@pytest.mark.slow
 def test_one_trace_per_combination_of_static_settings(monkeypatch):
     """TracedFields, those of the first state included, and seeds share a program; fewer updates end in NaN."""
     traces = {"init": 0, "update": 0}
