@@ -51,14 +51,14 @@ _SOLVER = "Brax solves for contacts by 1 Newton iteration and integrates damping
 _LATE = "Brax pays for movement one simulation step late"
 _KNOWN_DIFFERENCES = {
     "ant": (
-        "Brax's ant start_seeds at height 0.55 with bent legs (Gymnasium's at 0.75 with straight ones) and pays no contact "
+        "Brax's ant starts at height 0.55 with bent legs (Gymnasium's at 0.75 with straight ones) and pays no contact "
         "cost", _BONUS, _SOLVER,
     ),
     "halfcheetah": (_LATE,),
     "hopper": (_BONUS, _LATE),
     "humanoid": ("Brax's humanoid pays no contact cost", _BONUS, _SOLVER),
     "humanoidstandup": (
-        "Brax's humanoid start_seeds at height 0.15 (Gymnasium's at 0.105) and pays no impact cost",
+        "Brax's humanoid starts at height 0.15 (Gymnasium's at 0.105) and pays no impact cost",
     ),
     "walker2d": (_BONUS, _LATE),
 }  # fmt: skip
