@@ -20,6 +20,8 @@ from marl_kl.storage import files, loading, run_folder
 from tests.support import random_run
 from tests.support.counting_env import counting_env
 
+pytestmark = pytest.mark.physics
+
 UNEVEN = (("thigh_joint", "foot_joint"), ("leg_joint",))
 
 

@@ -23,6 +23,8 @@ from tests.envs.test_names import PLAYED
 from tests.support import c_world
 from tests.support.grids import slow_unless
 
+pytestmark = pytest.mark.physics
+
 CONTRACT_NAMES = tuple(name for body, name in PLAYED.items() if body in scenarios.BODIES)
 STEPS, NUM_ENVS, EPISODE_LENGTH = 200, 3, 30
 

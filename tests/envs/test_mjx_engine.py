@@ -12,6 +12,8 @@ import envs
 from envs.bodies import mjcf, mjx_engine
 from tests.support.grids import slow_unless
 
+pytestmark = pytest.mark.physics
+
 GYMNASIUM = {
     "ant": "Ant-v5",
     "halfcheetah": "HalfCheetah-v5",

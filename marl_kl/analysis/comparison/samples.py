@@ -18,8 +18,7 @@ import numpy as np
 from marl_kl.analysis.sweep_tables import finished_runs
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
-from marl_kl.storage import run_folder, run_tables, stored_runs
-from marl_kl.storage import stored_sweeps as sweep_folders
+from marl_kl.storage import run_folder, run_tables, stored_runs, stored_sweeps
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")
@@ -128,14 +127,14 @@ def _read_runs(path: Path, unfinished: list[str]) -> list[_StoredRun]:
     if not run_folder.is_sweep(path):
         record = run_folder.read_record(path)
         return [_run(path, record, stored_runs.read_result(path, record))]
-    result = sweep_folders.read(path)
+    result = stored_sweeps.read(path)
     finished = finished_runs(result).all(axis=1)
     if not finished.all():
         unfinished.append(f"{path}: {np.sum(~finished)} of {len(finished)} settings are not finished and are left out")
     return [
         _run(
-            sweep_folders.folder_of(path, k),
-            sweep_folders.record_of(path, k)._replace(status="finished"),
+            stored_sweeps.folder_of(path, k),
+            stored_sweeps.record_of(path, k)._replace(status="finished"),
             result.setting(k),
         )
         for k in np.flatnonzero(finished).tolist()
