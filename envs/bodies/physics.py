@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from envs.bodies.kinematics import KinematicTree, ObservationEntry
@@ -58,6 +59,31 @@ class Physics(NamedTuple):
     model: Any
     seconds: float
     compiler_options: tuple[tuple[str, bool], ...] = ()
+
+
+DIVERGED = 1e10
+"""Where MuJoCo itself gives a simulation up (mjMAXVAL)."""
+
+
+def stop_on_divergence(physics: Physics) -> Physics:
+    """Ends an episode where the simulation diverges, which the bodies of MJX do in float32 now and then.
+
+    A step after which an entry of the observation or the reward is NaN or beyond `DIVERGED` terminates with reward 0 and
+    an observation of zeros, and the state stays what it was: a single one would spoil the batch and the moments of the
+    observations. (C MuJoCo resets the body in the middle of the episode.)
+    """
+
+    def step(state: State, control: jax.Array) -> tuple[State, BodyTimeStep]:
+        after, timestep = physics.step(state, control)
+        largest = jnp.maximum(jnp.max(jnp.abs(timestep.observation)), jnp.abs(timestep.reward))
+        valid = largest <= DIVERGED  # False for NaN
+        return jax.tree.map(lambda new, old: jnp.where(valid, new, old), after, state), BodyTimeStep(
+            observation=jnp.where(valid, timestep.observation, 0.0),
+            reward=jnp.where(valid, timestep.reward, 0.0),
+            terminated=timestep.terminated | ~valid,
+        )
+
+    return physics._replace(step=step)
 
 
 def tree_of(

@@ -23,7 +23,7 @@ from envs.base import Drawing, Env, EnvSpec, TimeStep, Wiring
 from envs.bodies import kinematics
 from envs.bodies.brax_engine import BACKENDS, CORRECTED
 from envs.bodies.kinematics import LOCAL_CATEGORIES, Categories, KinematicTree, Partition
-from envs.bodies.physics import BodyTimeStep, Physics
+from envs.bodies.physics import BodyTimeStep, Physics, stop_on_divergence
 from envs.time_limit import with_time_limit
 
 ENGINES = ("brax", "mjx")
@@ -194,7 +194,7 @@ def body_env(
         action_low=_range_ends(physics.tree, agents, 0),
         action_high=_range_ends(physics.tree, agents, 1),
     )
-    return with_time_limit(_bare_env(physics, spec, _wiring(physics.tree, agents, spec, layout.source)))
+    return with_time_limit(_bare_env(stop_on_divergence(physics), spec, _wiring(physics.tree, agents, spec, layout.source)))
 
 
 def _scenarios(body: str) -> tuple[str, ...]:
