@@ -238,7 +238,7 @@ def play(
         "trials": trials,
         "chosen": np.array(chosen),
         "env_steps": result.env_steps[0, edges[1:] - 1],
-        "returns": _binned(metrics["episode_return"], edges),
+        "returns": binned(metrics["episode_return"], edges),
         "final": last_tenth(metrics["episode_return"]),
         "untrained": result.untrained.episode_return[0].mean(-1),
         "trained": result.final.episode_return[0].mean(-1),
@@ -252,7 +252,7 @@ def play(
     return values | shares(metrics["utility"], metrics["kl_threshold"], metrics["kl"], edges)
 
 
-def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """[seed, update, ...] -> [seed, bin, ...] means of what is not NaN; NaN where all is."""
     slices = [values[:, begin:end] for begin, end in zip(edges[:-1], edges[1:])]
     present = [np.isfinite(part).sum(axis=1) for part in slices]
@@ -278,7 +278,7 @@ def shares(utility: np.ndarray, threshold: np.ndarray, kl: np.ndarray, edges: np
     part, share, spent = map(normalised, (utility, threshold, kl))
     leaders = leading(share)
     return {
-        "share": _binned(share, edges).mean(0),
+        "share": binned(share, edges).mean(0),
         "largest": share.max(-1).mean(1),
         "correlation": np.array([_correlation(p.ravel(), s.ravel()) for p, s in zip(part, share)]),
         "correlation_spent": np.array([_correlation(p.ravel(), s.ravel()) for p, s in zip(part, spent)]),

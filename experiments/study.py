@@ -94,6 +94,8 @@ class Study(NamedTuple):
         pieces: size -> what is to be run.
         report: raw results -> what is shown.
         pace: `pace(size)` -> speed of this device as a multiple of two quiet CPU cores; None if it is not measured.
+        is_incremental: a study of many hours: raw results are a folder with a file per piece, and the report shows
+            those that exist.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Study(NamedTuple):
     pieces: Callable[[str], Sequence[Piece]]
     report: Callable[[Results], Report]
     pace: Callable[[str], float] | None = None
+    is_incremental: bool = False
 
 
 def main(study: Study) -> None:
@@ -120,7 +123,7 @@ def main(study: Study) -> None:
         marl_kl.use_all_cpu_cores()
         work = WORK / f"{study.name}-{options.size}"
         out = options.out or (RESULTS if options.size == "quick" else work)
-        results = run(study, options.size, work / "pieces", out)
+        results = run(study, options.size, out / study.name if study.is_incremental else work / "pieces", out)
     print(f"tables and figures: {write_report(study, results, out, options.pdf)}")
 
 
@@ -147,14 +150,15 @@ def run(
         values = piece.run(*(_decoded(stored[name]) for name in piece.needs))
         seconds = time.perf_counter() - begin
         stored[piece.name] = {
-            "settings": _plain(piece.settings), "machine": machine(), "seconds": round(seconds, 1),
+            "size": size, "settings": _plain(piece.settings), "machine": machine(), "seconds": round(seconds, 1),
             "values": {name: _listed(array) for name, array in values.items()},
         }  # fmt: skip
         write_file(work / f"{piece.name}.json", _compact(stored[piece.name]))
         spent, expected, left = spent + seconds, expected + piece.seconds, left - piece.seconds
         log(f"  {piece.name}: {seconds:.0f} s; about {duration(max(left, 0) * spent / expected)} left")
-    document = {"study": study.name, "size": size, "pieces": {piece.name: stored[piece.name] for piece in pieces}}
-    write_file(out / f"{study.name}.json", _compact(document))
+    if not study.is_incremental:
+        document = {"study": study.name, "size": size, "pieces": {piece.name: stored[piece.name] for piece in pieces}}
+        write_file(out / f"{study.name}.json", _compact(document))
     return load(study, out)
 
 
@@ -164,15 +168,22 @@ def _stored(work: Path, piece: Piece) -> dict | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
-    return stored if stored["settings"] == _plain(piece.settings) else None
+    wanted = _plain(piece.settings)
+    known = stored["settings"]
+    # settings that the stored piece lacks did not exist when it was made
+    return stored if known == {name: wanted[name] for name in wanted if name in known} else None
 
 
 def load(study: Study, folder: Path) -> Results:
-    """The raw results in `folder`/<name>.json."""
-    document = json.loads((folder / f"{study.name}.json").read_text())
-    stored = document["pieces"]
+    """The raw results in `folder`/<name>.json, or in the files of the folder <name>."""
+    if study.is_incremental:
+        stored = {path.stem: json.loads(path.read_text()) for path in sorted((folder / study.name).glob("*.json"))}
+        size = next(iter(stored.values()))["size"]
+    else:
+        document = json.loads((folder / f"{study.name}.json").read_text())
+        stored, size = document["pieces"], document["size"]
     return Results(
-        document["size"],
+        size,
         {name: _decoded(piece) for name, piece in stored.items()},
         {name: piece["settings"] for name, piece in stored.items()},
         tuple(dict.fromkeys(piece["machine"] for piece in stored.values())),
@@ -255,9 +266,10 @@ def write_figure(figure: Figure, path: Path, pdf: bool = False) -> None:
 
 def source(study: Study, results: Results) -> str:
     """How and where the raw results were made."""
+    raw = study.name if study.is_incremental else f"{study.name}.json"
     return (
         f"`python -m experiments.{study.name} --{results.size}`, {duration(results.seconds)} on "
-        f"{'; '.join(results.machines)}. Raw results: [{study.name}.json]({study.name}.json)."
+        f"{'; '.join(results.machines)}. Raw results: [{raw}]({raw})."
     )
 
 

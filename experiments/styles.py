@@ -63,11 +63,14 @@ def clean(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def curve(axes: Axes, x: np.ndarray, scores: np.ndarray, algorithm: str) -> None:
+def curve(axes: Axes, x: np.ndarray, scores: np.ndarray, algorithm: str | Style) -> None:
     """IQM over runs of `scores` [R, X] and its interval."""
+    style = STYLES[algorithm] if isinstance(algorithm, str) else algorithm
     band = bootstrap_interval(scores, num_resamples=500)
-    axes.fill_between(x, *band, color=STYLES[algorithm].colour, alpha=0.15, linewidth=0)
-    axes.plot(x, interquartile_mean(scores), linewidth=1.8, **line_style(algorithm))
+    axes.fill_between(x, *band, color=style.colour, alpha=0.15, linewidth=0)
+    axes.plot(
+        x, interquartile_mean(scores), linewidth=1.8, color=style.colour, linestyle=style.dashes, label=style.label
+    )
 
 
 def error_bars(axes: Axes, x: Sequence[float], found: Sequence[Estimate], shift: float = 0.0, **style) -> None:

@@ -24,6 +24,7 @@ _NON_NEGATIVE: _Check = (lambda x: x >= 0 and math.isfinite(x), "a finite number
 _FRACTION: _Check = (lambda x: 0 < x <= 1, "a number in (0, 1]")
 _UNIT: _Check = (lambda x: 0 <= x <= 1, "a number in [0, 1]")
 _OPEN_UNIT: _Check = (lambda x: 0 < x < 1, "a number in (0, 1)")
+_BELOW_ONE: _Check = (lambda x: 0 <= x < 1, "a number in [0, 1)")
 _ANY: _Check = (lambda x: True, "")
 
 
@@ -192,13 +193,28 @@ class TrustRegionConfig(Config):
         0.1, "share of the batch (of its environments if recurrent) that Fisher products use; 1: all of it", _FRACTION
     )
     line_search_steps: int = _static(10, "step sizes tried before an agent keeps its old parameters")
+    line_search: Literal["kl_matched", "geometric"] = _static(
+        "kl_matched",
+        "next step size: the one at which KL should equal the threshold, or backtrack_coef times the last (as published)",
+        _one_of("kl_matched", "geometric"),
+    )
     backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
     accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
     allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
-    utility: Literal["first_order", "measured"] = _static(
+    utility: Literal["first_order", "measured", "cross_fitted"] = _static(
         "first_order",
-        "an agent's utility: predicted gain of its trial step, or the measured one",
-        _one_of("first_order", "measured"),
+        "an agent's utility: the predicted gain of its trial step, the measured one (both on the samples it was fitted "
+        "to, as published), or the gain that the other half of the environments predicts",
+        _one_of("first_order", "measured", "cross_fitted"),
+    )
+    utility_smoothing: float = _number(
+        0.0,
+        "weight of earlier updates in the exponential average of utilities, whose differences then count as far as they "
+        "exceed their noise; 0: this update's utilities as they are",
+        _BELOW_ONE,
+    )
+    measure_signal: bool = _static(
+        False, "report signal_fraction even if utilities are not cross-fitted (costs a trial step per agent)", _ANY
     )
     greedy_share: Literal["proportional", "all"] = _static(
         "proportional",

@@ -23,11 +23,14 @@ TEAM_METRICS = {
 AGENT_METRICS = {
     "utility": "expected gain of the agent's trial step at an equal share of the budget, before any update "
     "(hatrpo, which does not need it: before its own update; sharing parameters: of the one step of all)",
+    "signal_fraction": "part of the agent's predicted gain that the other half of the environments confirms: 1 without "
+    "sampling noise, about 0 if the batch is too small to show a direction (reported with utility=cross_fitted, and with measure_signal)",
     "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
     "kl": "mean KL(old || new) that the agent spent",
     "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "
     "updated before",
-    "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted",
+    "step_fraction": "accepted fraction of the full trust-region step; 0 if none was accepted, above 1 only with "
+    "line_search=kl_matched",
     "position": "position of the agent in this update's order, from 0; 0 for simultaneous updates",
     "entropy": "mean policy entropy after the update, nats",
     "clip_fraction": "share of the samples whose final ratio differs from 1 by more than clip_eps",

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
-from marl_kl.core import trust_region
+from marl_kl.core import cross_fitting, trust_region
 from marl_kl.core.allocators import AllocationState, Allocator
+from marl_kl.core.cross_fitting import UtilityAverage
 from marl_kl.core.gradient_steps import AgentState, AgentStep
 from marl_kl.core.policies import Actor
 from marl_kl.core.trust_region import AgentBatch, Outcome
@@ -113,8 +114,12 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     (The paper does not specify whether the trial step is solved again; that costs N^2 / 2 solves instead of N.) With a
     team reward the joint surrogate never decreases; otherwise each agent maximises its own.
 
+    With `utility="cross_fitted"` trial steps are fitted to halves of the batch and assessed on the other half. With
+    `utility_smoothing` utilities are averaged over updates and shrunk by their noise, in the algorithm's state
+    (`marl_kl.core.cross_fitting`).
+
     Raises:
-        ValueError: the agents share a network.
+        ValueError: the agents share a network, or cross-fitting has an odd number of environments to divide.
     """
     _require_separate_networks(
         actor,
@@ -122,17 +127,31 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         "share_parameters=True is that step",
     )
 
-    def update(key, actors, state, batch):
+    is_split = _is_split(config, allocator)
+    if is_split and config.num_envs % 2:
+        raise ValueError(
+            f"num_envs={config.num_envs}; it must be even to compare halves of the environments "
+            "(utility='cross_fitted', measure_signal)"
+        )
+
+    def init(actors):
+        leaf = jax.tree.leaves(actors)[0]
+        return UtilityAverage.empty(leaf.shape[0], leaf.dtype)
+
+    def update(key, actors, average: UtilityAverage, batch):
         num_agents, *samples = batch.advantage.shape
         key_order, key_subset = jax.random.split(key)
         subset = fisher_subset(key_subset, samples[0], config.cg_subsample)
         budget = _budget(config, batch)
         equal_share = budget / num_agents
-        no_factor = jnp.zeros(samples, batch.advantage.dtype)
-        trials = _trial_steps(
-            actor, config, allocator, actors, equal_share, lambda agent: agent_batch(batch, agent, no_factor, subset)
-        )
-        plan = allocator.start(key_order, trials.utility, budget)
+        if is_split:
+            of_half = fisher_subset(key_subset, samples[0] // 2, config.cg_subsample)
+            trials = _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch, of_half)
+        else:
+            trials = _trial_steps(actor, config, allocator, actors, equal_share, batch, subset)
+        average = average.updated(trials.utility, config.utility_smoothing)
+        utilities = average.shrunk(config.utility_smoothing)
+        plan = allocator.start(key_order, utilities, budget)
 
         def update_agent(rest: _Remaining, position, actors, log_factor):
             score = _scores(config, trials, batch.advantage * _factor(log_factor), allocator)
@@ -141,7 +160,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
             params = _get_agent(actors, agent)
             proposal = trust_region.propose(actor, config, params, own_batch)
             step = trust_region.line_search(actor, config, params, own_batch, proposal, threshold)
-            utility = proposal.gain(equal_share) if allocator.uses == "nothing" else trials.utility[agent]
+            utility = proposal.gain(equal_share) if allocator.uses == "nothing" else utilities[agent]
             metrics = {
                 "utility": utility,
                 "kl_threshold": threshold,
@@ -150,6 +169,8 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
                 "step_fraction": step.step_fraction,
                 "entropy": step.entropy,
             }
+            if trials.signal_fraction is not None:
+                metrics["signal_fraction"] = trials.signal_fraction[agent]
             rest = _Remaining(
                 rest.waiting.at[agent].set(False),
                 jnp.maximum(rest.budget - step.outcome.kl, 0.0),
@@ -159,9 +180,14 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
 
         rest = _Remaining(jnp.ones(num_agents, bool), budget, budget)
         actors, _, metrics = _update_sequentially(actors, batch, rest, update_agent)
-        return actors, state, metrics
+        return actors, average, metrics
 
-    return Algorithm(init=lambda actors: (), update=update)
+    return Algorithm(init=init, update=update)
+
+
+def _is_split(config: TrustRegionConfig, allocator: Allocator) -> bool:
+    """Whether trial steps are fitted to halves of the batch."""
+    return config.measure_signal or (allocator.uses != "nothing" and config.utility == "cross_fitted")
 
 
 class _Remaining(NamedTuple):
@@ -177,10 +203,12 @@ class _TrialSteps(NamedTuple):
 
     Attributes:
         utility: [N] expected gains.
+        signal_fraction: [N] the part of the predicted gain that is signal; None if it is not measured.
         outcome: leaves [N, ...]; None if first-order gains are enough.
     """
 
     utility: jax.Array
+    signal_fraction: jax.Array | None
     outcome: Outcome | None
 
 
@@ -263,20 +291,40 @@ def fisher_subset(key: jax.Array, num_rows: int, share: float) -> jax.Array | No
     return jax.random.permutation(key, num_rows)[: max(1, round(share * num_rows))]
 
 
-def _trial_steps(actor, config, allocator, actors, equal_share, batch_of) -> _TrialSteps:
+def _trial_steps(actor, config, allocator, actors, equal_share, batch: Batch, subset) -> _TrialSteps:
     """Trial steps of all agents before any update; zeros if the allocator does not use them."""
-    num_agents = jax.tree.leaves(actors)[0].shape[0]
+    num_agents, *samples = batch.advantage.shape
     if allocator.uses == "nothing":
-        return _TrialSteps(jnp.zeros(num_agents), None)
+        return _TrialSteps(jnp.zeros(num_agents), None, None)
     is_measured = config.utility == "measured"
+    no_factor = jnp.zeros(samples, batch.advantage.dtype)
 
     def trial_step(agent):
-        params, own_batch = _get_agent(actors, agent), batch_of(agent)
+        params, own_batch = _get_agent(actors, agent), agent_batch(batch, agent, no_factor, subset)
         proposal = trust_region.propose(actor, config, params, own_batch)
         if allocator.uses != "scores" and not is_measured:
-            return _TrialSteps(proposal.gain(equal_share), None)
+            return _TrialSteps(proposal.gain(equal_share), None, None)
         outcome = trust_region.trial(actor, params, own_batch, proposal, equal_share)
-        return _TrialSteps(outcome.gain if is_measured else proposal.gain(equal_share), outcome)
+        return _TrialSteps(outcome.gain if is_measured else proposal.gain(equal_share), None, outcome)
+
+    return jax.lax.map(trial_step, jnp.arange(num_agents))
+
+
+def _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch: Batch, subset) -> _TrialSteps:
+    """The same, each fitted to halves of the environments; `subset` indexes the rows of a half."""
+    num_agents, *samples = batch.advantage.shape
+    no_factor = jnp.zeros(samples, batch.advantage.dtype)
+
+    def trial_step(agent):
+        params = _get_agent(actors, agent)
+        split = cross_fitting.halves(agent_batch(batch, agent, no_factor), config.num_envs)._replace(subset=subset)
+        fit = cross_fitting.cross_fit(actor, config, params, split)
+        slope = fit.signal if config.utility == "cross_fitted" else fit.slope
+        utility = trust_region.step_size(equal_share, fit.curvature) * slope
+        if allocator.uses != "scores":
+            return _TrialSteps(utility, fit.signal_fraction, None)
+        outcome = cross_fitting.held_out_trial(actor, params, split, fit, equal_share, config.num_envs)
+        return _TrialSteps(utility, fit.signal_fraction, outcome)
 
     return jax.lax.map(trial_step, jnp.arange(num_agents))
 

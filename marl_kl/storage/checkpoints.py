@@ -63,6 +63,9 @@ FORMAT = 2
 _NO_ARRAYS = ("update", "env_steps")
 """The fields of an `Evaluation` that are stored as text: int64, which jax would cut to 32 bits."""
 
+_SINCE_0_2 = tuple(f"algorithm.{name}" for name in ("total", "squares", "weight", "weight_squares"))
+"""Leaves that older checkpoints lack, the averages of utilities: zero means none yet."""
+
 _ATTEMPTS = 20
 """How often `load` tries if the checkpoints change each time; already two changes are unlikely."""
 
@@ -166,6 +169,8 @@ def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -
 def _restore_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
     shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
     if 0 in shape.shape:
+        return np.zeros(shape.shape, shape.dtype)
+    if name not in leaves and name.endswith(_SINCE_0_2):
         return np.zeros(shape.shape, shape.dtype)
     if name not in leaves:
         raise RunFolderError(f"{source} lacks '{name}' of this run")

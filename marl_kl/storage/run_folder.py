@@ -41,6 +41,9 @@ from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure, Timing
 from marl_kl.storage.files import TEMPORARY, RunFolderError, first_line, one_line_error, remove_leftovers, write_file
 
+_TRUST_REGION_0_1 = {"line_search": "geometric"}
+"""What version 0.1 did where it had no field yet and the default is another now."""
+
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
 
@@ -452,6 +455,8 @@ def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
         raise RunFolderError(f"{path} is damaged: its format is {version!r}, not a whole number")
     if version > FORMAT:
         raise RunFolderError(f"{path} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})")
+    if document.get("config_class") == "TrustRegionConfig" and isinstance(document.get("config"), dict):
+        document["config"] = {**_TRUST_REGION_0_1, **document["config"]}
     return document
 
 

@@ -110,6 +110,40 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
     check_actions(env, config, trajectory)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "recurrent", "fields"),
+    slow_unless(
+        {("hatrpo_w", False, (("utility", "cross_fitted"), ("utility_smoothing", 0.9)))},
+        [
+            ("hatrpo_w", False, (("utility", "cross_fitted"), ("utility_smoothing", 0.9))),
+            ("hatrpo_n", True, (("utility", "cross_fitted"), ("utility_smoothing", 0.9), ("cg_subsample", 1.0))),
+            ("hatrpo_g", False, (("utility", "cross_fitted"), ("line_search", "geometric"))),
+            ("hatrpo", False, (("measure_signal", True),)),
+        ],
+    ),
+)
+def test_utilities_of_halves_keep_the_contract(algorithm, recurrent, fields):
+    config = config_of(algorithm, "continuous", False, recurrent).replace(**dict(fields))
+    env = kinds_env("continuous")
+    built = algorithms.get(algorithm).build(make_actor(env.spec, config), config)
+    batch_of, actors, env_batch = sampled("continuous", False, recurrent)
+    state, update = built.init(actors), jax.jit(built.update)
+    for key in jax.random.split(jax.random.key(2), 3):
+        env_batch, _, batch = batch_of(key, actors, env_batch)
+        actors, state, metrics = update(key, actors, state, batch)
+        assert set(algorithms.get(algorithm).agent_metrics) | {"signal_fraction"} < set(metrics)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((actors, state, metrics)))
+        assert 0 < metrics["kl_total"] <= config.kl_budget
+
+
+def test_halves_need_an_even_number_of_environments():
+    env, config = kinds_env("continuous"), config_of("hatrpo_w", "continuous").replace(num_envs=3, critic_minibatches=1)
+    marl_kl.make_train(env, "hatrpo", config.replace(utility="cross_fitted"))  # has no use for utilities
+    for algorithm, fields in (("hatrpo_w", {"utility": "cross_fitted"}), ("hatrpo", {"measure_signal": True})):
+        with pytest.raises(ValueError, match="num_envs=3; it must be even to compare halves of the environments"):
+            marl_kl.make_train(env, algorithm, config.replace(**fields))
+
+
 @pytest.mark.slow
 def test_whole_training_keeps_the_contract():
     """Across time limits, two seeds at once; the other kinds are where everybody learns, in tests/core/test_trainer.py."""

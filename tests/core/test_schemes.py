@@ -57,18 +57,20 @@ def small_config(**fields):
 
 @functools.cache
 def compiled_update(name, actor, config):
-    return jax.jit(algorithms.get(name).build(actor, config).update)
+    built = algorithms.get(name).build(actor, config)
+    return built.init, jax.jit(built.update)
 
 
 def update(name, actor, config, actors, batch, key=0):
-    new, _, metrics = compiled_update(name, actor, config)(jax.random.key(key), actors, (), batch)
+    init, compiled = compiled_update(name, actor, config)
+    new, _, metrics = compiled(jax.random.key(key), actors, init(actors), batch)
     return new, metrics
 
 
 @pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_hatrpo_equals_the_plain_update(kind, float64):
     """Same order, full batch: parameters, KL and gains agree with the double-backward loop."""
-    config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
+    config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3, line_search="geometric")
     actor, actors, batch = make_problem(make_spec(kind), config)
     new, metrics = update("hatrpo", actor, config, actors, batch)
     order = np.argsort(metrics["position"]).tolist()
@@ -170,7 +172,7 @@ def test_padding_changes_nothing(name, float64):
 @pytest.mark.parametrize("kind", slow_unless({"discrete"}, ["continuous", "discrete"]))
 def test_one_agent_is_trpo(kind, float64):
     """With nobody else all allocators are TRPO: the whole budget, the same step. Carry: tests/core/test_recurrent.py."""
-    config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
+    config = small_config(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3, line_search="geometric")
     actor, actors, batch = make_problem(make_spec(kind, (3,), (2,)), config, influence=(1.0,))
     thresholds = jnp.array([config.kl_budget])
     plain, _, _ = jax.jit(lambda *data: plain_update(actor, config, *data, [0], thresholds))(actors, batch)
@@ -215,7 +217,15 @@ SHARED = {"share_parameters": True, "agent_ids": False}
 @pytest.mark.slow
 def test_a_shared_network_takes_the_step_of_a_direct_solve(float64):
     """Sums over agents in dense linear algebra, and the line search on those very sums."""
-    config = small_config(cg_subsample=1.0, cg_tol=1e-26, cg_iters=300, backtrack_coef=0.9, kl_budget=0.3, **SHARED)
+    config = small_config(
+        cg_subsample=1.0,
+        cg_tol=1e-26,
+        cg_iters=300,
+        line_search="geometric",
+        backtrack_coef=0.9,
+        kl_budget=0.3,
+        **SHARED,
+    )
     actor, actors, batch = make_problem(make_spec("continuous"), config, seed=2)
     params = jax.tree.map(lambda leaf: leaf[0], actors)
     params = jax.tree.map(lambda leaf: leaf + 0.3 * np.random.default_rng(1).normal(size=leaf.shape), params)

@@ -1,5 +1,7 @@
 """Fisher product against the dense Hessian, conjugate gradient against a direct solve, the line search's promises."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +149,7 @@ def test_an_accepted_step_satisfies_its_conditions(spec, masked, float64):
 
 
 def test_the_line_search_takes_the_first_fraction_that_passes(float64):
-    config = TrustRegionConfig(hidden_sizes=(5, 4), cg_subsample=1.0, backtrack_coef=0.5)
+    config = TrustRegionConfig(hidden_sizes=(5, 4), cg_subsample=1.0, backtrack_coef=0.5, line_search="geometric")
     actor, params, batch = problem(CONTINUOUS, config)
     proposal = trust_region.propose(actor, config, params, batch)
     steep = proposal._replace(curvature=proposal.curvature / 10)  # a step sqrt(10) times too long
@@ -161,6 +163,64 @@ def test_the_line_search_takes_the_first_fraction_that_passes(float64):
             break
     assert expected is not None and expected < 1
     np.testing.assert_allclose(moved.step_fraction, expected)
+
+
+def searched(kl_of, gain_of=lambda fraction: fraction, **fields):
+    """A matched line search whose KL and gain are functions of the fraction of the full step; threshold and predicted
+    gain are 1. Returns the accepted fraction and those that were tried."""
+    tried = []
+    actor = SimpleNamespace(
+        outputs=lambda params, obs: params,
+        distribution=lambda outputs, mask: SimpleNamespace(entropy=lambda: jnp.zeros(1)),
+    )
+
+    def assess(actor, batch, old_outputs, new_outputs):
+        fraction = new_outputs[0]
+        if not isinstance(fraction, jax.core.Tracer):  # else it is asked for shapes only
+            tried.append(float(fraction))
+        return trust_region.Outcome(new_outputs, jnp.asarray(kl_of(fraction)), jnp.asarray(gain_of(fraction)))
+
+    one = jnp.ones(())
+    proposal = trust_region.Proposal(direction=jnp.ones(1), slope=one, curvature=2 * one, outputs=jnp.zeros(1))
+    batch = AgentBatch(jnp.zeros(1), jnp.zeros(1), jnp.ones((1, 1), bool), jnp.ones(1), None)
+    config = TrustRegionConfig(line_search="kl_matched", **fields)
+    with jax.disable_jit():
+        step = trust_region.line_search(actor, config, jnp.zeros(1), batch, proposal, one, assess)
+    np.testing.assert_array_equal(step.params, step.step_fraction)
+    return float(step.step_fraction), tried
+
+
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(0.3, 20.0), cubic=st.floats(0.0, 3.0))
+def test_a_matched_line_search_spends_its_threshold(scale, cubic):
+    """KL = scale f^2 (1 + cubic f), as the next order of a real one: three tries are mostly enough."""
+    fraction, tried = searched(lambda f: scale * f**2 * (1 + cubic * f))
+    assert 0.95 <= scale * fraction**2 * (1 + cubic * fraction) <= 1 and fraction == tried[-1]
+    assert len(tried) <= 5 and (cubic > 0 or len(tried) <= 2)
+
+
+@pytest.mark.parametrize(
+    "kl_of, gain_of, accepted, tried",
+    [
+        # beyond 0.5 no gain: as the geometric search, whose accepted step is taken though its KL is small
+        (lambda f: f**2, lambda f: jnp.where(f > 0.5, 0.0, f), 0.8**4, [0.8**j for j in range(5)]),
+        # a longer step has no gain: back to the one that had
+        (lambda f: 0.5 * f**2, lambda f: jnp.where(f > 1, 0.0, f), 1.0, [1, 0.99 * 2**0.5, 0.8 * 0.99 * 2**0.5]),
+        # hardly any KL: not more than twice the step that the model proposes
+        (lambda f: 1e-3 * f**2, lambda f: f, 2.0, [1, 2]),
+        # no KL to match: as the geometric search, until there is one
+        (lambda f: jnp.where(f > 0.7, jnp.nan, f**2), lambda f: f, 0.64, [1, 0.8, 0.64, 0.99, 0.792]),
+        (lambda f: jnp.asarray(5.0), lambda f: f, 0.0, None),
+        (lambda f: f**2, lambda f: -f, 0.0, [0.8**j for j in range(10)]),
+    ],
+)
+def test_fractions_that_a_matched_line_search_tries(kl_of, gain_of, accepted, tried):
+    found, seen = searched(kl_of, gain_of)
+    np.testing.assert_allclose(found, accepted, rtol=1e-6)
+    if tried is None:
+        assert len(seen) == TrustRegionConfig().line_search_steps
+    else:
+        np.testing.assert_allclose(seen, tried, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", slow_unless({0.0}, [0.0, np.nan, np.inf]))

@@ -51,7 +51,7 @@ def test_a_run_is_extended(stored):
         progress="none",
         config=TrustRegionConfig(
             num_envs=4, rollout_length=4, hidden_sizes=(4,), critic_minibatches=1, eval_episodes=4, total_env_steps=160,
-            eval_interval=3,
+            eval_interval=3, line_search="geometric",
         ),
     )  # fmt: skip
     assert result.metrics["episode_return"].shape == (2, 10)
@@ -62,7 +62,7 @@ def test_a_run_is_extended(stored):
 def test_a_finished_sweep_is_returned_as_it_was(stored):
     result = marl_kl.sweep(
         envs.make("matrix_game", num_agents=2), "hatrpo", grid={"kl_budget": [0.02, 0.1]}, seeds=2, out=stored / "sweep",
-        resume=True, num_envs=4, rollout_length=4, hidden_sizes=(4,), critic_minibatches=1, eval_episodes=4,
+        resume=True, line_search="geometric", num_envs=4, rollout_length=4, hidden_sizes=(4,), critic_minibatches=1, eval_episodes=4,
         total_env_steps=96, eval_interval=3, progress="none",
     )  # fmt: skip
     assert result.metrics["episode_return"].shape == (2, 2, 6)

@@ -21,7 +21,7 @@ class AlgorithmSpec(NamedTuple):
         name: the name users type.
         build: `(actor, config) -> Algorithm`, `config` a `config_class`.
         config_class: the class of its config.
-        agent_metrics: names of its metrics per agent.
+        agent_metrics: names of the metrics per agent that it always reports.
     """
 
     name: str

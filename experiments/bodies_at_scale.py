@@ -1,0 +1,372 @@
+"""Does unequal KL pay? Allocators with utilities of the batch and of held-out halves, at the lengths of the papers.
+
+python -m experiments.bodies_at_scale --quick
+
+Pieces are stored one by one beside the results, each as soon as it is done: the same command goes on where it was
+stopped, inside a piece too, and `--report` shows those that exist. All methods take matched line searches, so that equal
+budgets are equal KL; the share really spent is in the tables. Every method is tuned with the same number of trials, the
+trust-region methods by HATRPO's search: one joint budget for all, chosen for the baseline.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import envs
+import marl_kl
+from experiments import settings, study, styles
+from experiments.brax_suite import binned, last_tenth, shares
+from experiments.intervals import Estimate, estimate, ratio
+from experiments.study import Piece, Report, Results
+from marl_kl.core.algorithms import get
+from marl_kl.training import presets
+
+STUDY_NAME = "bodies_at_scale"
+
+
+class Method(NamedTuple):
+    """label: in tables. algorithm: its name. fields: of its config, beside the preset's."""
+
+    label: str
+    algorithm: str
+    fields: Mapping[str, Any]
+
+
+_CROSS_FITTED = {"utility": "cross_fitted", "utility_smoothing": 0.98}
+METHODS = {
+    "hatrpo": Method("HATRPO", "hatrpo", {}),
+    "hatrpo_w": Method("W, in-sample utility", "hatrpo_w", {"utility": "first_order", "measure_signal": True}),
+    "happo": Method("HAPPO", "happo", {}),
+    "hatrpo_w_cross": Method("W, cross-fitted utility", "hatrpo_w", _CROSS_FITTED),
+    "hatrpo_n_cross": Method("N, cross-fitted utility", "hatrpo_n", _CROSS_FITTED),
+    "hatrpo_geometric": Method("HATRPO, geometric line search", "hatrpo", {"line_search": "geometric"}),
+    "hatrpo_w_published": Method("W, as published", "hatrpo_w", {"utility": "first_order", "line_search": "geometric"}),
+    "hatrpo_g": Method("G, in-sample score", "hatrpo_g", {"utility": "first_order"}),
+    "hatrpo_g_cross": Method("G, cross-fitted score", "hatrpo_g", {"utility": "cross_fitted"}),
+    "mappo": Method("MAPPO", "mappo", {}),
+}
+"""In the order of the tables."""
+
+SEARCHED = {"kl_budget": (0.005, 0.015, 0.045), "actor_lr": (3e-4, 1e-3, 3e-3)}
+"""First trials: KL budget per agent, or Adam's step size."""
+EXTENSION = 3.0
+"""The grid is extended by this factor while its best value is at an end."""
+TRIALS = 6
+"""Trials at most."""
+SEARCH_SEEDS = (100, 101)
+EVALUATIONS = 20
+SHOWN = 40
+"""Points of a training curve, at most."""
+
+
+class Size(NamedTuple):
+    """env_steps: per seed, by scenario. methods: by scenario, in the order in which they run; those that the order names
+    first are done first, over all scenarios."""
+
+    env_steps: Mapping[str, int]
+    search_env_steps: int
+    seeds: int
+    num_envs: int
+    rollout_length: int
+    order: Sequence[tuple[str, str]]
+
+
+def _in_order(scenarios: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
+    return [(scenario, method) for scenario in scenarios for method in methods]
+
+
+_REQUIRED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross", "happo")
+_OPTIONAL = ("hatrpo_g", "hatrpo_g_cross", "hatrpo_w_published", "hatrpo_geometric", "mappo")
+_BODIES = {"ant_4x2": 3_000_000, "hopper_3x1": 3_000_000, "walker2d_3x2": 3_000_000}
+_UNLIKE_AGENTS = {"ant_3|1": 1_500_000, "humanoid_9|8": 1_500_000}
+SIZES = {
+    "smoke": Size({"bilinear": 128}, 32, 2, 2, 16, _in_order(["bilinear"], ["hatrpo", "hatrpo_w_cross", "happo"])),
+    "quick": Size(
+        _BODIES | _UNLIKE_AGENTS, 1_000_000, 8, 32, 128,
+        [
+            *_in_order(["ant_4x2"], _REQUIRED),
+            *_in_order(["hopper_3x1", "ant_3|1"], _REQUIRED[:4]),
+            *_in_order(["walker2d_3x2"], _REQUIRED),
+            *_in_order(["hopper_3x1"], _REQUIRED[4:]),
+            *_in_order(["humanoid_9|8"], _REQUIRED[:4]),
+            *_in_order(_BODIES, _OPTIONAL),
+        ],
+    ),
+    "full": Size(
+        dict.fromkeys(presets.get("quick").scenarios, 10_000_000), 2_000_000, 10, 256, 32,
+        _in_order(presets.get("quick").scenarios, [*_REQUIRED, "mappo"]),
+    ),
+}  # fmt: skip
+
+_PARTITIONS = {
+    "ant_3|1": [[f"{joint}_{leg}" for leg in (1, 2, 3) for joint in ("hip", "ankle")], ["hip_4", "ankle_4"]],
+}
+"""Teams of unlike agents that no scenario of Multi-Agent MuJoCo has."""
+
+
+@functools.cache
+def make_env(scenario: str):
+    if scenario in _PARTITIONS:
+        return envs.make(scenario.split("_")[0], partition=_PARTITIONS[scenario])
+    return envs.make(scenario)
+
+
+def pieces(size: str) -> list[Piece]:
+    chosen = SIZES[size]
+    found = {}
+    for scenario, method in chosen.order:
+        needs = [f"{scenario}-search-{_search_of(method)}"]
+        if needs[0] not in found:
+            found[needs[0]] = _piece(needs[0], size, scenario, method, search, needs=())
+        found[f"{scenario}-{method}"] = _piece(f"{scenario}-{method}", size, scenario, method, play, needs)
+    return list(found.values())
+
+
+def _piece(name: str, size: str, scenario: str, method: str, run, needs: Sequence[str]) -> Piece:
+    chosen = SIZES[size]
+    work = study.WORK / f"{STUDY_NAME}-{size}" / name
+    config = _config(scenario, method, chosen)
+    facts = {
+        "scenario": scenario, "seeds": chosen.seeds, "method": method, "searched": list(SEARCHED[swept_field(method)]),
+        "search_seeds": list(SEARCH_SEEDS), "search_env_steps": chosen.search_env_steps,
+        **dict(make_env(scenario).spec.metadata), **settings.of_config(config),
+    }  # fmt: skip
+    seconds = 300.0 + (2 * 3 * chosen.search_env_steps if run is search else config.total_env_steps * 8) / 20_000
+    return Piece(name, seconds, facts, lambda *needed: run(scenario, method, chosen, work, *needed), tuple(needs))
+
+
+def _search_of(method: str) -> str:
+    """The method whose search serves this one."""
+    return "hatrpo" if is_trust_region(method) else method
+
+
+def is_trust_region(method: str) -> bool:
+    return get(METHODS[method].algorithm).config_class is marl_kl.TrustRegionConfig
+
+
+def swept_field(method: str) -> str:
+    return "kl_budget" if is_trust_region(method) else "actor_lr"
+
+
+def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
+    known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
+    env_steps = size.env_steps[scenario]
+    updates = -(-env_steps // (size.num_envs * size.rollout_length))
+    return presets.config(
+        "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=size.num_envs,
+        rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), save_interval=max(1, updates // 20),
+        eval_interval=max(1, updates // EVALUATIONS), checkpoints_kept=1, **METHODS[method].fields,
+    )  # fmt: skip
+
+
+def _sweep(scenario, method, values, seeds, config, folder) -> marl_kl.SweepResult:
+    """Of budgets per agent, or step sizes; stored in `folder` until the piece is done, and resumed there."""
+    env = make_env(scenario)
+    scale = env.spec.num_agents if is_trust_region(method) else 1
+    return marl_kl.sweep(
+        env, METHODS[method].algorithm, grid={swept_field(method): [scale * value for value in values]}, seeds=seeds,
+        config=config, out=folder, resume=True, progress="none",
+    )  # fmt: skip
+
+
+# Training
+
+
+def search(scenario: str, method: str, size: Size, work) -> study.Values:
+    """Tries values until the best one is not at an end of those tried.
+
+    Returns:
+        tried: [trial] values in increasing order. trials: [trial, seed] return of the stochastic policy at the end.
+        chosen: the best value.
+    """
+    config = _config(scenario, method, size).replace(total_env_steps=size.search_env_steps, eval_interval=0)
+    found: dict[float, np.ndarray] = {}
+    wanted: Sequence[float] = SEARCHED[swept_field(method)]
+    while wanted:
+        folder = work / f"search-{len(found)}"
+        result = _sweep(scenario, method, wanted, SEARCH_SEEDS, config, folder)
+        found |= dict(zip(wanted, last_tenth(result.metrics["episode_return"])))
+        tried = sorted(found)
+        best = max(tried, key=lambda value: found[value].mean())
+        beyond = {tried[0]: tried[0] / EXTENSION, tried[-1]: tried[-1] * EXTENSION}
+        wanted = [beyond[best]] if best in beyond and len(found) < TRIALS else []
+    shutil.rmtree(work, ignore_errors=True)
+    return {"tried": np.array(tried), "trials": np.array([found[value] for value in tried]), "chosen": np.array(best)}
+
+
+def play(scenario: str, method: str, size: Size, work, searched: study.Values) -> study.Values:
+    """Trains with the value that the search chose, on other seeds.
+
+    Returns:
+        env_steps: [P]; returns: [seed, P] of the stochastic policy. final: [seed] its mean over the last tenth of the
+        updates. eval_env_steps: [V]; evaluated: [seed, V] of the deterministic policy, mean over episodes.
+        Trust-region methods also: spent: [seed] share of the budget spent, mean over updates; `shares` (of the adaptive
+        ones); signal: [P, agent] median `signal_fraction` over seeds, where it was measured.
+    """
+    chosen = float(searched["chosen"])
+    config = _config(scenario, method, size)
+    result = _sweep(scenario, method, [chosen], size.seeds, config, work / "runs")
+    metrics = {name: values[0] for name, values in result.metrics.items()}
+    edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
+    values = {
+        "env_steps": result.env_steps[0, edges[1:] - 1],
+        "returns": binned(metrics["episode_return"], edges),
+        "final": last_tenth(metrics["episode_return"]),
+        "eval_env_steps": result.evaluations[0].env_steps,
+        "evaluated": result.evaluations[0].episode_return.mean(-1),
+    }
+    if is_trust_region(method):
+        budget = chosen * make_env(scenario).spec.num_agents
+        values["spent"] = (metrics["kl_total"] / budget).mean(1)
+        if METHODS[method].algorithm != "hatrpo":
+            values |= shares(metrics["utility"], metrics["kl_threshold"], metrics["kl"], edges)
+        if "signal_fraction" in metrics:
+            values["signal"] = np.nanmedian(binned(metrics["signal_fraction"], edges), axis=0)
+    shutil.rmtree(work, ignore_errors=True)
+    return values
+
+
+# What is shown
+
+
+def report(results: Results) -> Report:
+    """Of the pieces that are done."""
+    by_scenario: dict[str, dict[str, study.Values]] = {}
+    for scenario in dict.fromkeys(scenario for scenario, _ in SIZES[results.size].order):
+        done = {m: results.pieces[f"{scenario}-{m}"] for m in METHODS if f"{scenario}-{m}" in results.pieces}
+        if done:
+            by_scenario[scenario] = done
+    methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
+    rows = {
+        scenario: f"{scenario} ({int(next(iter(v.values()))['env_steps'][-1]):,})"
+        for scenario, v in by_scenario.items()
+    }
+
+    def table(cell, names=methods, first="scenario (env steps per seed)"):
+        body = [
+            [rows[scenario], *(cell(values, method) if method in values else "–" for method in names)]
+            for scenario, values in by_scenario.items()
+        ]
+        return study.table([first, *(METHODS[method].label for method in names)], body)
+
+    compared = [method for method in methods if method != "hatrpo"]
+    budgeted = [method for method in methods if is_trust_region(method)]
+    adaptive = [method for method in budgeted if METHODS[method].algorithm != "hatrpo"]
+    tables = {
+        "final": table(lambda values, m: estimate(values[m]["final"]).text(0)),
+        "evaluated": table(lambda values, m: estimate(values[m]["evaluated"][:, -1]).text(0)),
+        "gain": table(lambda values, m: _gain(values, m), compared),
+        "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
+        "shares": table(_shares, adaptive),
+        "signal": table(_signal, adaptive),
+        "search": study.table(
+            ["scenario, method", "return at the end of each trial (mean of two seeds)", "chosen"],
+            [_trials(name, values) for name, values in results.pieces.items() if "-search-" in name],
+        ),
+    }
+    figures = {"curves": curves(by_scenario), "allocation": allocation(by_scenario)}
+    return Report(tables, figures)
+
+
+def gain_over_hatrpo(values: Mapping[str, study.Values], method: str) -> Estimate:
+    return ratio(values[method]["final"], values["hatrpo"]["final"])
+
+
+def _gain(values: Mapping[str, study.Values], method: str) -> str:
+    return gain_over_hatrpo(values, method).text() if "hatrpo" in values else "–"
+
+
+def _shares(values: Mapping[str, study.Values], method: str) -> str:
+    own = values[method]
+    mean = own["share"].mean(0)
+    correlation = own["correlation"][np.isfinite(own["correlation"])]
+    found = f", r = {correlation.mean():.2f}" if len(correlation) else ""
+    return f"{100 * own['largest'].mean():.0f} %; {' '.join(f'{100 * part:.0f}' for part in mean)}{found}"
+
+
+def _signal(values: Mapping[str, study.Values], method: str) -> str:
+    if "signal" not in values[method]:
+        return "–"
+    thirds = np.array_split(values[method]["signal"], 3)
+    return ", ".join(f"{100 * np.nanmean(part):.0f} %" for part in thirds)
+
+
+def _trials(name: str, values: study.Values) -> list[str]:
+    each = [f"{value:.2g}: {trial.mean():.0f}" for value, trial in zip(values["tried"], values["trials"])]
+    return [name.replace("-search-", ", "), ", ".join(each), f"{float(values['chosen']):.2g}"]
+
+
+def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
+    """Left sampled returns in training, right evaluations of the deterministic team."""
+    figure = Figure(figsize=(9.0, 2.7 * len(by_scenario) + 0.8), layout="constrained")
+    panels = figure.subplots(len(by_scenario), 2, squeeze=False, sharex="row", sharey="row")
+    for (scenario, values), (training, evaluation) in zip(by_scenario.items(), panels):
+        for method, own in values.items():
+            known = np.isfinite(own["returns"]).all(axis=0)
+            style = METHOD_STYLES[method]
+            styles.curve(training, own["env_steps"][known] / 1e6, own["returns"][:, known], style)
+            styles.curve(evaluation, own["eval_env_steps"] / 1e6, own["evaluated"], style)
+        training.set_title(scenario, fontsize=10, loc="left")
+        training.set_ylabel("return")
+        for axes in (training, evaluation):
+            axes.set_xlim(left=0)
+            styles.clean(axes)
+    panels[0][1].set_title("deterministic team", fontsize=9, loc="right")
+    panels[0][0].set_title("sampled, in training", fontsize=9, loc="right")
+    for axes in panels[-1]:
+        axes.set_xlabel("env steps per seed (millions)")
+    styles.legend_below(figure, panels.ravel(), 4, fontsize=8.5)
+    return figure
+
+
+def allocation(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
+    """The share of each agent against its signal, both means over a bin of updates, as multiples of the team's mean."""
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, method in zip(panels, ("hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")):
+        for scenario, values in by_scenario.items():
+            if method not in values:
+                continue
+            signal, share = values[method]["signal"], values[method]["share"]
+            relative = signal / np.maximum(np.nanmean(signal, axis=1, keepdims=True), 1e-3)
+            axes.plot(relative.ravel(), (share * share.shape[1]).ravel(), ".", markersize=4, alpha=0.6, label=scenario)
+        axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
+        axes.set_title(METHODS[method].label, fontsize=10, loc="left")
+        axes.set_xlabel("signal fraction / mean of the team")
+        axes.set_xlim(-1, 4)
+        styles.clean(axes)
+    panels[0].set_ylabel("share of the budget / equal share")
+    styles.legend_below(figure, panels, 5, fontsize=8.5)
+    return figure
+
+
+_COLOURS = (
+    "#333333",
+    "#0072B2",
+    "#CC79A7",
+    "#E69F00",
+    "#009E73",
+    "#999999",
+    "#56B4E9",
+    "#D55E00",
+    "#882255",
+    "#8C510A",
+)
+METHOD_STYLES = {
+    name: styles.Style(method.label, colour, (0, (4, 1.5)) if method.fields.get("line_search") else "-", "o")
+    for (name, method), colour in zip(METHODS.items(), _COLOURS)
+}
+
+STUDY = study.Study(STUDY_NAME, "Bodies at the length of the papers", pieces, report, is_incremental=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", str(study.WORK / "compiled"))
+    study.main(STUDY)
