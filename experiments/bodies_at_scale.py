@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -67,19 +68,21 @@ SHOWN = 40
 
 
 class Size(NamedTuple):
-    """env_steps: per seed, by scenario. methods: by scenario, in the order in which they run; those that the order names
-    first are done first, over all scenarios."""
+    """A study's size.
+
+    Attributes:
+        env_steps: per seed, by scenario. search_env_steps: the same in searches.
+        seeds: per piece. groups: pieces per scenario and method, so that one does not take hours.
+        blocks: scenario and methods, in the order in which they run.
+    """
 
     env_steps: Mapping[str, int]
     search_env_steps: int
     seeds: int
+    groups: int
     num_envs: int
     rollout_length: int
-    order: Sequence[tuple[str, str]]
-
-
-def _in_order(scenarios: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
-    return [(scenario, method) for scenario in scenarios for method in methods]
+    blocks: Sequence[tuple[str, Sequence[str]]]
 
 
 _REQUIRED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross", "happo")
@@ -87,21 +90,22 @@ _OPTIONAL = ("hatrpo_g", "hatrpo_g_cross", "hatrpo_w_published", "hatrpo_geometr
 _BODIES = {"ant_4x2": 3_000_000, "hopper_3x1": 3_000_000, "walker2d_3x2": 3_000_000}
 _UNLIKE_AGENTS = {"ant_3|1": 1_500_000, "humanoid_9|8": 1_500_000}
 SIZES = {
-    "smoke": Size({"bilinear": 128}, 32, 2, 2, 16, _in_order(["bilinear"], ["hatrpo", "hatrpo_w_cross", "happo"])),
+    "smoke": Size({"bilinear": 128}, 32, 2, 2, 2, 16, [("bilinear", ["hatrpo", "hatrpo_w_cross", "happo"])]),
     "quick": Size(
-        _BODIES | _UNLIKE_AGENTS, 1_000_000, 8, 32, 128,
+        _BODIES | _UNLIKE_AGENTS, 1_000_000, 4, 2, 32, 128,
         [
-            *_in_order(["ant_4x2"], _REQUIRED),
-            *_in_order(["hopper_3x1", "ant_3|1"], _REQUIRED[:4]),
-            *_in_order(["walker2d_3x2"], _REQUIRED),
-            *_in_order(["hopper_3x1"], _REQUIRED[4:]),
-            *_in_order(["humanoid_9|8"], _REQUIRED[:4]),
-            *_in_order(_BODIES, _OPTIONAL),
+            ("ant_4x2", _REQUIRED[:2]),
+            ("ant_3|1", _REQUIRED[:4]),
+            ("ant_4x2", _REQUIRED[2:]),
+            ("hopper_3x1", _REQUIRED),
+            ("walker2d_3x2", _REQUIRED),
+            ("humanoid_9|8", _REQUIRED[:4]),
+            *((body, _OPTIONAL) for body in _BODIES),
         ],
     ),
     "full": Size(
-        dict.fromkeys(presets.get("quick").scenarios, 10_000_000), 2_000_000, 10, 256, 32,
-        _in_order(presets.get("quick").scenarios, [*_REQUIRED, "mappo"]),
+        dict.fromkeys(presets.get("quick").scenarios, 10_000_000), 2_000_000, 10, 1, 256, 32,
+        [(scenario, [*_REQUIRED, "mappo"]) for scenario in presets.get("quick").scenarios],
     ),
 }  # fmt: skip
 
@@ -121,25 +125,48 @@ def make_env(scenario: str):
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
     found = {}
-    for scenario, method in chosen.order:
-        needs = [f"{scenario}-search-{_search_of(method)}"]
-        if needs[0] not in found:
-            found[needs[0]] = _piece(needs[0], size, scenario, method, search, needs=())
-        found[f"{scenario}-{method}"] = _piece(f"{scenario}-{method}", size, scenario, method, play, needs)
+    for scenario, methods in chosen.blocks:
+        for group in range(chosen.groups):
+            for method in methods:
+                name = _name(scenario, "search", _search_of(method))
+                found.setdefault(name, _search_piece(name, size, scenario, _search_of(method)))
+                found[_name(scenario, method, group)] = _run_piece(size, scenario, method, group, needs=(name,))
     return list(found.values())
 
 
-def _piece(name: str, size: str, scenario: str, method: str, run, needs: Sequence[str]) -> Piece:
-    chosen = SIZES[size]
-    work = study.WORK / f"{STUDY_NAME}-{size}" / name
-    config = _config(scenario, method, chosen)
-    facts = {
-        "scenario": scenario, "seeds": chosen.seeds, "method": method, "searched": list(SEARCHED[swept_field(method)]),
-        "search_seeds": list(SEARCH_SEEDS), "search_env_steps": chosen.search_env_steps,
-        **dict(make_env(scenario).spec.metadata), **settings.of_config(config),
-    }  # fmt: skip
-    seconds = 300.0 + (2 * 3 * chosen.search_env_steps if run is search else config.total_env_steps * 8) / 20_000
-    return Piece(name, seconds, facts, lambda *needed: run(scenario, method, chosen, work, *needed), tuple(needs))
+def _name(scenario: str, *parts: str | int) -> str:
+    """Of a piece and its file: "humanoid_9_8-hatrpo-0"."""
+    return "-".join(map(str, (scenario.replace("|", "_"), *parts)))
+
+
+def _search_piece(name: str, size: str, scenario: str, method: str) -> Piece:
+    chosen, config = SIZES[size], _search_config(scenario, method, SIZES[size])
+    first_values = SEARCHED[swept_field(method)]
+    facts = {"searched": list(first_values), "search_seeds": list(SEARCH_SEEDS), **_facts(scenario, method, config)}
+    seconds = 300.0 + len(first_values) * len(SEARCH_SEEDS) * config.total_env_steps / 20_000
+    return Piece(name, seconds, facts, lambda: search(scenario, method, chosen, _work(size, name)))
+
+
+def _run_piece(size: str, scenario: str, method: str, group: int, needs: tuple[str, ...]) -> Piece:
+    chosen, config = SIZES[size], _config(scenario, method, SIZES[size])
+    name = _name(scenario, method, group)
+    seeds = range(group * chosen.seeds, (group + 1) * chosen.seeds)
+    facts = {"seeds": list(seeds), **_facts(scenario, method, config)}
+    seconds = 120.0 + len(seeds) * config.total_env_steps / 20_000
+    return Piece(
+        name, seconds, facts, lambda found: play(scenario, method, seeds, chosen, _work(size, name), found), needs
+    )
+
+
+def _facts(scenario: str, method: str, config: marl_kl.Config) -> dict[str, Any]:
+    """What the numbers of a piece depend on."""
+    spec = make_env(scenario).spec
+    return {"scenario": scenario, "method": method, **dict(spec.metadata), **settings.of_config(config)}
+
+
+def _work(size: str, name: str) -> Path:
+    """Where a piece that was interrupted goes on."""
+    return study.WORK / f"{STUDY_NAME}-{size}" / name
 
 
 def _search_of(method: str) -> str:
@@ -179,14 +206,18 @@ def _sweep(scenario, method, values, seeds, config, folder) -> marl_kl.SweepResu
 # Training
 
 
-def search(scenario: str, method: str, size: Size, work) -> study.Values:
+def _search_config(scenario: str, method: str, size: Size) -> marl_kl.Config:
+    return _config(scenario, method, size).replace(total_env_steps=size.search_env_steps, eval_interval=0)
+
+
+def search(scenario: str, method: str, size: Size, work: Path) -> study.Values:
     """Tries values until the best one is not at an end of those tried.
 
     Returns:
         tried: [trial] values in increasing order. trials: [trial, seed] return of the stochastic policy at the end.
         chosen: the best value.
     """
-    config = _config(scenario, method, size).replace(total_env_steps=size.search_env_steps, eval_interval=0)
+    config = _search_config(scenario, method, size)
     found: dict[float, np.ndarray] = {}
     wanted: Sequence[float] = SEARCHED[swept_field(method)]
     while wanted:
@@ -201,7 +232,9 @@ def search(scenario: str, method: str, size: Size, work) -> study.Values:
     return {"tried": np.array(tried), "trials": np.array([found[value] for value in tried]), "chosen": np.array(best)}
 
 
-def play(scenario: str, method: str, size: Size, work, searched: study.Values) -> study.Values:
+def play(
+    scenario: str, method: str, seeds: Sequence[int], size: Size, work: Path, searched: study.Values
+) -> study.Values:
     """Trains with the value that the search chose, on other seeds.
 
     Returns:
@@ -212,7 +245,7 @@ def play(scenario: str, method: str, size: Size, work, searched: study.Values) -
     """
     chosen = float(searched["chosen"])
     config = _config(scenario, method, size)
-    result = _sweep(scenario, method, [chosen], size.seeds, config, work / "runs")
+    result = _sweep(scenario, method, [chosen], seeds, config, work / "runs")
     metrics = {name: values[0] for name, values in result.metrics.items()}
     edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
     values = {
@@ -238,18 +271,18 @@ def play(scenario: str, method: str, size: Size, work, searched: study.Values) -
 
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
-    by_scenario: dict[str, dict[str, study.Values]] = {}
-    for scenario in dict.fromkeys(scenario for scenario, _ in SIZES[results.size].order):
-        done = {m: results.pieces[f"{scenario}-{m}"] for m in METHODS if f"{scenario}-{m}" in results.pieces}
-        if done:
-            by_scenario[scenario] = done
+    by_scenario = {}
+    for scenario in dict.fromkeys(scenario for scenario, _ in SIZES[results.size].blocks):
+        found = {method: _together(results, scenario, method) for method in METHODS}
+        if any(found.values()):
+            by_scenario[scenario] = {method: values for method, values in found.items() if values}
     methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
     rows = {
         scenario: f"{scenario} ({int(next(iter(v.values()))['env_steps'][-1]):,})"
         for scenario, v in by_scenario.items()
     }
 
-    def table(cell, names=methods, first="scenario (env steps per seed)"):
+    def table(cell, names=methods, first="scenario (env steps per seed × seeds)"):
         body = [
             [rows[scenario], *(cell(values, method) if method in values else "–" for method in names)]
             for scenario, values in by_scenario.items()
@@ -275,8 +308,31 @@ def report(results: Results) -> Report:
     return Report(tables, figures)
 
 
+_OVER_SEEDS = ("env_steps", "eval_env_steps", "share", "signal", "led")
+"""The results that have no seed axis: the same in all pieces, or means over seeds."""
+
+
+def _together(results: Results, scenario: str, method: str) -> study.Values:
+    """The groups of seeds that are done, as one; empty if none is."""
+    size = SIZES[results.size]
+    names = [_name(scenario, method, group) for group in range(size.groups)]
+    done = [results.pieces[name] for name in names if name in results.pieces]
+    return {
+        field: np.mean([values[field] for values in done], axis=0)
+        if field in _OVER_SEEDS
+        else np.concatenate([values[field] for values in done])
+        for field in (done[0] if done else ())
+    }
+
+
 def gain_over_hatrpo(values: Mapping[str, study.Values], method: str) -> Estimate:
     return ratio(values[method]["final"], values["hatrpo"]["final"])
+
+
+def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
+    shown = next(iter(values.values()))
+    seeds = {len(own["final"]) for own in values.values()}
+    return f"{scenario} ({int(shown['env_steps'][-1]):,} × {'/'.join(map(str, sorted(seeds)))} seeds)"
 
 
 def _gain(values: Mapping[str, study.Values], method: str) -> str:
