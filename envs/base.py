@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.bodies.kinematics import KinematicTree
+from envs.validation import check_integer
 
 ActionKind = Literal["continuous", "discrete", "multi_discrete"]
 
@@ -150,8 +151,26 @@ class EnvSpec:
                 f"env '{self.name}': action_kind={self.action_kind!r}; accepted: 'continuous', 'discrete', "
                 "'multi_discrete'"
             )
+        self._check_names()
+        self._check_sizes()
         self._check_sub_actions()
         self._check_range()
+
+    def _check_names(self) -> None:
+        """Names are columns of tables and parts of file names."""
+        for name in (self.name, *self.agents):
+            if not isinstance(name, str) or not name.strip() or not name.isprintable():
+                raise ValueError(f"env '{self.name}': name {name!r}; it must be a text of printable characters")
+        twice = sorted({name for name in self.agents if self.agents.count(name) > 1})
+        if twice:
+            raise ValueError(f"env '{self.name}': agents={self.agents!r}; '{twice[0]}' is there more than once")
+
+    def _check_sizes(self) -> None:
+        for field in ("observation_sizes", "action_sizes"):
+            for size in getattr(self, field):
+                check_integer(f"env '{self.name}': a size in {field}", size, 1)
+        check_integer(f"env '{self.name}': state_size", self.state_size, 1)
+        check_integer(f"env '{self.name}': episode_length", self.episode_length, 1)
 
     def _check_sub_actions(self) -> None:
         what = f"env '{self.name}': sub_actions={self.sub_actions!r}"

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from envs.validation import suggest
 
 _Check = tuple[Callable[[Any], bool], str]
 
-_POSITIVE: _Check = (lambda x: x > 0 and math.isfinite(x), "a finite number > 0")
-_POSITIVE_OR_INF: _Check = (lambda x: x > 0, "a number > 0 (inf switches it off)")
-_NON_NEGATIVE: _Check = (lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0")
-_FRACTION: _Check = (lambda x: 0 < x <= 1, "a number in (0, 1]")
-_UNIT: _Check = (lambda x: 0 <= x <= 1, "a number in [0, 1]")
-_OPEN_UNIT: _Check = (lambda x: 0 < x < 1, "a number in (0, 1)")
-_BELOW_ONE: _Check = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+_POSITIVE: _Check = (lambda x: x > 0 and math.isfinite(x), "> 0")
+_POSITIVE_OR_INF: _Check = (lambda x: x > 0, "> 0, or inf to switch it off")
+_NON_NEGATIVE: _Check = (lambda x: x >= 0 and math.isfinite(x), ">= 0")
+_FRACTION: _Check = (lambda x: 0 < x <= 1, "in (0, 1]")
+_UNIT: _Check = (lambda x: 0 <= x <= 1, "in [0, 1]")
+_OPEN_UNIT: _Check = (lambda x: 0 < x < 1, "in (0, 1)")
+_BELOW_ONE: _Check = (lambda x: 0 <= x < 1, "in [0, 1)")
 _ANY: _Check = (lambda x: True, "")
 
 
@@ -66,7 +67,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = _static(
         (64, 64),
         "hidden layer widths of actors and critic",
-        (lambda x: len(x) > 0 and all(w > 0 for w in x), "at least one width > 0"),
+        (lambda x: len(x) > 0 and all(w > 0 for w in x), "> 0, at least one"),
     )
     activation: str = _static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
     init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
@@ -248,9 +249,11 @@ class FirstOrderConfig(Config):
 
 
 def _validate(field: dataclasses.Field, value):
-    """`value` in the field's type, checked; arrays and tracers are returned unchanged."""
-    if isinstance(value, jax.Array) and not field.metadata["static"]:
+    """`value` in the field's type, checked; tracers are returned unchanged."""
+    if isinstance(value, jax.core.Tracer) and not field.metadata["static"]:
         return value
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.ndim == 0:
+        value = value.item()
     accepts, range_text = field.metadata["check"]
     kind = type(field.default)
     limit = field.metadata["below"]
@@ -261,7 +264,7 @@ def _validate(field: dataclasses.Field, value):
         is_accepted = False
     if is_accepted and _is_below(limit, value):
         return value
-    expected = " and ".join(part for part in (_TYPE_NAMES[kind], range_text) if part)
+    expected = f"{_TYPE_NAMES[kind]} {range_text}".strip()
     raise ValueError(f"{field.name}={_short_repr(value)}; it must be {f'below {limit:g}' if is_accepted else expected}")
 
 
@@ -280,7 +283,7 @@ def _short_repr(value) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-_TYPE_NAMES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", tuple: "a tuple of integers"}
+_TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "a boolean", str: "", tuple: "a tuple of integers"}
 
 
 def _coerce(kind: type, value):

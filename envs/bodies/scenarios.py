@@ -194,7 +194,9 @@ def body_env(
         action_low=_range_ends(physics.tree, agents, 0),
         action_high=_range_ends(physics.tree, agents, 1),
     )
-    return with_time_limit(_bare_env(stop_on_divergence(physics), spec, _wiring(physics.tree, agents, spec, layout.source)))
+    return with_time_limit(
+        _bare_env(stop_on_divergence(physics), spec, _wiring(physics.tree, agents, spec, layout.source))
+    )
 
 
 def _scenarios(body: str) -> tuple[str, ...]:

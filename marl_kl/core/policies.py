@@ -120,8 +120,13 @@ class Categorical(NamedTuple):
         return -jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * log_p, 0.0), axis=-1)
 
     def kl(self, other):
-        log_p = self.log_probs
-        return jnp.sum(jnp.where(self.mask, jnp.exp(log_p) * (log_p - other.log_probs), 0.0), axis=-1)
+        log_p, log_q = self.log_probs, other.log_probs
+        p, d = jnp.exp(log_p), log_q - log_p
+        # sum p (e^d - 1) is 0: with it, every term of a small divergence is small and none cancels another
+        is_small = jnp.abs(d) < 1
+        small = jnp.where(is_small, d, 0.0)
+        terms = jnp.where(is_small, p * (jnp.expm1(small) - small), jnp.exp(log_q) - p - p * d)
+        return jnp.sum(jnp.where(self.mask, terms, 0.0), axis=-1)
 
     def fisher_product(self, tangent):
         p = jnp.exp(self.log_probs)

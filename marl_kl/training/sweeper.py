@@ -98,7 +98,8 @@ def sweep(
     entry = algorithms.get(algorithm)
     config = entry.config_class() if config is None else config
     settings = make_settings(config, fields, grid, random, samples, search_seed)
-    make_train(env, algorithm, settings[0].config)  # refuses a config of another algorithm's class
+    for setting in settings:  # refuses what the algorithm or the environment cannot do, before anything is compiled
+        make_train(env, algorithm, setting.config)
     seeds = seed_numbers(seeds)
     if runs_at_once is not None:
         check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")

@@ -122,6 +122,24 @@ def test_small_divergences_keep_their_digits():
     np.testing.assert_allclose(p.kl(q), 1e-6, rtol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["categorical", "multi"])
+def test_small_divergences_of_choices_keep_their_digits(family):
+    """float32 against float64, from a KL of about 1e-2 to one of about 1e-9; choices of probability 0 included."""
+    logits = np.array([0.3, -0.5, 1.0, -200.0, 0.2, 0.1])
+    for size in (1e-1, 1e-2, 1e-3, 3e-4, 1e-4):
+        change = size * np.array([1.0, -0.4, 0.2, 300.0, 0.7, -0.9])
+        found = []
+        for dtype in (np.float32, np.float64):
+            with jax.enable_x64(dtype is np.float64):
+                p, q = (jnp.asarray(x, dtype) for x in (logits, logits + change))
+                if family == "categorical":
+                    p, q = (Categorical(x, jnp.ones(6, bool)) for x in (p, q))
+                else:
+                    p, q = (MultiCategorical(x.reshape(2, 3), jnp.ones(6, bool)) for x in (p, q))
+                found.append(float(p.kl(q)))
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+
+
 def test_each_agent_starts_at_its_true_size():
     """Padding does not change an agent's start: norms of an orthogonal matrix, zeros where padded."""
     env = envs.make("matrix_game", payoff=np.zeros((2, 4, 3)))

@@ -59,12 +59,19 @@ CONTINUOUS = {"action_sizes": (2, 1), "action_kind": "continuous"}
         ({**CONTINUOUS, "action_low": ((0, 2), (0,)), "action_high": ((1, 2), (1,))}, "each low below its high"),
         ({**CONTINUOUS, "action_low": ((0, 0), (0,)), "action_high": ((1, np.inf), (1,))}, "all must be finite"),
         ({**MULTI, "sub_actions": ((2, 2), (2,)), "action_low": ((0,),)}, "None for multi_discrete actions"),
+        ({**CONTINUOUS, "agents": ("a", "a")}, r"agents=\('a', 'a'\); 'a' is there more than once"),
+        ({**CONTINUOUS, "agents": ("a", "b\n")}, r"name 'b\\n'; it must be a text of printable characters"),
+        ({**CONTINUOUS, "agents": ("a", " ")}, "name ' '; it must be a text"),
+        ({**CONTINUOUS, "observation_sizes": (1, 0)}, "a size in observation_sizes=0; it must be an integer >= 1"),
+        ({**CONTINUOUS, "action_sizes": (2, -1)}, "a size in action_sizes=-1; it must be an integer >= 1"),
+        ({**CONTINUOUS, "state_size": 0}, "state_size=0; it must be an integer >= 1"),
+        ({**CONTINUOUS, "episode_length": 0.5}, "episode_length=0.5; it must be an integer >= 1"),
         ({**CONTINUOUS, "action_kind": "hybrid"}, "accepted: 'continuous', 'discrete', 'multi_discrete'"),
     ],
 )
 def test_contradictory_specs_are_one_line_errors(fields, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
-        EnvSpec(**TWO, **fields)
+        EnvSpec(**{**TWO, **fields})
     assert str(error.value).startswith("env 'two': ") and "\n" not in str(error.value)
 
 

@@ -157,12 +157,12 @@ _BAD = {
     _HEAD + "[env_options]\ncolour = 1": "unknown option 'colour'",
     _HEAD + "[grid]\ngamma = [0.9]": "unknown key 'grid'",
     _HEAD + "[config]\nkl_bugdet = 0.1": "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean kl",
-    _HEAD + '[config]\ngamma = "0.9"': "gamma='0.9'; it must be a number",
+    _HEAD + '[config]\ngamma = "0.9"': "gamma='0.9'; it must be a finite number",
     _HEAD + "[config]\nnum_envs = 2.5": "num_envs=2.5; it must be an integer",
     _HEAD + '[config]\nnum_envs = "4"': "num_envs='4'; it must be an integer",
     _HEAD + "[config]\nhidden_sizes = 8": "hidden_sizes=8; it must be a tuple of integers",
     _HEAD + "[config]\nnormalize_observations = 1": "normalize_observations=1; it must be a boolean",
-    _HEAD + "[config]\nactivation = true": "activation=True; it must be a string",
+    _HEAD + "[config]\nactivation = true": "activation=True; it must be one of tanh",
     _HEAD + "[config]\ncritic_minibatches = 7": "critic_minibatches=7 does not divide the batch",
 }
 

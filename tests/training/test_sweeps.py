@@ -326,6 +326,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"grid": {"kl_budget": [0.1, -1]}}, "kl_budget=-1.0; it must be"),
         ({"grid": {"kl_budget": jax.numpy.array([-1.0])}}, "kl_budget=-1.0; it must be"),
         ({"grid": {"gamma": [0.9]}, "critic_minibatches": 3}, "critic_minibatches=3 does not divide"),
+        ({"grid": {"share_parameters": [False, True]}, "algorithm": "hatrpo_w"}, "share_parameters=True; one network"),
         ({"grid": {"eval_interval": [10, 20]}}, "'eval_interval' cannot be swept"),
         ({"grid": {"gamma": [0.9]}, "gamma": 0.8}, "gamma=0.8 is given, and swept as well"),
         ({"grid": {"gamma": [0.9]}, "random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2}, "'gamma' is in grid"),
