@@ -38,11 +38,7 @@ def make(name: str, **options) -> Env:
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
-    factory = _FACTORIES.get(name) or jaxmarl.find(name) or paxmen.find(name) or scenarios.find(name)
-    if factory is None:
-        raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
+    factory = _factory(name)
     accepted = inspect.signature(factory).parameters
     checks_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(options) - set(accepted))
@@ -50,6 +46,25 @@ def make(name: str, **options) -> Env:
         raise ValueError(f"env {name!r}: unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     env = factory(**options)
     return env._replace(spec=dataclasses.replace(env.spec, options=_recorded(options)))
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of `make(name, ...)` by name, with their defaults; those of JaxMARL's own are not listed."""
+    parameters = inspect.signature(_factory(name)).parameters.values()
+    return {
+        parameter.name: None if parameter.default is parameter.empty else parameter.default
+        for parameter in parameters
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+
+
+def _factory(name: str) -> Callable[..., Env]:
+    if not isinstance(name, str):
+        raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
+    factory = _FACTORIES.get(name) or jaxmarl.find(name) or paxmen.find(name) or scenarios.find(name)
+    if factory is None:
+        raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
+    return factory
 
 
 def _recorded(options: dict[str, Any]) -> tuple[tuple[str, Any], ...] | None:

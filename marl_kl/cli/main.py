@@ -75,7 +75,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if unknown:
         chosen = next(p for p in commands.choices.values() if p.get_default("command") is arguments.command)
         known = [option for action in chosen._actions for option in action.option_strings]
-        raise ValueError(_unknown_word(unknown[0], known))
+        raise ValueError(_unknown_word(unknown[0], known, chosen))
     return arguments
 
 
@@ -90,8 +90,18 @@ def _algorithm_in(argv: list[str]) -> algorithms.AlgorithmSpec:
     return algorithms.get(given.algorithm or train.read_run_file(given.config).algorithm)
 
 
-def _unknown_word(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+def _unknown_word(word: str, known: list[str], parser: argparse.ArgumentParser) -> str:
+    """The message about a word that no option of the command takes: whose option it is, or which it resembles."""
+    option = word.split("=")[0]
+    field = option.removeprefix("--").replace("-", "_")
+    users = [name for name in algorithms.names() if algorithms.get(name).uses(field)]
+    if option.startswith("--") and users:
+        is_train = parser.prog.endswith(" train")
+        return f"option {option} belongs to {', '.join(users) if is_train else f'train, not to {parser.prog.split()[-1]}'}"
+    if word.replace(".", "", 1).isdigit():
+        return f"unknown argument {word}; the numbers of one option are written with commas: 64,64"
+    part_of = [entry for entry in known if option.startswith("--") and option[2:] in entry[2:].split("-")]
+    near = part_of or difflib.get_close_matches(option, known, n=1)
     kind = "option" if word.startswith("-") else "argument"
-    hint = f"did you mean {near[0]}?" if near else "see --help"
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
     return f"unknown {kind} {word}; {hint}"

@@ -69,8 +69,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
 def add_field(group, field: dataclasses.Field) -> None:
     """Adds the option of a config field; it is in the namespace only if it was given."""
     name = f"--{field.name.replace('_', '-')}"
-    # the metavar already shows that it is a number
-    range_text = field.metadata["check"][1].removeprefix("a finite number ").removeprefix("a number ")
+    range_text = field.metadata["check"][1]
     notes = "; ".join(part for part in (range_text, f"default: {default_text(field.default)}") if part)
     text = f"{field.metadata['help']} ({notes})".replace("%", "%%")
     if isinstance(field.default, bool):

@@ -88,6 +88,8 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
         False: parser.add_argument_group(f"config of {algorithm.name}"),
     }
     for field in dataclasses.fields(algorithm.config_class):
+        if field.name in algorithm.unused:
+            continue
         add_field(groups[field.name in shared], field)
 
 
@@ -114,7 +116,7 @@ def _requested_run(arguments: argparse.Namespace) -> run_file.RunFile:
     env = arguments.env_name or from_file.env
     if not env:
         raise ValueError("the following arguments are required: ENV, or --config FILE (see marl-kl train --help)")
-    algorithm = arguments.algorithm or from_file.algorithm
+    algorithm = algorithms.get(arguments.algorithm or from_file.algorithm).name
     preset = {}
     if arguments.preset is not None:
         preset = presets.fields(arguments.preset, scenarios.scenario_name(env) or env, algorithm)

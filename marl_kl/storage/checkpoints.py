@@ -11,9 +11,9 @@ data. The learner is part of the train state: `marl_kl.load` reads it from here.
 checkpoint, so that each is consistent in itself.
 
 Orbax writes and reads the arrays. The commit, the pruning and the reading around it are ours, since Orbax's
-`CheckpointManager` (0.12) does not do what `tests/storage/test_checkpoints.py` requires:
+`CheckpointManager` (tried with 0.12.8) does not do what `tests/storage/test_checkpoints.py` requires:
 
-- it has no checksums of its files: a damaged one is not told from an intact one, to use an older one instead;
+- it has no checksums of its files: one with a flipped byte or cut in half was restored without an error;
 - it refuses to save a step that exists, so that replacing the only checkpoint means to delete it first: a kill in
   between would lose the run;
 - it skips steps before its newest one, so that a run which went back behind a damaged checkpoint would not be saved;

@@ -78,7 +78,9 @@ def train(
     check_env(env)
     entry = algorithms.get(algorithm)
     config = (entry.config_class() if config is None else config).replace(**fields)
-    make_train(env, algorithm, config)  # refuses a config of another algorithm's class
+    make_train(env, entry, config)  # refuses a config of another algorithm's class
+    entry.refuse_unused(config)
+    algorithm = entry if isinstance(algorithm, algorithms.AlgorithmSpec) else entry.name
     seeds = seed_numbers(seeds)
     loggers = chosen_loggers(loggers, has_folder=out is not None)
     display = Progress(

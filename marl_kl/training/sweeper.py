@@ -99,7 +99,9 @@ def sweep(
     config = entry.config_class() if config is None else config
     settings = make_settings(config, fields, grid, random, samples, search_seed)
     for setting in settings:  # refuses what the algorithm or the environment cannot do, before anything is compiled
-        make_train(env, algorithm, setting.config)
+        make_train(env, entry, setting.config)
+        entry.refuse_unused(setting.config)
+    algorithm = entry if isinstance(algorithm, algorithms.AlgorithmSpec) else entry.name
     seeds = seed_numbers(seeds)
     if runs_at_once is not None:
         check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")

@@ -13,7 +13,7 @@ import tomli_w
 
 from envs.validation import suggest
 from marl_kl.core import algorithms
-from marl_kl.storage.files import first_line
+from marl_kl.storage.files import first_line, one_line_error
 
 
 class Content(NamedTuple):
@@ -41,10 +41,12 @@ def read(path: Path, options: Collection[str], tables: Collection[str]) -> Conte
 
     Raises:
         ValueError: it is no TOML, lacks `env` or `algorithm`, or has an unknown key; one line.
-        OSError: it cannot be opened.
+        RunFolderError: it cannot be read.
     """
+    with one_line_error("read", path):
+        raw = path.read_bytes()
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(raw.decode())
     except ValueError as error:  # also what is not UTF-8
         raise ValueError(f"{path} is not a TOML file: {first_line(error)}") from error
     except RecursionError:

@@ -88,7 +88,13 @@ _BAD = {
     "train matrix_gme": "unknown env 'matrix_gme'; did you mean matrix_game",
     "train matrix_game --algorithm hatrpo_ww": "unknown algorithm 'hatrpo_ww'; did you mean hatrpo_w",
     "train matrix_game --kl-budgt 1": "unknown option --kl-budgt; did you mean --kl-budget?",
-    "train matrix_game --kl 1": "unknown option --kl",
+    "train matrix_game --kl 1": "unknown option --kl; did you mean --kl-budget?",
+    "train matrix_game --lr 1": "unknown option --lr; did you mean --critic-lr?",
+    "train matrix_game --hidden-sizes 64 64": "the numbers of one option are written with commas: 64,64",
+    "train matrix_game --algorithm happo --kl-budget 1": "option --kl-budget belongs to hatrpo, hatrpo_w,",
+    "train matrix_game --algorithm HATRPO-N --greedy-share all": "option --greedy-share belongs to hatrpo_g",
+    "train --config {full}": "cannot read {full}: is a directory",
+    "train --config {full}/none": "none: no such file or directory",
     "train matrix_game more": "unknown argument more",
     "train matrix_game --kl-budget": "--kl-budget: expected one argument",
     "train matrix_game --kl-budget=-1": "kl_budget=-1.0; it must be",
@@ -114,7 +120,9 @@ _BAD = {
     "resume {full}": "is not a run folder",
     "resume {full}/none": "there is no run folder",
     "resume {full} --total-env-step 5": "unknown option --total-env-step; did you mean --total-env-steps?",
-    "envs more": "unknown argument more",
+    "resume {full} --gamma 0.9": "option --gamma belongs to train, not to resume",
+    "envs matrix_gme": "unknown env 'matrix_gme'; did you mean matrix_game",
+    "envs matrix_game more": "unknown argument more",
 }
 
 
@@ -126,7 +134,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words, capsys, tmp_path):
         arguments += ["--out", str(tmp_path / "run")]
     assert main.main(arguments) == 2
     captured = capsys.readouterr()
-    assert _BAD[words] in captured.err
+    assert _BAD[words].format(full=tmp_path) in captured.err
     assert captured.out == "" and captured.err.startswith("marl-kl: ") and captured.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

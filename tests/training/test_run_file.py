@@ -178,4 +178,4 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(text, tmp_path, capsys):
 
 def test_a_missing_file_is_one_sentence(tmp_path, capsys):
     assert main.main(["train", "--config", str(tmp_path / "none.toml")]) == 2
-    assert "No such file" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 
-import numpy as np
-
+from envs.validation import check_integer
 from marl_kl.analysis.comparison.estimates import Comparison, estimate
 from marl_kl.analysis.comparison.samples import Metric, read
 
@@ -44,8 +43,7 @@ def compare(
         RunFolderError: a folder without a readable run, or `out` is not writable.
     """
     for name, value, least in (("bootstrap", bootstrap, 1), ("seed", seed, 0)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}; it must be an integer >= {least}")
+        check_integer(name, value, least)
     comparison = estimate(
         read(runs, metric), metric, threshold=threshold, references=references, num_resamples=int(bootstrap),
         seed=int(seed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,12 +23,14 @@ class AlgorithmSpec(NamedTuple):
         build: `(actor, config) -> Algorithm`, `config` a `config_class`.
         config_class: the class of its config.
         agent_metrics: names of the metrics per agent that it always reports.
+        unused: fields of its config that it does not use.
     """
 
     name: str
     build: Callable[[Actor, Any], Algorithm]
     config_class: type[Config]
     agent_metrics: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -35,21 +38,38 @@ class AlgorithmSpec(NamedTuple):
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
 
-def _trust_region(build: Callable[[Actor, TrustRegionConfig], Algorithm]) -> AlgorithmSpec:
-    return AlgorithmSpec(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS)
+    def refuse_unused(self, config: Config) -> None:
+        """Raises ValueError if a field that the algorithm does not use is not at its default."""
+        for name in self.unused:
+            value = getattr(config, name)
+            if value != getattr(type(config), name):
+                users = [spec.name for spec in _ALGORITHMS.values() if spec.uses(name)]
+                raise ValueError(f"{name}={value!r}; {self.name} does not use it, it belongs to {', '.join(users)}")
+
+    def uses(self, name: str) -> bool:
+        """Whether `name` is a field of its config that it uses."""
+        return name not in self.unused and any(field.name == name for field in dataclasses.fields(self.config_class))
+
+
+def _trust_region(build: Callable[[Actor, TrustRegionConfig], Algorithm], *used: str) -> AlgorithmSpec:
+    """`used`: of the fields about allocation, those that it uses."""
+    unused = tuple(name for name in _ALLOCATION if name not in used)
+    return AlgorithmSpec(build.__name__, build, TrustRegionConfig, TRUST_REGION_METRICS, unused)
 
 
 def _first_order(build: Callable[[Actor, FirstOrderConfig], Algorithm]) -> AlgorithmSpec:
     return AlgorithmSpec(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
 
 
+_ALLOCATION = ("allocation_epsilon", "utility", "utility_smoothing", "greedy_share")
+
 _ALGORITHMS = {
     spec.name: spec
     for spec in (
         _trust_region(hatrpo.hatrpo),
-        _trust_region(hatrpo.hatrpo_w),
-        _trust_region(hatrpo.hatrpo_g),
-        _trust_region(hatrpo.hatrpo_n),
+        _trust_region(hatrpo.hatrpo_w, "allocation_epsilon", "utility", "utility_smoothing"),
+        _trust_region(hatrpo.hatrpo_g, "allocation_epsilon", "utility", "greedy_share"),
+        _trust_region(hatrpo.hatrpo_n, "utility", "utility_smoothing"),
         _first_order(ppo_family.happo),
         _first_order(ppo_family.mappo),
         _first_order(ppo_family.ippo),
@@ -65,14 +85,14 @@ def names(config_class: type[Config] = Config) -> tuple[str, ...]:
 
 
 def get(name: str | AlgorithmSpec) -> AlgorithmSpec:
-    """The algorithm called `name`; a user's own `AlgorithmSpec` is returned as it is.
+    """The algorithm called `name`, as it is written in papers too ("HATRPO-W"); an `AlgorithmSpec` is returned as it is.
 
     Raises:
         ValueError: unknown name; the message has the nearest ones.
     """
     if isinstance(name, AlgorithmSpec):
         return name
-    spec = _ALGORITHMS.get(name)
+    spec = _ALGORITHMS.get(name.lower().replace("-", "_"))
     if spec is None:
         raise ValueError(f"unknown algorithm {name!r}; {suggest(name, _ALGORITHMS)}")
     return spec
