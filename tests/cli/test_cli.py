@@ -146,7 +146,11 @@ def test_help_explains_every_field_with_its_default(capsys):
         assert stop.value.code == 0
         text = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(algorithms.get(name).config_class):
-            assert f"--{field.name.replace('_', '-')}" in text
+            option = f"--{field.name.replace('_', '-')}"
+            if field.name in algorithms.get(name).unused:
+                assert option not in text
+                continue
+            assert option in text
             assert field.metadata["help"] in text and f"default: {options.default_text(field.default)}" in text
 
 
@@ -164,6 +168,10 @@ def test_python_m_marl_kl_is_the_command_line():
 def test_lists_and_version(capsys):
     assert main.main(["envs"]) == 0
     assert capsys.readouterr().out.split() == list(envs.names())
+    assert main.main(["envs", "matrix_game"]) == 0
+    facts = " ".join(capsys.readouterr().out.split())
+    assert "agents 4: agent_0, agent_1" in facts and "actions discrete, 3 per agent" in facts
+    assert "options num_agents, num_actions, payoff, steps, per_agent" in facts
     assert main.main(["algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(algorithms.names())

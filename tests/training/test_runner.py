@@ -183,6 +183,8 @@ def never_compile(*_):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"algorithm": "hatrpo", "greedy_share": "all"}, "greedy_share='all'; hatrpo does not use it, it .* hatrpo_g$"),
+        ({"algorithm": "HATRPO-W", "utility_smoothing": 1.0}, r"utility_smoothing=1.0; it must be .* in \[0, 1\)"),
         ({"algorithm": "hatrpo_v"}, "unknown algorithm 'hatrpo_v'; did you mean hatrpo"),
         ({"seeds": 0}, "seeds=0; it must be"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\]; it must be"),
