@@ -28,7 +28,7 @@ from experiments.study import Piece, Report, Results
 from marl_kl import devices
 
 AGENTS, OBSERVATION = 4, 8
-PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n", "hatrpo_n_cross")
+PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")
 RATIOS = (1.0, 2.0, 4.0)
 BUDGETS = (0.01, 0.08)
 """Joint KL budgets."""
@@ -46,8 +46,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size((64,), 256, 2),
-    "quick": Size((256, 1024, 4096), 131_072, 8),
-    "full": Size((256, 1024, 4096, 16384), 1_048_576, 16),
+    "quick": Size((512, 2048), 131_072, 8),
+    "full": Size((512, 2048, 8192), 1_048_576, 16),
 }
 
 
@@ -84,14 +84,11 @@ def weights_of(ratio: float) -> np.ndarray:
     return np.asarray(weights / weights.sum(), np.float32)
 
 
-_VARIANTS = {**METHODS, "hatrpo_n": METHODS["hatrpo_n_cross"]._replace(label="N, in-sample utility", fields={})}
-
-
 def _config(method: str, samples: int):
-    config_class = marl_kl.core.algorithms.get(_VARIANTS[method].algorithm).config_class
+    config_class = marl_kl.core.algorithms.get(METHODS[method].algorithm).config_class
     return config_class(
         num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2, init_std=1.0, cg_subsample=0.25,
-        **_VARIANTS[method].fields,
+        **METHODS[method].fields,
     )  # fmt: skip
 
 
@@ -130,7 +127,7 @@ def play(method: str, samples: int, size: Size) -> study.Values:
     def one_run(given: Mapping[str, Any]):
         game = env._replace(params=given["weights"])
         its_config = config.replace(kl_budget=given["budget"])
-        train = marl_kl.make_train(game, _VARIANTS[method].algorithm, its_config)
+        train = marl_kl.make_train(game, METHODS[method].algorithm, its_config)
 
         def update(state, _):
             state, metrics = train.update(state)
@@ -178,7 +175,7 @@ def report(results: Results) -> Report:
             [f"{size.samples[s]:,}", f"{BUDGETS[b]:g}", f"{RATIOS[r]:g}", *(cell(m, size.samples[s], (r, b)) for m in methods)]
             for s, b, r in cells
         ]  # fmt: skip
-        return study.table(["samples per update", "KL budget", "ratio", *(_VARIANTS[m].label for m in methods)], body)
+        return study.table(["samples per update", "KL budget", "ratio", *(METHODS[m].label for m in methods)], body)
 
     def shares(method, samples, at):
         values = results.pieces[f"{method}-{samples}"]
@@ -196,7 +193,7 @@ def report(results: Results) -> Report:
         "signal": table(signal, [m for m in compared if m.endswith("cross")]),
         "spent": study.table(
             ["method", "share of the budget spent"],
-            [[_VARIANTS[method].label, f"{100 * value:.1f} %"] for method, value in spent.items()],
+            [[METHODS[method].label, f"{100 * value:.1f} %"] for method, value in spent.items()],
         ),
     }
     return Report(tables, {"map": figure(results, compared)})
@@ -207,16 +204,15 @@ def figure(results: Results, compared: list[str]) -> Figure:
     size = SIZES[results.size]
     shown = Figure(figsize=(9.0, 2.6 * len(BUDGETS) + 0.8), layout="constrained")
     panels = shown.subplots(len(BUDGETS), len(size.samples), squeeze=False, sharex=True, sharey="row")
-    looks = {**METHOD_STYLES, "hatrpo_n": styles.Style(_VARIANTS["hatrpo_n"].label, "#009E73", "-", "s")}
     for b, line in enumerate(panels):
         for samples, axes in zip(size.samples, line):
             axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
             axes.set_xscale("log", base=2)
             for shift, method in enumerate(compared):
                 found = [_gain(results, method, samples, "area", (r, b)) for r in range(len(RATIOS))]
-                look = looks[method]
+                look = METHOD_STYLES[method]
                 styles.error_bars(
-                    axes, RATIOS, found, shift - 1.5, color=look.colour, marker=look.marker, label=look.label
+                    axes, RATIOS, found, shift - 1, color=look.colour, marker=look.marker, label=look.label
                 )
             axes.set_xticks(RATIOS, [f"{value:g}" for value in RATIOS])
             axes.set_title(f"{samples:,} samples, budget {BUDGETS[b]:g}", fontsize=9, loc="left")
