@@ -30,7 +30,8 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
             must not be longer: a `done` of the inner limit would be mistaken for the end of the task.
 
     Raises:
-        ValueError: no time limit is known, or it is longer than the environment's own; an unsupported action space.
+        ValueError: no time limit is known, or it is longer than the environment's own; an unsupported action space; a
+            wrapper that has `reset_env` or `step_env` only from what it wraps.
     """
     name = str(name or getattr(env, "name", None) or type(env).__name__)
     params = getattr(env, "default_params", ()) if params is None else params
@@ -38,8 +39,7 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
     own = getattr(params, "max_steps_in_episode", None)
     if limited_inside or episode_length is None:
         episode_length = spaces.time_limit(name, "max_steps_in_episode", own, episode_length)
-    reset_env = getattr(env, "reset_env", None) or env.reset
-    step_env = getattr(env, "step_env", None) or env.step
+    reset_env, step_env = (spaces.own_method(name, env, f"{method}_env", method) for method in ("reset", "step"))
     actions = spaces.read(name, [env.action_space(params)])
 
     def raw_step(key, inner, action, params):

@@ -191,16 +191,18 @@ def from_jaxmarl(
 
     Raises:
         ValueError: the episode length is unknown or exceeds the environment's own; an unsupported action space, agents
-            with different kinds of actions; action masks with another size than the number of choices.
+            with different kinds of actions; action masks with another size than the number of choices; a wrapper that has
+            `step_env` only from what it wraps.
     """
     name = name or type(env).__name__
     agents = tuple(env.agents)
+    reset_env, step_env = (spaces.own_method(name, env, method) for method in ("reset", "step_env"))
     actions = spaces.read(name, [env.action_space(agent) for agent in agents])
     ending = _ending(env, name, episode_length)
     read_observations = _observations(env, agents)
     legal = None if actions.kind == "continuous" else _legal_choices(env, name, agents, actions)
 
-    observed, reset_state = jax.eval_shape(env.reset, jax.random.key(0))
+    observed, reset_state = jax.eval_shape(reset_env, jax.random.key(0))
     sizes = tuple(row.shape[0] for row in jax.eval_shape(read_observations, observed))
     has_world_state = isinstance(observed, dict) and "world_state" in observed
     is_team_reward = reward_shaping == 0 and (_has_team_reward(env) if team_reward is None else team_reward)
@@ -241,7 +243,7 @@ def from_jaxmarl(
         )
 
     def raw_step(key, inner, action):
-        observed, inner, rewards, dones, info = env.step_env(key, inner, native(action))
+        observed, inner, rewards, dones, info = step_env(key, inner, native(action))
         reward = [_entry(rewards, agent, index) for index, agent in enumerate(agents)]
         if reward_shaping:
             shaped = info["shaped_reward"]
@@ -253,7 +255,7 @@ def from_jaxmarl(
     state_shapes = spaces.common_dtypes(reset_state, step_state)
 
     def reset(key, params):
-        observed, inner = env.reset(key)
+        observed, inner = reset_env(key)
         return spaces.cast_like(inner, state_shapes), timestep(
             observed, inner, jnp.zeros(len(agents), jnp.float32), False
         )

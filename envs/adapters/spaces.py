@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -162,3 +162,21 @@ def cast_like(tree: Any, like: Any) -> Any:
 def common_dtypes(first: Any, second: Any) -> Any:
     """`jax.ShapeDtypeStruct`s with the promoted dtypes of the leaves of two such trees."""
     return jax.tree.map(lambda a, b: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, b.dtype)), first, second)
+
+
+def own_method(name: str, env: Any, *candidates: str) -> Callable[..., Any]:
+    """The first of the methods `candidates` that `env` has, which must be its own.
+
+    Wrappers pass on the methods they lack to what they wrap, so that what they change would be lost silently.
+
+    Raises:
+        ValueError: `env` gets it from an environment that it wraps.
+    """
+    found = next((candidate for candidate in candidates if hasattr(env, candidate)), candidates[-1])
+    if not hasattr(type(env), found) and found not in getattr(env, "__dict__", {}):
+        kind = type(env).__name__
+        raise ValueError(
+            f"env '{name}': {kind} has no {found} of its own, and that of the environment it wraps leaves out what {kind} "
+            f"changes; define {found} in {kind}"
+        )
+    return getattr(env, found)

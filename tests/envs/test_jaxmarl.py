@@ -444,3 +444,56 @@ def test_gymnax_cartpole_plays_as_its_own_step():
     np.testing.assert_array_equal(timestep.terminated[playing], terminated[playing])
     np.testing.assert_array_equal(timestep.truncated[playing], (truncated & ~terminated)[playing])
     assert timestep.terminated[playing].any() and timestep.truncated[playing].any()
+
+
+class Half:
+    """A wrapper as both ecosystems write them: it changes `step` and passes on everything else to what it wraps."""
+
+    def __init__(self, env):
+        self._env = env
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+    def reset(self, key, *params):
+        observed, state = self._env.reset(key, *params)
+        return jax.tree.map(lambda x: 0.5 * x, observed), state
+
+    def step(self, key, state, action, *params):
+        observed, *others = self._env.step(key, state, action, *params)
+        return jax.tree.map(lambda x: 0.5 * x, observed), *others
+
+
+class HalfEnv(Half):
+    """The same with a `step_env` of its own, which does not reset."""
+
+    def step_env(self, key, state, action, *params):
+        observed, *others = self._env.step_env(key, state, action, *params)
+        return jax.tree.map(lambda x: 0.5 * x, observed), *others
+
+
+def test_a_wrapper_of_jaxmarl_is_called_or_refused():
+    spread = theirs("spread")
+    with pytest.raises(ValueError, match="Half has no step_env of its own, .* leaves out what Half changes; define"):
+        envs.from_jaxmarl(Half(spread))
+    plain, halved = (envs.from_jaxmarl(env, name="spread") for env in (spread, HalfEnv(spread)))
+    key, action = jax.random.key(0), jnp.zeros(3, jnp.int32)
+    for env in (plain, halved):
+        state, first = env.reset(key, env.params)
+        after = env.step(key, state, action, env.params)[1]
+        scale = 1.0 if env is plain else 2.0
+        observed = [np.asarray(scale * timestep.obs) for timestep in (first, after)]
+        expected = observed if env is plain else expected
+        np.testing.assert_allclose(observed, expected, rtol=1e-6)
+
+
+def test_a_wrapper_of_gymnax_is_called_or_refused():
+    halved = envs.from_gymnax(Half(Clock()))  # reset and step are its own
+    state, _ = halved.reset(jax.random.key(0), halved.params)
+    assert halved.step(jax.random.key(0), state, jnp.zeros(1, jnp.int32), halved.params)[1].obs[0, 0] == 0.5
+
+    class WithoutReset(Clock):
+        reset_env, step_env = Clock.reset, Clock.step
+
+    with pytest.raises(ValueError, match="Half has no reset_env of its own"):
+        envs.from_gymnax(Half(WithoutReset()))
