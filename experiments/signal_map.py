@@ -30,24 +30,23 @@ from marl_kl import devices
 AGENTS, OBSERVATION = 4, 8
 PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")
 RATIOS = (1.0, 2.0, 4.0)
-BUDGETS = (0.01, 0.08)
-"""Joint KL budgets."""
 NOISE = 1.0
 """Standard deviation of the noise on a reward between 0 and 1."""
 
 
 class Size(NamedTuple):
-    """samples: per update. env_steps: per run."""
+    """samples: per update. budgets: joint KL budgets. env_steps: per run."""
 
     samples: tuple[int, ...]
+    budgets: tuple[float, ...]
     env_steps: int
     seeds: int
 
 
 SIZES = {
-    "smoke": Size((64,), 256, 2),
-    "quick": Size((512, 2048), 131_072, 8),
-    "full": Size((512, 2048, 8192), 1_048_576, 16),
+    "smoke": Size((64,), (0.02,), 256, 2),
+    "quick": Size((512,), (0.02,), 65_536, 8),
+    "full": Size((512, 2048, 8192), (0.005, 0.02, 0.08), 1_048_576, 16),
 }
 
 
@@ -96,9 +95,9 @@ def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
     return [
         Piece(
-            f"{method}-{samples}", 60.0 + 3e-5 * chosen.env_steps * chosen.seeds * len(RATIOS) * len(BUDGETS),
+            f"{method}-{samples}", 60.0 + 3e-5 * chosen.env_steps * chosen.seeds * len(RATIOS) * len(chosen.budgets),
             {
-                "method": method, "ratios": list(RATIOS), "budgets": list(BUDGETS), "noise": NOISE, "seeds": chosen.seeds,
+                "method": method, "ratios": list(RATIOS), "budgets": list(chosen.budgets), "noise": NOISE, "seeds": chosen.seeds,
                 "env_steps": chosen.env_steps, **settings.of_config(_config(method, samples)),
             },
             functools.partial(play, method, samples, chosen),
@@ -117,7 +116,7 @@ def play(method: str, samples: int, size: Size) -> study.Values:
         signal: the same of signal_fraction, where it is measured.
     """
     env, config = tracking_game(), _config(method, samples)
-    runs = stage_games.combinations(ratio=RATIOS, budget=BUDGETS, seed=np.arange(size.seeds))
+    runs = stage_games.combinations(ratio=RATIOS, budget=size.budgets, seed=np.arange(size.seeds))
     given = {
         "weights": np.stack([weights_of(value) for value in runs["ratio"]]),
         "budget": runs["budget"].astype(np.float32),
@@ -151,7 +150,7 @@ def play(method: str, samples: int, size: Size) -> study.Values:
     }
     if "signal" in kept:
         found["signal"] = kept["signal"][:, half:].mean(1)
-    shape = (len(RATIOS), len(BUDGETS), size.seeds)
+    shape = (len(RATIOS), len(size.budgets), size.seeds)
     return {name: values.reshape(*shape, *values.shape[1:]) for name, values in found.items()}
 
 
@@ -168,11 +167,11 @@ def _gain(results: Results, method: str, samples: int, which: str, at: tuple[int
 def report(results: Results) -> Report:
     size = SIZES[results.size]
     compared = [method for method in PLAYED if method != "hatrpo"]
-    cells = [(s, b, r) for s in range(len(size.samples)) for b in range(len(BUDGETS)) for r in range(len(RATIOS))]
+    cells = [(s, b, r) for s in range(len(size.samples)) for b in range(len(size.budgets)) for r in range(len(RATIOS))]
 
     def table(cell, methods):
         body = [
-            [f"{size.samples[s]:,}", f"{BUDGETS[b]:g}", f"{RATIOS[r]:g}", *(cell(m, size.samples[s], (r, b)) for m in methods)]
+            [f"{size.samples[s]:,}", f"{size.budgets[b]:g}", f"{RATIOS[r]:g}", *(cell(m, size.samples[s], (r, b)) for m in methods)]
             for s, b, r in cells
         ]  # fmt: skip
         return study.table(["samples per update", "KL budget", "ratio", *(METHODS[m].label for m in methods)], body)
@@ -202,8 +201,8 @@ def report(results: Results) -> Report:
 def figure(results: Results, compared: list[str]) -> Figure:
     """A panel per number of samples and budget: gain over HATRPO against the ratio."""
     size = SIZES[results.size]
-    shown = Figure(figsize=(9.0, 2.6 * len(BUDGETS) + 0.8), layout="constrained")
-    panels = shown.subplots(len(BUDGETS), len(size.samples), squeeze=False, sharex=True, sharey="row")
+    shown = Figure(figsize=(9.0, 2.6 * len(size.budgets) + 1.2), layout="constrained")
+    panels = shown.subplots(len(size.budgets), len(size.samples), squeeze=False, sharex=True, sharey="row")
     for b, line in enumerate(panels):
         for samples, axes in zip(size.samples, line):
             axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
@@ -215,7 +214,7 @@ def figure(results: Results, compared: list[str]) -> Figure:
                     axes, RATIOS, found, shift - 1, color=look.colour, marker=look.marker, label=look.label
                 )
             axes.set_xticks(RATIOS, [f"{value:g}" for value in RATIOS])
-            axes.set_title(f"{samples:,} samples, budget {BUDGETS[b]:g}", fontsize=9, loc="left")
+            axes.set_title(f"{samples:,} samples, budget {size.budgets[b]:g}", fontsize=9, loc="left")
             styles.clean(axes)
         line[0].set_ylabel("improvement / HATRPO's")
     for axes in panels[-1]:

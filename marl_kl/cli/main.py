@@ -97,7 +97,9 @@ def _unknown_word(word: str, known: list[str], parser: argparse.ArgumentParser) 
     users = [name for name in algorithms.names() if algorithms.get(name).uses(field)]
     if option.startswith("--") and users:
         is_train = parser.prog.endswith(" train")
-        return f"option {option} belongs to {', '.join(users) if is_train else f'train, not to {parser.prog.split()[-1]}'}"
+        return (
+            f"option {option} belongs to {', '.join(users) if is_train else f'train, not to {parser.prog.split()[-1]}'}"
+        )
     if word.replace(".", "", 1).isdigit():
         return f"unknown argument {word}; the numbers of one option are written with commas: 64,64"
     part_of = [entry for entry in known if option.startswith("--") and option[2:] in entry[2:].split("-")]

@@ -27,12 +27,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 import warnings
@@ -467,8 +469,8 @@ def _write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
     # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.size}
     try:
-        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(path, leaves)
+        with _orbax_path(path) as known, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(known, leaves)
     except ValueError as error:
         raise _as_os_error(error) from error
 
@@ -477,20 +479,30 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            leaves = checkpointer.restore(path)
+        with _orbax_path(path) as known, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            leaves = checkpointer.restore(known)
     except (ValueError, KeyError) as error:
         raise _Damaged(f"the checkpoint {path.parent} is damaged: {first_line(error)}") from error
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 @contextlib.contextmanager
-def _quiet_orbax():
-    # It logs the traceback of each of its threads before it raises the same error.
+def _orbax_path(path: Path) -> Iterator[Path]:
+    """`path` for Orbax, which in this context logs nothing.
+
+    It would log the traceback of each of its threads before it raises the same error. And it searches its own folder by
+    patterns, in which the brackets of "runs/hatrpo[kl=0.1]" mean something else: a link without them leads there.
+    """
     logger = logging.getLogger("absl")
     was_disabled, logger.disabled = logger.disabled, True
     try:
-        yield
+        if not glob.has_magic(str(path)):
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="marl_kl-") as folder:
+            link = Path(folder) / "checkpoint"
+            link.symlink_to(path.parent.absolute(), target_is_directory=True)
+            yield link / path.name
     finally:
         logger.disabled = was_disabled
 

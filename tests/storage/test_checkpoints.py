@@ -138,11 +138,14 @@ def test_other_numbers_have_another_digest():
 # To disk and back
 
 
-def test_a_snapshot_comes_back_as_it_was(tmp_path):
-    """To the bit and in its own precision, though jax is in single precision."""
-    assert checkpoints.load(tmp_path) is None
-    _save(tmp_path, 12)
-    _assert_same(checkpoints.load(tmp_path, RUN), _snapshot(12))
+@pytest.mark.parametrize("folder", ["run", "hatrpo[kl=0.1]", "é *?{x} %d"])
+def test_a_snapshot_comes_back_as_it_was(tmp_path, folder):
+    """To the bit and in its own precision, though jax is in single precision; whatever the folder's name."""
+    out = tmp_path / folder
+    out.mkdir()
+    assert checkpoints.load(out) is None
+    _save(out, 12)
+    _assert_same(checkpoints.load(out, RUN), _snapshot(12))
 
 
 def test_a_checkpoint_of_a_version_that_kept_no_best_teams_is_read(tmp_path):

@@ -37,7 +37,6 @@ class AlgorithmSpec(NamedTuple):
         """The first line of its docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
-
     def refuse_unused(self, config: Config) -> None:
         """Raises ValueError if a field that the algorithm does not use is not at its default."""
         for name in self.unused:
