@@ -71,14 +71,14 @@ def pieces(size: str) -> list[Piece]:
 
 
 def _batch_config(size: Size) -> marl_kl.TrustRegionConfig:
-    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden)
+    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden, **settings.PUBLISHED)
 
 
 def _training_config(size: Size) -> marl_kl.TrustRegionConfig:
     """That of `brax_suite`, but for the networks."""
     return presets.config(
         "quick", "ant_4x2", "hatrpo", num_envs=size.num_envs, rollout_length=size.rollout_length,
-        hidden_sizes=size.hidden,
+        hidden_sizes=size.hidden, **settings.PUBLISHED,
     )  # fmt: skip
 
 

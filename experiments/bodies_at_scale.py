@@ -90,7 +90,7 @@ _OPTIONAL = ("hatrpo_g", "hatrpo_g_cross", "hatrpo_w_published", "hatrpo_geometr
 _BODIES = {"ant_4x2": 3_000_000, "hopper_3x1": 3_000_000, "walker2d_3x2": 3_000_000}
 _UNLIKE_AGENTS = {"ant_3|1": 1_500_000, "humanoid_9|8": 1_500_000}
 SIZES = {
-    "smoke": Size({"bilinear": 128}, 32, 2, 2, 2, 16, [("bilinear", ["hatrpo", "hatrpo_w_cross", "happo"])]),
+    "smoke": Size({"bilinear": 128}, 32, 2, 2, 2, 16, [("bilinear", ["hatrpo_w_cross"])]),
     "quick": Size(
         _BODIES | _UNLIKE_AGENTS, 1_000_000, 4, 2, 32, 128,
         [

@@ -160,6 +160,7 @@ def pace(size: str) -> float:
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     known = scenario if scenario in presets.get(PRESET).scenarios else "ant_4x2"  # its env steps are replaced
     changes = {"critic_epochs": CRITIC_EPOCHS} if method == CRITIC else {}
+    changes |= settings.PUBLISHED if is_trust_region(method) else {}
     return presets.config(
         PRESET, known, _algorithm(method), total_env_steps=size.scenarios[scenario], num_envs=size.num_envs,
         rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), eval_interval=0, **changes,

@@ -23,7 +23,7 @@ import numpy as np
 import envs
 import marl_kl
 from envs.base import EnvSpec
-from experiments import study
+from experiments import settings, study
 from experiments.intervals import Estimate, estimate
 from marl_kl.core import algorithms
 from marl_kl.storage.files import write_file
@@ -33,7 +33,8 @@ COMMON = {"num_envs": 32, "rollout_length": 128, "eval_episodes": 64, "eval_inte
 FIRST_ORDER = {"actor_lr": 1e-3, "actor_minibatches": 4}
 """Rollouts of 4,096 samples of a cheap environment allow larger and more steps than those of a body."""
 SETTINGS = {
-    name: FIRST_ORDER if name in algorithms.names(marl_kl.FirstOrderConfig) else {} for name in algorithms.names()
+    name: FIRST_ORDER if name in algorithms.names(marl_kl.FirstOrderConfig) else settings.PUBLISHED
+    for name in algorithms.names()
 }
 """In addition to `COMMON`, by algorithm; there was no search."""
 

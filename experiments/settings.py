@@ -12,6 +12,10 @@ NO_MATTER = ("chunk_updates", "save_interval", "checkpoints_kept")
 """Config fields that change no number."""
 
 
+PUBLISHED = {"line_search": "geometric"}
+"""Fields of trust-region configs in the studies whose results are about the algorithms as published."""
+
+
 def of_config(config: Config) -> dict[str, Any]:
     """The fields by name, those in `NO_MATTER` left out; infinity, which JSON lacks, as a text."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}

@@ -16,6 +16,7 @@ import numpy as np
 
 import marl_kl
 from envs.base import Env
+from experiments import settings
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core import algorithms
@@ -33,7 +34,7 @@ def game_config(algorithm: str | algorithms.AlgorithmSpec, batch_size: int, **fi
     """A config of `batch_size` env steps per update, Fisher products on all of them."""
     config_class = algorithms.get(algorithm).config_class
     known = {field.name for field in dataclasses.fields(config_class)}
-    own = {"cg_subsample": 1.0} if "cg_subsample" in known else {}
+    own = {"cg_subsample": 1.0, **settings.PUBLISHED} if "cg_subsample" in known else {}
     return config_class(**GAME, num_envs=batch_size, **own, **fields)
 
 

@@ -122,7 +122,9 @@ def test_a_page_without_the_markers_of_a_table_is_an_error():
 def test_pages_committed_here_have_the_tables_of_the_raw_results(one):
     results = study.load(one, study.RESULTS)
     settings = {piece.name: json.loads(json.dumps(piece.settings)) for piece in one.pieces(results.size)}
-    assert results.settings == settings
+    for name, stored in results.settings.items():  # which may be older than some of the fields
+        assert stored == {key: settings[name][key] for key in stored}
+    assert list(results.settings) == list(settings)
     shown = one.report(results)
     page = (study.RESULTS / f"{one.name}.md").read_text()
     assert study.with_tables(page, {**shown.tables, "source": study.source(one, results)}) == page
