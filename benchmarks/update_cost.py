@@ -63,9 +63,10 @@ def problem(num_agents: int, config):
 def compiled_update(name: str, actor, config, actors, batch):
     """The algorithm's compiled update, and its compile time in seconds."""
     algorithm = marl_kl.core.algorithms.get(name).build(actor, config)
+    arguments = (jax.random.key(0), actors, algorithm.init(actors), batch)
     begin = time.perf_counter()
-    program = jax.jit(algorithm.update).lower(jax.random.key(0), actors, (), batch).compile()
-    return functools.partial(program, jax.random.key(0), actors, (), batch), time.perf_counter() - begin
+    program = jax.jit(algorithm.update).lower(*arguments).compile()
+    return functools.partial(program, *arguments), time.perf_counter() - begin
 
 
 def compiled_plain(actor, config, actors, batch):

@@ -153,7 +153,7 @@ def test_the_step_is_that_of_the_fisher_matrix_through_time(float64):
 @pytest.mark.slow
 def test_one_recurrent_agent_is_trpo_and_ppo(float64):
     """HATRPO's step is the plain update through time, HAPPO's is MAPPO's; the allocators: tests/core/test_schemes.py."""
-    config = config_of(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3)
+    config = config_of(cg_subsample=1.0, cg_tol=0.0, cg_iters=4, line_search_steps=3, line_search="geometric")
     actor, params, batch = problem(config)
     actors, batch = jax.tree.map(lambda leaf: leaf[None], (params, Batch(*batch[:4])))
     budget = jnp.array([config.kl_budget])
