@@ -9,6 +9,7 @@ import marl_kl
 from marl_kl.storage import stored_runs
 from marl_kl.storage.files import RunFolderError
 from tests.support.counting_env import counting_env
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 from tests.support.stored_runs import store
 from tests.training.test_runner import SMALL
 

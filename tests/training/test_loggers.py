@@ -16,6 +16,7 @@ from marl_kl.storage.run_folder import RunWarning
 from marl_kl.training import loggers
 from tests.support import synthetic
 from tests.support.counting_env import counting_env
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 SMALL = {
     "num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4,

@@ -32,6 +32,7 @@ from tests.support.counting_env import counting_env
 from tests.support.faults import fail_with, stopped
 from tests.support.grids import slow_unless
 from tests.support.kills import assert_same_run, train
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 
 class Kind(NamedTuple):

@@ -25,6 +25,7 @@ from marl_kl.storage import loading
 from marl_kl.training.programs import Programs
 from tests.support.counting_env import counting_env
 from tests.support.faults import stopped
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
 

@@ -21,6 +21,7 @@ from marl_kl.training import programs
 from marl_kl.training.programs import Programs
 from marl_kl.training.sweeper import shard_size
 from tests.support.counting_env import counting_env
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 from tests.training.test_runner import SMALL, never_compile
 
 BUDGETS = (0.02, 0.08, 0.3)
