@@ -19,6 +19,7 @@ from marl_kl.core import evaluation, policies
 from marl_kl.storage import files, loading, run_folder
 from tests.support import random_run
 from tests.support.counting_env import counting_env
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 pytestmark = pytest.mark.physics
 
@@ -117,7 +118,7 @@ def test_known_differences_are_named():
         ("matrix_game", "env 'matrix_game' is not a body"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line(name, message):
+def test_unsupported_checks_give_a_one_line_error(name, message):
     with pytest.raises(ValueError, match=message) as error:
         mujoco_check.counterpart(envs.make(name))
     assert "\n" not in str(error.value)
@@ -240,7 +241,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_line(words, hopper_run, tmp_path, capsys):
+def test_bad_input_gives_a_one_line_error(words, hopper_run, tmp_path, capsys):
     stored = {"run": lambda: hopper_run, "game": lambda: random_run.store(tmp_path / "game", envs.make("bilinear"))}
     stored["own"] = lambda: random_run.store(tmp_path / "own", counting_env())
     stored["other"] = lambda: _of_another_version(tmp_path / "other")

@@ -182,7 +182,7 @@ def test_a_run_that_stopped_before_its_first_update_has_a_page(tmp_path):
     assert "times unknown" in page_of(pages.write(out)).text
 
 
-def test_what_is_in_names_stays_text(tmp_path):
+def test_markup_in_names_stays_text(tmp_path):
     odd = spec("<script>alert(1)</script>", note="a & b")
     page = page_of(pages.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
     assert "<script>alert(1)</script>" in page.text and "a & b" in page.text
@@ -216,7 +216,7 @@ def test_the_page_of_a_sweep(ant, tmp_path):
     assert "train 16.0 s, evaluate 24.0 s; 122,880 env steps/s" in page.text
 
 
-def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
+def test_the_page_of_an_interrupted_sweep_shows_its_finished_runs(tmp_path):
     sweep(tmp_path / "some", done=2)
     page = page_of(pages.write(tmp_path / "some"))
     assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
@@ -254,7 +254,7 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
         ("show {full}", "is not a run folder: it has no run.json"),
     ],
 )
-def test_bad_input_is_one_line(words, message, tmp_path, capsys):
+def test_bad_input_gives_a_one_line_error(words, message, tmp_path, capsys):
     stored = store(tmp_path / "run", np.zeros((1, 3)))
     assert main.main(words.format(run=stored, full=tmp_path).split()) == 2
     error = capsys.readouterr().err

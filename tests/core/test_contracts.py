@@ -12,7 +12,6 @@ import marl_kl
 from marl_kl.core import advantages, algorithms, evaluation, rollout, sequences
 from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
 from marl_kl.core.types import Batch
-from tests.core.test_trainer import check_contract, run, small
 from tests.support import random_run
 from tests.support.grids import slow_unless
 from tests.support.kinds_env import KINDS, is_available, kinds_env
@@ -79,14 +78,6 @@ def covering():
         yield name, KINDS[(index + 2) % len(KINDS)], False, True
 
 
-_FAST_CASES = {("hatrpo_w", "discrete"), ("happo", "continuous")}
-
-
-def _is_fast(case):
-    algorithm, kind, shared, recurrent = case
-    return (algorithm, kind) in _FAST_CASES and not shared and not recurrent
-
-
 def test_the_covering_cases_cover_every_algorithm_and_in_each_family_every_kind():
     cases = list(covering())
     families = {algorithms.get(name).config_class for name in algorithms.names()}
@@ -99,7 +90,7 @@ def test_the_covering_cases_cover_every_algorithm_and_in_each_family_every_kind(
 @pytest.mark.parametrize(
     ("algorithm", "kind", "shared", "recurrent"),
     slow_unless(
-        _is_fast,
+        {("hatrpo_w", "discrete", False, False)},
         [*covering(), ("hatrpo", "discrete", True, False), ("hatrpo", "multi_discrete", True, True)],
     ),
 )
@@ -123,14 +114,6 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
         actors = new
     *_, trajectory, _ = batch_of(jax.random.key(3), actors, env_batch)
     check_actions(env, config, trajectory)
-
-
-@pytest.mark.slow
-def test_whole_training_keeps_the_contract():
-    """Across time limits, two seeds at once; the other kinds are where everybody learns, in tests/core/test_trainer.py."""
-    env = kinds_env("multi_discrete")
-    state, metrics = run(marl_kl.make_train(env, "hatrpo", small()), [0, 1], 3)
-    check_contract("hatrpo", env, small(), state, metrics)
 
 
 def test_a_stored_team_acts_in_the_range_of_its_environment(tmp_path):

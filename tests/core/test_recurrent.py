@@ -215,6 +215,7 @@ def test_sequences_of_one_step_are_samples(name, fields, float64):
     assert through_time[1]["kl_total"] > 0
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(float64):
     """Wider observations and actions of zeros: the same direction to rounding, and zeros where nothing is."""
     config = config_of(cg_subsample=0.5, cg_iters=4)
@@ -326,7 +327,7 @@ def test_a_recurrent_critic_evaluates_successors_with_the_hidden_state_of_their_
 
 
 @pytest.mark.slow
-def test_a_recurrent_critic_learns_what_was_seen_long_ago():
+def test_a_recurrent_critic_remembers_the_first_observation():
     """The state shows its sign in the first step only; every later value is that sign. Two agents' critic is one."""
     fields = {"num_envs": 16, "critic_epochs": 100, "critic_lr": 1e-2, "value_clip": np.inf}
     config = config_of(recurrent_critic=True, recurrent_size=8, **fields)

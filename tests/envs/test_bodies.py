@@ -19,6 +19,7 @@ from envs.bodies.physics import CPU_OPTIONS
 from tests.envs.test_names import PLAYED
 from tests.support import c_world
 from tests.support.grids import slow_unless
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 pytestmark = pytest.mark.physics
 
@@ -84,15 +85,7 @@ class Ran(NamedTuple):
         return dict(self.env.spec.metadata)["body"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _brax_bodies_are_loaded_once():
-    """Loading one traces a reset."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(brax_engine, "load", functools.cache(brax_engine.load))
-        yield
-
-
-@pytest.fixture(scope="module", params=slow_unless({PLAYED["ant"]}, CONTRACT_NAMES))
+@pytest.fixture(scope="module", params=slow_unless((), CONTRACT_NAMES))
 def ran(request):
     env = envs.make(request.param, episode_length=EPISODE_LENGTH)
     functions, actions = compiled(env), random_actions(env, seed=0)
@@ -179,7 +172,7 @@ def without_dynamics(physics):
 
 @pytest.mark.parametrize("body", slow_unless({"ant", "reacher"}, scenarios.BODIES))
 def test_every_name_without_compiling(body, monkeypatch):
-    """Of each body a single name is played, by `ran`; the dynamics are the same for all of its names."""
+    """What a split does; of a body's names only one is played, by `ran`."""
     load = scenarios._load
 
     @functools.cache
@@ -330,8 +323,10 @@ def test_uneven_agents_with_local_observations_on_spring():
 
 
 # The ones that compile fastest; mjx is played by `ran`, spring by the ant above.
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "backend"), [("reacher_2x1", "generalized"), ("hopper_3x1", "positional")])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    slow_unless({("reacher_2x1", "generalized")}, [("reacher_2x1", "generalized"), ("hopper_3x1", "positional")]),
+)
 def test_a_few_steps_on_the_other_backends(name, backend):
     env = envs.make(name, engine="brax", backend=backend)
     first, after = compiled(env).rollout(keys_from(0), random_actions(env, seed=0, steps=10))
@@ -408,7 +403,7 @@ def test_exact_inverse_on_generalized():
         ("swimmer_2x1", "swimmer_2x1"),
     ],
 )
-def test_names_as_people_write_them(written, name):
+def test_other_spellings_of_names(written, name):
     """Of the ant the body is made, too."""
     assert scenarios.scenario_name(written) == name
     assert not name.startswith("ant") or envs.make(written).spec.name == name

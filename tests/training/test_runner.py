@@ -26,19 +26,7 @@ from marl_kl.training.programs import Programs
 from tests.support.counting_env import counting_env
 from tests.support.faults import stopped
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
-
-SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
-
-
-def train(env, algorithm="hatrpo_w", **options):
-    return marl_kl.train(env, algorithm, **{"progress": "none", **SMALL, **options})
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "counting"
-    result = train(counting_env(), seeds=[4, 7], total_env_steps=320, chunk_updates=3, eval_interval=4, out=out)
-    return out, result
+from tests.support.small_run import SMALL, train
 
 
 def test_result_axes(finished):
@@ -158,7 +146,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_out_of_memory_gives_a_one_line_error(tmp_path, monkeypatch, capsys):
     """Before the first update if XLA's account says so, and from the command line as well."""
     what = r"training seeds=2 at once with num_envs=4, rollout_length=8"
     with monkeypatch.context() as patch:
@@ -201,7 +189,7 @@ def never_compile(*_):
         ({"progress": "loud"}, "progress='loud'"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_compiles(options, message, monkeypatch, tmp_path):
+def test_bad_input_gives_a_one_line_error_before_compilation(options, message, monkeypatch, tmp_path):
     monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(ValueError, match=message) as caught:
         train(counting_env(), out=tmp_path / "run", **options)
@@ -248,7 +236,7 @@ def test_independent_learners_from_start_to_pictures(tmp_path):
 def test_policies_that_share_a_network_act_as_in_training(agent_ids):
     env = counting_env()
     config = marl_kl.FirstOrderConfig(hidden_sizes=(8,), share_parameters=True, agent_ids=agent_ids)
-    learner = make_train(env, "mappo", config).init(jax.random.key(0)).learner
+    learner = jax.jit(make_train(env, "mappo", config).init)(jax.random.key(0)).learner
     # outputs that differ visibly from one input to another
     learner = learner._replace(actors=jax.tree.map(lambda leaf: leaf + 0.3, learner.actors))
     stored = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learner)
