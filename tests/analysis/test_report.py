@@ -24,6 +24,7 @@ from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.checkpoints import Snapshot
 from tests.support import synthetic
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 from tests.support.stored_runs import spec, store
 
 
@@ -284,14 +285,13 @@ document.getElementById("page").onload = () => {{
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_browser_draws_every_picture(kind, ant, tmp_path):
+def test_a_browser_draws_every_picture(ant, tmp_path):
+    """Of a sweep's page, which has all kinds of pictures that a run's has."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium here to open the page with")
-    if kind == "sweep":
-        sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
-    page = pages.write(ant if kind == "run" else tmp_path / "sweep", tmp_path / "page.html")
+    sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
+    page = pages.write(tmp_path / "sweep", tmp_path / "page.html")
     (tmp_path / "look.html").write_text(_LOOK.format(page=page.name))
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -305,5 +305,5 @@ def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     found = done.stdout.split('id="found">')[1].split("<")[0].split()
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
-    assert len(widths) == len(page_of(page).pictures) == {"run": 4, "sweep": 8}[kind] and min(widths) > 100
+    assert len(widths) == len(page_of(page).pictures) == 8 and min(widths) > 100
     assert "CONSOLE" not in done.stderr, "the browser reports no errors"

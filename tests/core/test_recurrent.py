@@ -376,10 +376,18 @@ def test_recurrent_policies_learn_to_recall():
     assert np.all(learned_return() > 0.95)
 
 
-@pytest.mark.slow
-def test_feed_forward_policies_cannot_recall():
-    """The best that can be done is to guess."""
-    assert np.all(learned_return(recurrent=False) < 0.65)
+def test_the_last_observation_does_not_show_the_cues():
+    """So that all a policy without a hidden state can do is to guess."""
+    env = recall_env()
+    step = jax.jit(env.step)
+    cues, last = [], []
+    for key in jax.random.split(jax.random.key(0), 8):
+        state, timestep = env.reset(key, ())
+        cues.append(timestep.obs[:, 0].tolist())
+        for _ in range(2):
+            state, timestep = step(key, state, jnp.zeros(2, jnp.int32), ())
+        last.append(timestep.obs.tolist())
+    assert len(set(map(tuple, cues))) > 2 and all(obs == last[0] for obs in last)
 
 
 @pytest.mark.slow

@@ -122,6 +122,10 @@ def test_the_best_teams_are_those_that_were_evaluated_best(finished):
         again = evaluation.evaluate_again(env, result.config, run.seeds, updates, which.learner)
         wanted = result.evaluation.episode_return[[0, 1], k]
         np.testing.assert_allclose(again.episode_return, wanted, rtol=1e-6)
+    fewer = evaluation.evaluate_again(env, result.config.replace(eval_episodes=2), run.seeds, 10, last.learner)
+    wanted = result.evaluation.episode_return[:, -1]
+    np.testing.assert_allclose(fewer.episode_return, wanted[:, :2], rtol=1e-6, err_msg="the first ones")
+    assert len(np.unique(wanted)) == wanted.size
     with pytest.raises(ValueError, match="which='worst'; it must be 'last' or 'best'"):
         marl_kl.load(out, which="worst")
 
