@@ -111,8 +111,8 @@ def test_the_stream_of_a_sweep(swept):
 def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
     """Seeds of one setting are open side by side, and must not write into one file."""
     options = {"loggers": [marl_kl.training.loggers.JsonLines], "total_env_steps": 64}
-    sweep(grid={"kl_budget": BUDGETS[:2]}, out=tmp_path / "run", **options)
-    for k in range(2):
+    sweep(grid={"kl_budget": BUDGETS}, out=tmp_path / "run", **options)
+    for k in range(3):
         for seed in (4, 7):
             path = tmp_path / "run" / f"setting{k}" / f"seed{seed}" / "log.jsonl"
             lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -210,8 +210,8 @@ def test_one_trace_per_combination_of_static_settings(monkeypatch):
 
     monkeypatch.setattr(programs, "make_train", counting_train)
     grid = {"init_std": [0.1, 0.37, 1.0], "rollout_length": [8, 16]}
-    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=64, chunk_updates=3)
-    result = marl_kl.sweep(counting_env(), "hatrpo_w", grid=grid, seeds=2, config=config, progress="none")
+    config = marl_kl.FirstOrderConfig(**SMALL, total_env_steps=64, chunk_updates=3)
+    result = marl_kl.sweep(counting_env(), "mappo", grid=grid, seeds=2, config=config, progress="none")
     assert traces == {"init": 2, "update": 2}
     lengths = np.array([setting["rollout_length"] for setting in result.settings])
     np.testing.assert_array_equal(np.isnan(result.metrics["kl_total"][:, 1]).sum(-1), np.where(lengths == 16, 1, 0))
