@@ -80,8 +80,7 @@ def test_one_trace_whatever_the_numbers():
 
     swept = jax.jit(jax.vmap(kl))(budgets)
     assert swept[0] < swept[1]
-    for budget, got in zip(budgets, swept):
-        np.testing.assert_allclose(jax.jit(kl)(budget), got, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(lambda: kl(0.05))(), swept[1], rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A setting of a stored sweep is loaded, evaluated, shown and compared as a run, or refused in one line."""
 
+import functools
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from marl_kl.storage import checkpoints, run_folder
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import RunFolderError
 from tests.support.grids import slow_unless
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 from tests.support.small_run import SMALL
 from tests.support.stored_runs import store
 from tests.training.test_sweeps import assert_same_up_to_rounding
@@ -60,6 +62,7 @@ def copy(out, tmp_path):
     return shutil.copytree(out, tmp_path / "sweep")
 
 
+@functools.cache
 def _env():
     return envs.make("matrix_game", num_agents=2, steps=3)
 

@@ -14,7 +14,6 @@ LIFTS = {
     "coupled_halfcheetah": 1.0,
     "halfcheetah": 1.0,
     "hopper": 1.0,
-    "humanoid": 0.4,
     "humanoidstandup": 1.0,
     "manyagent_ant": 2.0,
     "walker2d": 0.6,
