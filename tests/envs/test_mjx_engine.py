@@ -1,4 +1,4 @@
-"""Gymnasium's environments as the oracle: their rules on their own states, their starts, and the models of chains."""
+"""Gymnasium's environments as the oracle: their rules on their own states, and steps of both engines side by side."""
 
 import gymnasium
 import jax
@@ -40,10 +40,7 @@ def random_controls(env, steps):
 
 @pytest.mark.parametrize("body", slow_unless({"hopper"}, GYMNASIUM))
 def test_rules(body, float64):
-    """Observation, reward and termination of states that C MuJoCo stepped to, up to a fall where one is possible.
-
-    The engine's own steps, which are the same for all bodies: in tests/envs/test_bodies.py, beside C MuJoCo.
-    """
+    """Observation, reward and termination of states that C MuJoCo stepped to, up to a fall where one is possible."""
     env = gymnasium_env(body)
     rules = mjx_engine.BODIES[body][1]
     ended = False
@@ -60,6 +57,30 @@ def test_rules(body, float64):
             break
     assert rules.frame_skip == env.frame_skip and mjx_engine.load(body).seconds == pytest.approx(env.dt)
     assert ended == (body in ("ant", "hopper", "humanoid", "walker2d")), "or choose other controls"
+
+
+@pytest.mark.slow
+def test_first_steps():
+    """From the same state with the same controls; relative to the largest entry.
+
+    Of a body whose default engine is Brax: what the engine does is the same for all, and their rules are compared above.
+    Those whose default engine is mjx play beside C in tests/envs/test_bodies.py.
+    """
+    body = "halfcheetah"
+    tolerance = 1e-4
+    physics, env = mjx_engine.load(body), gymnasium_env(body)
+    rules = mjx_engine.BODIES[body][1]
+    q, qd = (x.astype(np.float32) for x in (env.data.qpos, env.data.qvel))
+    env.set_state(q.astype(np.float64), qd.astype(np.float64))
+    progress = np.float32(rules.progress(env.model, env.data))
+    state = mjx_engine.State(q, qd, np.zeros(env.model.nv, np.float32), progress)
+    step = jax.jit(physics.step, compiler_options=dict(physics.compiler_options))
+    for control in random_controls(env, 4).astype(np.float32):
+        state, seen = step(state, control)
+        obs, reward, terminated, _, _ = env.step(control.astype(np.float64))
+        np.testing.assert_allclose(seen.observation, obs, atol=tolerance * max(1.0, np.abs(obs).max()))
+        np.testing.assert_allclose(seen.reward, reward, atol=tolerance * max(1.0, abs(reward)))
+        assert bool(seen.terminated) == terminated
 
 
 @pytest.mark.parametrize("body", slow_unless({"hopper"}, GYMNASIUM))
