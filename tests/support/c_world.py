@@ -13,7 +13,6 @@ LIFTS = {
     "coupled_halfcheetah": 1.0,
     "halfcheetah": 1.0,
     "hopper": 1.0,
-    "humanoidstandup": 1.0,
 }
 """How far bodies are raised, so that for some steps nothing touches the floor and no episode ends in which the engines
 have different rewards."""
