@@ -62,6 +62,15 @@ def float64():
         yield
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder and the result of a small run, which no test may change."""
+    from tests.support import small_run
+
+    out = tmp_path_factory.mktemp("runs") / "counting"
+    return out, small_run.finished(out)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """After each file; see above."""

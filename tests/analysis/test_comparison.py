@@ -173,7 +173,7 @@ def test_unequal_budgets_are_a_row_of_the_table(tmp_path, capsys):
     assert warning in " ".join(capsys.readouterr().out.split())
 
 
-def test_other_lengths_are_compared_on_what_all_have(tmp_path):
+def test_runs_of_different_lengths_are_compared_on_their_common_part(tmp_path):
     longer = store(tmp_path / "0", RISING)
     shorter = store(
         tmp_path / "1", RISING[:, :3] + 1, steps=[0, 1000, 2000], algorithm="hatrpo_w", status="interrupted"
@@ -185,7 +185,7 @@ def test_other_lengths_are_compared_on_what_all_have(tmp_path):
     assert f"{shorter} is interrupted, not finished: it is compared up to its last save" in comparison.notes
 
 
-def test_a_final_return_that_nobody_measured_is_warned_of(tmp_path):
+def test_a_final_return_without_an_evaluation_gives_a_warning(tmp_path):
     runs = [
         store(tmp_path / "0", RISING[:, [0, 3]], steps=[0, 10_000]),
         store(tmp_path / "1", RISING[:, [0, 3]], steps=[0, 5_000], algorithm="hatrpo_w"),
@@ -211,7 +211,7 @@ def test_intervals_need_three_seeds_on_every_task(tmp_path):
     assert "fewer than 3 seeds" in "; ".join(comparison.notes) and "nan" not in comparison_tables.markdown(comparison)
 
 
-def test_a_task_on_which_nobody_learned_has_a_scale(tmp_path):
+def test_a_task_without_learning_still_has_a_scale(tmp_path):
     comparison = marl_kl.compare([store(tmp_path / "0", np.array([[5.0, 1.0], [5.0, 2.0]]))], bootstrap=10)
     assert (comparison.tasks[0].low, comparison.tasks[0].high) == (1, 2) and "above the mean initial one" in "; ".join(
         comparison.notes
@@ -244,7 +244,7 @@ def test_versions_that_differ_are_a_note(two):
         ({"references": {"legs": (1, 0)}}, r"references: legs=\(1, 0\); it must be two finite numbers, low < high"),
     ],
 )
-def test_bad_input_is_one_line(two, options, message):
+def test_bad_input_gives_a_one_line_error(two, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         marl_kl.compare(**{"runs": two, **options})
     assert "\n" not in str(caught.value)
@@ -358,7 +358,7 @@ def test_marl_eval_is_given_no_commas_in_names(tmp_path):
         ("--bootstrap many", "bootstrap='many'; it must be an integer"),
     ],
 )
-def test_bad_options_are_one_line(two, words, message, capsys):
+def test_bad_options_give_a_one_line_error(two, words, message, capsys):
     assert main.main(["compare", *map(str, two), *words.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -16,6 +16,7 @@ from marl_kl.analysis.bodies import drawing, recording
 from marl_kl.core import evaluation
 from tests.support import random_run
 from tests.support.counting_env import counting_env
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 LEGS_OF_THE_ANT = {
     "left_leg_geom": 0, "left_ankle_geom": 0, "left_foot_geom": 0,

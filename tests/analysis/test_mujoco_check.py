@@ -15,10 +15,11 @@ from envs.bodies import kinematics
 from marl_kl import devices
 from marl_kl.analysis.bodies import mujoco_check
 from marl_kl.cli import main
-from marl_kl.core import evaluation, policies
+from marl_kl.core import policies
 from marl_kl.storage import files, loading, run_folder
 from tests.support import random_run
 from tests.support.counting_env import counting_env
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 pytestmark = pytest.mark.physics
 
@@ -117,7 +118,7 @@ def test_known_differences_are_named():
         ("matrix_game", "env 'matrix_game' is not a body"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line(name, message):
+def test_unsupported_checks_give_a_one_line_error(name, message):
     with pytest.raises(ValueError, match=message) as error:
         mujoco_check.counterpart(envs.make(name))
     assert "\n" not in str(error.value)
@@ -154,36 +155,6 @@ def test_a_missing_gymnasium_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs gymnasium, .* pip install 'marl_kl\[mujoco\]'"):
         mujoco_check.counterpart(env)
-
-
-# Evaluation again
-
-
-def _paying_for_its_start(env):
-    """`env`, whose episodes differ in return by where they start."""
-
-    def step(key, env_state, action, params):
-        env_state, timestep = env.step(key, env_state, action, params)
-        return env_state, timestep._replace(reward=timestep.reward + env_state.inner.start)
-
-    return env._replace(step=step)
-
-
-@pytest.mark.slow
-def test_stored_teams_play_the_same_episodes_again(tmp_path):
-    """Those of the last evaluation of training; fewer of them are the first ones."""
-    env = _paying_for_its_start(counting_env())
-    result = marl_kl.train(
-        env, "mappo", seeds=[3, 8], out=tmp_path / "run", progress="none", total_env_steps=32, eval_episodes=5,
-        num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_minibatches=1,
-    )  # fmt: skip
-    run = loading.load(tmp_path / "run")
-    for episodes in (5, 2):
-        config = run.config.replace(eval_episodes=episodes)
-        again = evaluation.evaluate_again(env, config, run.seeds, run.update, run.learner)
-        last = result.evaluation.episode_return[:, -1, :episodes]
-        np.testing.assert_allclose(again.episode_return, last, rtol=1e-6)
-    assert len(np.unique(last)) == last.size
 
 
 # The commands
@@ -240,7 +211,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_line(words, hopper_run, tmp_path, capsys):
+def test_bad_input_gives_a_one_line_error(words, hopper_run, tmp_path, capsys):
     stored = {"run": lambda: hopper_run, "game": lambda: random_run.store(tmp_path / "game", envs.make("bilinear"))}
     stored["own"] = lambda: random_run.store(tmp_path / "own", counting_env())
     stored["other"] = lambda: _of_another_version(tmp_path / "other")

@@ -16,7 +16,7 @@ def game_run(tmp_path_factory):
     return random_run.store(tmp_path_factory.mktemp("runs") / "game", envs.make("bilinear"), best_updates=(3, 4))
 
 
-def test_a_folder_and_what_load_returns_are_evaluated_alike(game_run):
+def test_a_folder_and_a_loaded_run_give_the_same_evaluation(game_run):
     result = marl_kl.evaluate(game_run, which="best", episodes=3)
     assert result.seeds == (0, 1) and result.updates == (3, 4) and result.algorithm == "hatrpo_w"
     assert result.episode_return.shape == result.episode_length.shape == (2, 3)
@@ -71,13 +71,13 @@ def test_failed_seeds_are_warned_of(tmp_path):
         ({"in_mujoco": True}, "bilinear"),
     ],
 )
-def test_bad_arguments_are_one_line(game_run, options, message):
+def test_bad_arguments_give_a_one_line_error(game_run, options, message):
     with pytest.raises(ValueError, match=message) as error:
         marl_kl.evaluate(game_run, **options)
     assert "\n" not in str(error.value)
 
 
-def test_what_load_returned_has_been_chosen_already(game_run):
+def test_a_loaded_run_has_fixed_learners(game_run):
     last = marl_kl.load(game_run)
     with pytest.raises(ValueError, match="these are the last policies, not the best ones"):
         marl_kl.evaluate(last, absolute=True)

@@ -24,6 +24,7 @@ from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.checkpoints import Snapshot
 from tests.support import synthetic
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 from tests.support.stored_runs import spec, store
 
 
@@ -182,7 +183,7 @@ def test_a_run_that_stopped_before_its_first_update_has_a_page(tmp_path):
     assert "times unknown" in page_of(pages.write(out)).text
 
 
-def test_what_is_in_names_stays_text(tmp_path):
+def test_markup_in_names_stays_text(tmp_path):
     odd = spec("<script>alert(1)</script>", note="a & b")
     page = page_of(pages.write(store(tmp_path / "run", np.zeros((1, 3)), spec=odd)))
     assert "<script>alert(1)</script>" in page.text and "a & b" in page.text
@@ -216,7 +217,7 @@ def test_the_page_of_a_sweep(ant, tmp_path):
     assert "train 16.0 s, evaluate 24.0 s; 122,880 env steps/s" in page.text
 
 
-def test_the_page_of_a_sweep_that_stopped_shows_what_is_there(tmp_path):
+def test_the_page_of_an_interrupted_sweep_shows_its_finished_runs(tmp_path):
     sweep(tmp_path / "some", done=2)
     page = page_of(pages.write(tmp_path / "some"))
     assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
@@ -254,7 +255,7 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
         ("show {full}", "is not a run folder: it has no run.json"),
     ],
 )
-def test_bad_input_is_one_line(words, message, tmp_path, capsys):
+def test_bad_input_gives_a_one_line_error(words, message, tmp_path, capsys):
     stored = store(tmp_path / "run", np.zeros((1, 3)))
     assert main.main(words.format(run=stored, full=tmp_path).split()) == 2
     error = capsys.readouterr().err
@@ -284,14 +285,13 @@ document.getElementById("page").onload = () => {{
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_browser_draws_every_picture(kind, ant, tmp_path):
+def test_a_browser_draws_every_picture(ant, tmp_path):
+    """Of a sweep's page, which has all kinds of pictures that a run's has."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium here to open the page with")
-    if kind == "sweep":
-        sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
-    page = pages.write(ant if kind == "run" else tmp_path / "sweep", tmp_path / "page.html")
+    sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
+    page = pages.write(tmp_path / "sweep", tmp_path / "page.html")
     (tmp_path / "look.html").write_text(_LOOK.format(page=page.name))
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -305,5 +305,5 @@ def test_a_browser_draws_every_picture(kind, ant, tmp_path):
     found = done.stdout.split('id="found">')[1].split("<")[0].split()
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
-    assert len(widths) == len(page_of(page).pictures) == {"run": 4, "sweep": 8}[kind] and min(widths) > 100
+    assert len(widths) == len(page_of(page).pictures) == 8 and min(widths) > 100
     assert "CONSOLE" not in done.stderr, "the browser reports no errors"

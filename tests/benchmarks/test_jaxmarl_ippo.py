@@ -56,7 +56,7 @@ def test_the_script_is_found_and_needs_neither_its_command_line_nor_its_logger(c
     assert told == SETTINGS | changed
 
 
-def test_what_is_missing_is_named_in_one_sentence(checkout):
+def test_missing_files_are_named_in_a_one_line_error(checkout):
     with pytest.raises(ValueError, match="no IPPO/ippo_ff_mpe.py there; it must be a checkout of JaxMARL"):
         jaxmarl_ippo.load_baseline(checkout / "elsewhere")
     script = checkout / "baselines" / "IPPO" / "ippo_ff_mpe.py"
@@ -68,7 +68,7 @@ def test_what_is_missing_is_named_in_one_sentence(checkout):
         jaxmarl_ippo.load_baseline(checkout)
 
 
-def test_ours_alike_does_as_much_work_as_the_script_is_told():
+def test_our_ippo_does_as_much_work_as_the_baseline():
     sizes = {"num_envs": 4, "rollout_length": 8}
     config = jaxmarl_ippo.alike(SETTINGS, marl_kl.FirstOrderConfig(**sizes))
     assert (config.actor_epochs, config.critic_epochs) == (3, 3)

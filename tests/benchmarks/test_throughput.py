@@ -57,7 +57,7 @@ def test_jaxmarls_ippo_is_measured_in_the_same_run(tmp_path, monkeypatch):
     assert told == [("x", 2, 4)]
 
 
-def test_what_cannot_be_compared_is_said_before_anything_is_measured(tmp_path, capsys):
+def test_impossible_comparisons_are_refused_before_any_measurement(tmp_path, capsys):
     with pytest.raises(SystemExit):
         figures(tmp_path, "--env", "digits", "--jaxmarl-baselines", str(tmp_path))
     assert "no IPPO/ippo_ff_mpe.py there" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def trained(monkeypatch):
     return calls
 
 
-def test_only_what_was_given_reaches_train(trained, tmp_path):
+def test_only_the_given_options_are_passed_to_train(trained, tmp_path):
     words = "train matrix_game --algorithm hatrpo_g --seeds 4 --total-env-steps 2e6 --kl-budget 0.1"
     words += f" --hidden-sizes 64,32 --no-normalize-observations --activation relu --value-clip inf --out {tmp_path}"
     words += " --progress none"
@@ -127,7 +127,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("words", _BAD)
-def test_bad_input_is_one_line_and_exit_code_2(words, capsys, tmp_path):
+def test_bad_input_gives_a_one_line_error_and_exit_code_2(words, capsys, tmp_path):
     (tmp_path / "file").touch()
     arguments = words.format(file=tmp_path / "file", full=tmp_path).split()
     if words.startswith("train") and "{" not in words:
@@ -181,7 +181,7 @@ def test_lists_and_version(capsys):
     assert capsys.readouterr().out.startswith(f"marl-kl {marl_kl.__version__}")
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys, tmp_path):
+def test_ctrl_c_prints_one_line_and_exits_with_130(monkeypatch, capsys, tmp_path):
     def interrupted(*_, out, **__):
         (out / "run.json").touch()
         raise KeyboardInterrupt
@@ -227,7 +227,7 @@ def test_resume_of_another_s_environment_points_to_python(trained, tmp_path, cap
     )
 
 
-def test_warnings_of_a_resumed_run_are_one_line_each(monkeypatch, tmp_path, capsys):
+def test_warnings_of_a_resumed_run_take_one_line_each(monkeypatch, tmp_path, capsys):
     def train(*_, **__):
         warnings.warn("an older checkpoint is used", run_folder.RunWarning)
         return synthetic.result()

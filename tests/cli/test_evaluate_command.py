@@ -50,7 +50,7 @@ def test_options(game_run, calls, capsys):
         (game_run / run_tables.ABSOLUTE).unlink(missing_ok=True)
 
 
-def test_bad_options_are_one_line(game_run, tmp_path, capsys):
+def test_bad_options_give_a_one_line_error(game_run, tmp_path, capsys):
     old = random_run.store(tmp_path / "old", envs.make("bilinear"))
     bad = {
         f"{game_run} --stochastic --in mujoco": "policies are always deterministic",

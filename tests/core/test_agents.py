@@ -108,7 +108,7 @@ def test_an_exported_recurrent_agent_carries_its_hidden_state():
 
 
 @pytest.mark.parametrize("spec", [UNEVEN, CHOICES], ids=lambda spec: spec.name)
-def test_an_exported_agent_acts_alike_without_this_package(spec, tmp_path):
+def test_an_exported_agent_acts_the_same_without_this_package(spec, tmp_path):
     pytest.importorskip("flatbuffers")
     run = _run(spec)
     obs = _observations(spec)[:, 1]
@@ -141,7 +141,7 @@ def test_an_exported_agent_acts_alike_without_this_package(spec, tmp_path):
         (lambda run: run.agent_policy("b")(np.zeros(3)), r"obs has shape \(3,\); agent 'b' observes \[..., 4\]"),
     ],
 )
-def test_unknown_agents_are_one_line_errors(call, message):
+def test_unknown_agents_give_a_one_line_error(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(_run(UNEVEN))
     assert "\n" not in str(error.value)

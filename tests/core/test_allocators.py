@@ -90,7 +90,7 @@ def test_nothing_to_tell_the_agents_apart_means_equal_parts(name, utility):
 
 
 @pytest.mark.parametrize("name", ["water_filling", "natural"])
-def test_an_agent_with_a_broken_utility_gets_nothing(name):
+def test_an_agent_with_a_non_finite_utility_gets_no_budget(name):
     d = SHARES[name](jnp.asarray([1.0, jnp.nan, jnp.inf, -1.0]), 0.02)
     np.testing.assert_allclose(d, [0.02, 0, 0, 0], rtol=1e-5)
 

@@ -12,7 +12,7 @@ from tests.support.counting_env import counting_env
 
 
 @pytest.mark.slow
-def test_a_sampling_team_loses_what_its_noise_costs():
+def test_a_sampling_team_pays_the_cost_of_its_noise():
     """The reward falls by the first agent's squared action / 100: 0.01 std^2 per step more than the mode's, five steps;
     four standard errors are 0.002."""
     env = counting_env()

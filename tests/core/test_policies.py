@@ -262,7 +262,7 @@ def test_squashed_actions_stay_in_the_control_range():
         ("bilinear", "squash=True; env 'bilinear' has unbounded actions"),
     ],
 )
-def test_actions_that_cannot_be_squashed_are_one_line_errors(name, sentence):
+def test_squashing_other_actions_gives_a_one_line_error(name, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         make_train(envs.make(name), "mappo", FirstOrderConfig(squash=True))
     assert "\n" not in str(error.value)

@@ -1,5 +1,7 @@
 """Resets, true successors and episode accounts on an environment that counts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +15,19 @@ from tests.support.counting_env import counting_env
 LENGTH, NUM_ENVS = 13, 3
 
 
-def roll(env, num_rollouts=1):
+@functools.cache
+def compiled(env):
+    """Its first batch, and `rollout.rollout` on it."""
     config = marl_kl.TrustRegionConfig(hidden_sizes=(4,))
     actor = make_actor(env.spec, config)
     actors = init_actors(jax.random.key(0), env.spec, config)
     moments = normalizers.init((2, 2))
     env_batch = rollout.init_env_batch(jax.random.key(1), env, NUM_ENVS)
-    step = jax.jit(lambda key, env_batch: rollout.rollout(key, env, actor, actors, moments, env_batch, LENGTH))
+    return env_batch, jax.jit(lambda key, batch: rollout.rollout(key, env, actor, actors, moments, batch, LENGTH))
+
+
+def roll(env, num_rollouts=1):
+    env_batch, step = compiled(env)
     for key in jax.random.split(jax.random.key(2), num_rollouts):
         env_batch, trajectory = step(key, env_batch)
     return env_batch, trajectory

@@ -36,7 +36,7 @@ def test_every_field_is_there_with_its_default_range_and_meaning(config_class):
 
 
 @pytest.mark.parametrize("title, meanings", [("Of the team", TEAM_METRICS), ("Of each agent", AGENT_METRICS)])
-def test_every_metric_is_there_with_its_meaning_and_what_it_warns_of(title, meanings):
+def test_every_metric_is_listed_with_its_meaning_and_warning_signs(title, meanings):
     documented = rows(title)
     assert {name: meaning for name, (meaning, _) in documented.items()} == meanings
     assert all(warning for _, warning in documented.values())

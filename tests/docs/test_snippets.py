@@ -5,15 +5,18 @@ A block that cannot run has a comment before it: `<!-- not run: reason -->`.
 """
 
 import argparse
+import functools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import envs
 import marl_kl
 from marl_kl.cli import main
 from marl_kl.training import run_file, sweep_file
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 ROOT = Path(__file__).parents[2]
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
@@ -65,12 +68,26 @@ def made_small(function):
     return call
 
 
+_make = envs.make
+_make_once = functools.cache(_make)
+
+
+def made_once(name, **options):
+    """`envs.make`, but the same environment for the same options: its programs are then shared by all pages."""
+    try:
+        hash(tuple(options.items()))
+    except TypeError:
+        return _make(name, **options)
+    return _make_once(name, **options)
+
+
 @pytest.mark.parametrize("page", [maybe_slow(page) for page in with_blocks("python")])
 def test_python(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(marl_kl, "use_all_cpu_cores", lambda: None)  # jax is in use
     for name in ("train", "sweep"):
         monkeypatch.setattr(marl_kl, name, made_small(getattr(marl_kl, name)))
+    monkeypatch.setattr(envs, "make", made_once)
     make_train = marl_kl.make_train
     small = lambda env, algorithm, config: make_train(env, algorithm, config.replace(**SMALL))  # noqa: E731
     monkeypatch.setattr(marl_kl, "make_train", small)

@@ -76,7 +76,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_contract_violation_is_a_one_line_error(case):
+def test_every_contract_violation_gives_a_one_line_error(case):
     make, sentence = BROKEN[case]
     with pytest.raises(ValueError, match=sentence) as raised:
         envs.check(make(), num_envs=2)
@@ -88,7 +88,7 @@ def test_every_contract_violation_is_a_one_line_error(case):
     [GOOD, counting_env(5, terminate_at=3, team_reward=False), envs.make("digits", digits_of=(2, 1), steps=3)],
     ids=["limit", "end", "digits"],
 )
-def test_what_keeps_the_contract_passes(env):
+def test_environments_that_keep_the_contract_pass(env):
     envs.check(env)
 
 

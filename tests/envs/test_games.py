@@ -220,7 +220,7 @@ def test_continuous_payoffs_are_unclipped(name):
         ("bilinear", {"num_agents": 2}, "unknown option 'num_agents'; accepted: steps"),
     ],
 )
-def test_bad_input_is_a_one_line_error(name, options, sentence):
+def test_bad_input_gives_a_one_line_error(name, options, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:
         envs.make(name, **options)
     message = str(raised.value)

@@ -166,7 +166,7 @@ def test_shaped_rewards_are_added_per_agent():
 @pytest.mark.parametrize(
     "name, options, longest, team_reward",
     [
-        ("3s5z", {"use_self_play_reward": False, "max_steps": 7}, 8, True),
+        ("3m", {"use_self_play_reward": False, "max_steps": 7}, 8, True),
         ("smax", {"scenario": "3m"}, 101, False),
         ("mpe_simple_spread_v3", {"local_ratio": 0.0}, 26, True),
         ("storm", {"num_inner_steps": 9}, 9, False),
@@ -211,13 +211,13 @@ def test_the_names_are_those_of_the_installed_package():
         ("jaxmarl/hopper_3x1", {"auto_reset": True}, "auto_reset=True; it must be False"),
     ],
 )
-def test_bad_input_is_a_one_line_error(name, options, sentence):
+def test_bad_input_gives_a_one_line_error(name, options, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:
         envs.make(name, **options)
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_package_is_a_one_line_error(monkeypatch):
+def test_a_missing_package_gives_a_one_line_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxmarl", None)
     with pytest.raises(ValueError, match="env 'jaxmarl/3m' needs JaxMARL, .* pip install 'marl_kl\\[jaxmarl\\]'"):
         envs.make("jaxmarl/3m")

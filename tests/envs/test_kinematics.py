@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from envs.bodies import brax_engine, kinematics, mjx_engine, scenarios
 from envs.bodies.kinematics import KinematicTree
 from tests.support.grids import slow_unless
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 MA_MUJOCO = json.loads((Path(__file__).parents[1] / "data" / "ma_mujoco_partitions.json").read_text())["scenarios"]
 BODY_OF = {
@@ -36,6 +37,7 @@ HEADLESS = ("Swimmer", "ManyAgentSwimmer")
 DIFFERING_AGENTS = {"17x1": (2, 13), "9|8": (0, 1)}
 """Of the humanoids, at 0 and at 1 hops: see `test_humanoids_differ_from_ma_mujoco_as_listed`."""
 SEGMENTS = {"manyagent_ant": 6, "manyagent_swimmer": 20}
+FAST = ("Hopper 3x1", "ManyAgentSwimmer 10x2")
 
 
 def limb_tree(parents, action_order=None):
@@ -80,7 +82,7 @@ def test_every_scenario_of_the_library_is_compared():
     assert all({"k0", "k1"} <= set(agent) for name in with_sets for agent in MA_MUJOCO[name]["agents"])
 
 
-@pytest.mark.parametrize("scenario", slow_unless({"Hopper 3x1"}, MA_MUJOCO))
+@pytest.mark.parametrize("scenario", slow_unless(FAST, MA_MUJOCO))
 def test_same_as_ma_mujoco(scenario):
     """Agents, actions, and what everybody sees at 0 and 1 hops, where the library's own tables are not mistaken."""
     family, _ = scenario.split()
@@ -121,7 +123,7 @@ def test_humanoids_differ_from_ma_mujoco_as_listed(scenario):
                 assert all("abdomen" in name for name in less) or all("abdomen" in name for name in agent)
 
 
-@pytest.mark.parametrize("scenario", MA_MUJOCO)
+@pytest.mark.parametrize("scenario", slow_unless(FAST, MA_MUJOCO))
 def test_our_splits_are_ma_mujocos(scenario):
     """The same teams, whatever the order of agents and of an agent's joints; the exceptions are deliberate."""
     family, split = scenario.split()

@@ -20,7 +20,7 @@ GAMES = tuple(name for name in PLAYED.values() if name not in scenarios.FACTORIE
 
 
 def test_every_name_is_played_somewhere():
-    """Bodies in tests/envs/test_bodies.py (and each of their names without compiling), JaxMARL's families in
+    """Bodies in tests/envs/test_bodies.py (each of their names without compiling, some step by step), JaxMARL's families in
     tests/envs/test_jaxmarl.py, games here."""
     covered = {name for name in envs.names() if physics_of(name) in PLAYED} | set(jaxmarl.NAMES)
     assert covered == set(envs.names())

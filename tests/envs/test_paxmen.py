@@ -180,7 +180,7 @@ def test_resets_draw_every_layout_start_and_dots():
 
 
 @pytest.mark.parametrize("written", ["paxmen_5", "PaxMen-5", "Pax Men 5", "paxmen5", "PAXMEN_5_agents"])
-def test_names_as_people_write_them(written):
+def test_other_spellings_of_names(written):
     spec = envs.make(written).spec
     assert (spec.name, spec.num_agents, spec.episode_length, spec.state_size) == ("paxmen_5", 5, 115, 25 + 5 * 23)
 

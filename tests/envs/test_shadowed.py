@@ -24,7 +24,7 @@ def test_marl_kl_envs_is_the_package_envs():
     ["import marl_kl.envs", "import marl_kl; marl_kl.envs", "import marl_kl; marl_kl.train", "import envs, marl_kl",
      "from marl_kl.core import trainer"],
 )  # fmt: skip
-def test_another_envs_on_the_path_is_a_one_line_error(statement, file, tmp_path):
+def test_another_envs_package_on_the_path_gives_a_one_line_error(statement, file, tmp_path):
     other = tmp_path / file
     other.parent.mkdir(exist_ok=True)
     other.write_text("")

@@ -69,7 +69,7 @@ CONTINUOUS = {"action_sizes": (2, 1), "action_kind": "continuous"}
         ({**CONTINUOUS, "action_kind": "hybrid"}, "accepted: 'continuous', 'discrete', 'multi_discrete'"),
     ],
 )
-def test_contradictory_specs_are_one_line_errors(fields, sentence):
+def test_contradictory_specs_give_a_one_line_error(fields, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         EnvSpec(**{**TWO, **fields})
     assert str(error.value).startswith("env 'two': ") and "\n" not in str(error.value)
@@ -103,7 +103,7 @@ def test_wrong_masks_are_refused_before_anything_is_compiled():
         jax.eval_shape(train.init, jax.random.key(0))
 
 
-def test_what_an_older_version_stored_still_describes_an_environment():
+def test_records_of_older_versions_still_describe_an_environment():
     stored = dataclasses.asdict(envs.make("bilinear").spec)
     for name in ("sub_actions", "action_low", "action_high"):
         del stored[name]

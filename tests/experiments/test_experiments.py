@@ -227,7 +227,7 @@ def test_steps_at_the_same_time_by_hand():
     np.testing.assert_allclose(found["worse"], [(by_hand < -1e-4).mean()])
 
 
-def test_orders_differ_in_nothing_but_the_order():
+def test_orders_differ_only_in_the_order():
     """Thresholds are those of the share function, the order is that of the utilities even where those are equal."""
     game, policies, _ = theory.random_start(1, 0.5)
     utility = jnp.array([0.2, 0.5, 0.1])
@@ -273,7 +273,7 @@ def test_budget_is_carried_over_only_where_some_is_left(share):
     np.testing.assert_allclose(np.sort(nothing_spent), [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-5)
 
 
-def test_greedy_that_loses_what_is_left_gives_the_budget_once():
+def test_greedy_without_refunds_allocates_the_budget_once():
     """Shares in the ratio of the scores, whatever is spent."""
     scores = np.array([1.0, 4.0, 2.0, 1.0], np.float32)
     allocator = weighted_game.losing(allocators.greedy("proportional"))

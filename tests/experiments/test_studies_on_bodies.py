@@ -1,5 +1,6 @@
 """Studies of bodies and of one-step games: who leads, scores on one scale, estimates of time, resuming inside a piece."""
 
+import functools
 import itertools
 import json
 import types
@@ -12,6 +13,7 @@ import marl_kl
 from experiments import allocator_cost, brax_scores, brax_suite, device_pace, leaders, matrix_game, study, two_peaks
 from experiments.brax_scores import Scores
 from marl_kl.training.programs import Programs
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 # Who leads
 
@@ -167,6 +169,7 @@ def test_settings_of_a_piece_hold_everything():
 def test_a_piece_is_resumed_inside(tmp_path, monkeypatch):
     """Cut off after its search, it does not search again, and ends as if it had never stopped."""
     size = brax_suite.SIZES["smoke"]
+    monkeypatch.setattr(brax_suite, "make_env", functools.cache(brax_suite.make_env))
     whole = brax_suite.play("bilinear", "hatrpo", size)
     sweep, calls, compiled = marl_kl.sweep, [], []
 

@@ -314,7 +314,7 @@ def _saving_meanwhile(monkeypatch, out, saves):
     monkeypatch.setattr(checkpoints, "_verify", slow)
 
 
-def test_what_is_being_read_is_not_removed(tmp_path, monkeypatch, recwarn):
+def test_a_checkpoint_in_use_is_not_removed(tmp_path, monkeypatch, recwarn):
     _save(tmp_path, 1)
     _saving_meanwhile(monkeypatch, tmp_path, iter([2]))
     _assert_same(checkpoints.load(tmp_path), _snapshot(1))
@@ -323,7 +323,7 @@ def test_what_is_being_read_is_not_removed(tmp_path, monkeypatch, recwarn):
     assert _updates(tmp_path) == [3]
 
 
-def test_what_was_removed_or_replaced_while_it_was_read_is_no_damage(tmp_path, monkeypatch, capfd, recwarn):
+def test_a_checkpoint_replaced_during_a_read_is_not_reported_as_damaged(tmp_path, monkeypatch, capfd, recwarn):
     """On a file system without locks; 3 comes twice."""
 
     def refuse(*_):
@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert checkpoints.load(tmp_path).update == 1 and _updates(tmp_path) == [1]
 
 
-def test_a_full_disk_inside_orbax_is_one_sentence_too(tmp_path, monkeypatch):
+def test_a_full_disk_inside_orbax_gives_a_one_line_error(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
     def fail(self, directory, *_, **__):
@@ -370,7 +370,7 @@ def test_a_full_disk_inside_orbax_is_one_sentence_too(tmp_path, monkeypatch):
     assert _updates(tmp_path) == []
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+def test_a_file_in_place_of_the_folder_gives_a_one_line_error(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(RunFolderError, match="cannot write") as error:
         _save(tmp_path, 1)

@@ -12,7 +12,7 @@ from marl_kl.storage.files import RunFolderError
 from tests.support.faults import fail_with, stopped
 
 
-def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial_file(tmp_path, monkeypatch):
     files.write_file(tmp_path / "summary.md", "old")
     fail_with(monkeypatch, errno.ENOSPC)
     with pytest.raises(RunFolderError, match="cannot write .*summary.md: no space left on device") as error:

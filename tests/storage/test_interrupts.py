@@ -30,7 +30,7 @@ def test_the_second_one_ends_a_process_that_does_not_listen():
         assert STOPPING in process.stderr.read()
 
 
-def test_what_was_there_before_is_there_afterwards(capfd):
+def test_existing_values_are_restored_afterwards(capfd):
     """Handler and wakeup; other signals and the first one end nothing."""
     ends = []
     before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -49,7 +49,7 @@ def test_what_was_there_before_is_there_afterwards(capfd):
             signal.signal(number, handler)
 
 
-def test_elsewhere_it_does_nothing():
+def test_outside_the_main_thread_it_has_no_effect():
     thread = threading.Thread(target=lambda: end_on_second_interrupt().__enter__())
     thread.start()
     thread.join()

@@ -44,6 +44,7 @@ def test_commands_read_it(stored, command, monkeypatch, capsys):
         assert "<img" in (stored / command.split()[1] / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_extended(stored):
     before = (stored / "run" / "metrics.csv").read_text().splitlines()
     result = marl_kl.train(

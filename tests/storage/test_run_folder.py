@@ -82,7 +82,7 @@ def test_a_path_under_a_file_is_refused(tmp_path):
     _one_sentence(error)
 
 
-def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused_and_left_empty(tmp_path, monkeypatch):
     fail_with(monkeypatch, errno.EACCES)
     with pytest.raises(RunFolderError, match="cannot write .*run.json: permission denied"):
         _created(tmp_path / "run")
@@ -134,14 +134,14 @@ def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
         pass
 
 
-def test_what_a_kill_left_unfinished_is_removed_by_the_next_process(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed_by_the_next(tmp_path):
     out = _created(tmp_path / "run")
     (out / ".tmp-metrics.csv-123").touch()
     with run_folder.lock_folder(out, None):
         assert sorted(entry.name for entry in out.iterdir()) == [".lock", "run.json"]
 
 
-def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
+def test_a_read_only_folder_gives_a_one_line_error(tmp_path, monkeypatch):
     out = _created(tmp_path / "run")
 
     def refuse(self, *_):

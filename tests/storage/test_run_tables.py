@@ -55,7 +55,7 @@ def test_evaluation_reads_back_by_pandas(tmp_path):
     assert (frame["episode_length"] == 7).all() and len(frame) == 24
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_a_written_file_reads_back_the_same(tmp_path):
     result = synthetic.result(num_seeds=2, num_agents=3, num_updates=7, num_evaluations=3)
     env_steps = np.arange(1, 8) * 10**12
     run_tables.write_metrics(tmp_path, result.spec.agents, (4, 9), env_steps, result.metrics)

@@ -5,19 +5,14 @@ import json
 import numpy as np
 import pytest
 
-import marl_kl
 from marl_kl.storage import stored_runs
 from marl_kl.storage.files import RunFolderError
-from tests.support.counting_env import counting_env
 from tests.support.stored_runs import store
-from tests.training.test_runner import SMALL
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "counting"
-    fields = {**SMALL, "seeds": [4, 7], "total_env_steps": 320, "chunk_updates": 3, "eval_interval": 4}
-    return marl_kl.train(counting_env(), "hatrpo_w", out=out, progress="none", **fields)
+def trained(finished):
+    return finished[1]
 
 
 def test_numbers_and_names_are_those_of_the_run(trained):

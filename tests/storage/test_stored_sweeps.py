@@ -1,5 +1,6 @@
 """A setting of a stored sweep is loaded, evaluated, shown and compared as a run, or refused in one line."""
 
+import functools
 import json
 import shutil
 
@@ -15,8 +16,9 @@ from marl_kl.storage import checkpoints, run_folder
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import RunFolderError
 from tests.support.grids import slow_unless
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
+from tests.support.small_run import SMALL
 from tests.support.stored_runs import store
-from tests.training.test_runner import SMALL
 from tests.training.test_sweeps import assert_same_up_to_rounding
 
 FILE = """
@@ -60,6 +62,7 @@ def copy(out, tmp_path):
     return shutil.copytree(out, tmp_path / "sweep")
 
 
+@functools.cache
 def _env():
     return envs.make("matrix_game", num_agents=2, steps=3)
 
@@ -124,7 +127,7 @@ def test_policies_of_a_setting(out):
     np.testing.assert_array_equal(team, alone)
 
 
-def test_what_was_stored_is_what_was_returned(copy, capsys):
+def test_the_stored_sweep_equals_the_returned_one(copy, capsys):
     """A finished sweep that is resumed returns its result; `read` has the same, bit for bit."""
     returned = marl_kl.sweep(
         _env(), "hatrpo_w", grid={"kl_budget": [0.02, 0.08, 0.3]}, seeds=[4, 7], runs_at_once=3, out=copy, resume=True,
@@ -205,7 +208,7 @@ def _stored_by_an_older_version(out):
         ),
     ],
 )
-def test_what_has_no_teams_is_one_sentence(copy, damage, setting, message):
+def test_folders_without_teams_give_a_one_line_error(copy, damage, setting, message):
     if damage:
         damage(copy)
     with pytest.raises((ValueError, RunFolderError), match=message) as error:
@@ -221,7 +224,7 @@ def test_a_run_has_no_settings(tmp_path):
         marl_kl.load(tmp_path)
 
 
-def test_a_sweep_that_stopped_shows_what_is_there(copy, capsys):
+def test_an_interrupted_sweep_shows_its_finished_runs(copy, capsys):
     """Setting 1 has a seed in each shard: one of them is lost."""
     _lose_a_shard(copy)
     assert main.main(["show", str(copy)]) == 0

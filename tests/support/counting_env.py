@@ -1,5 +1,6 @@
 """A small environment with known values, for the tests of rollout, trainer and host loop."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ class CountingState(NamedTuple):
     t: jax.Array
 
 
+@functools.cache
 def counting_env(episode_length=5, terminate_at=None, nan_start_above=None, team_reward=True):
     """The state is (start, t), start uniform in [0, 1) per reset; the reward of step t is t minus the first agent's
     squared action / 100 (without a team reward: 0 for agent 1); ends at `terminate_at` or by the time limit.

@@ -54,7 +54,7 @@ def test_without_a_limit_the_machine_s_memory_counts(machine, files):
     assert devices._free_host_bytes() == 102_400
 
 
-def test_where_nobody_says_it_is_unknown(machine):
+def test_free_memory_is_unknown_where_no_source_reports_it(machine):
     machine({"meminfo": ""})
     assert devices._free_host_bytes() is None
 

@@ -16,6 +16,7 @@ from marl_kl.storage.run_folder import RunWarning
 from marl_kl.training import loggers
 from tests.support import synthetic
 from tests.support.counting_env import counting_env
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 SMALL = {
     "num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4,
@@ -112,7 +113,7 @@ def test_a_logger_gets_the_run_from_its_first_row_on_in_every_process(logged):
     assert about.facts["algorithm"] == "hatrpo_w" and about.facts["num_envs"] == 4
 
 
-def test_a_logger_that_fails_is_said_once_and_left_out(logged):
+def test_a_failing_logger_gives_one_warning_and_is_dropped(logged):
     _, recorder, failing, said = logged
     ours = [text for text in said if "logging" in text]
     assert sorted(ours) == [
@@ -295,7 +296,7 @@ def test_mlflow_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted)
         (["wandb"], r"logging to wandb needs wandb, which is not installed; pip install 'marl_kl\[wandb\]'"),
     ],
 )
-def test_bad_loggers_are_one_sentence_before_anything_runs(given, message, monkeypatch):
+def test_bad_loggers_give_a_one_line_error_before_the_run(given, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises((ValueError, ModuleNotFoundError), match=message) as error:
         marl_kl.train(counting_env(), "hatrpo_w", loggers=given, **SMALL)

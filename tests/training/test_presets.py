@@ -16,6 +16,7 @@ from marl_kl.core import algorithms
 from marl_kl.core.trainer import make_train
 from marl_kl.training import presets
 from tests.support import synthetic
+from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +112,7 @@ def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
         ("train ant_4x2 --preset paper --algorithm ippo", "preset 'paper' is not for ippo; it is for hatrpo"),
     ],
 )
-def test_what_does_not_exist_is_one_sentence(words, message, capsys, tmp_path):
+def test_unknown_presets_give_a_one_line_error(words, message, capsys, tmp_path):
     assert main.main([*words.split(), "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"marl-kl: {message}") and said.count("\n") == 1

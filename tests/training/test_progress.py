@@ -72,7 +72,7 @@ def test_memory_is_shown_where_it_is_known():
 
 
 @pytest.mark.parametrize("num_seeds", [1, 64])
-def test_the_live_display_stays_readable_whatever_the_number_of_seeds(num_seeds):
+def test_the_live_display_stays_readable_with_any_number_of_seeds(num_seeds):
     """A few lines of 80 columns, with everything in them and no fact torn apart."""
     returns = np.linspace(-12345.6, 98765.4, num_seeds)
     progress, output = _progress(num_seeds=num_seeds, memory=lambda: MemoryInUse(2**33))

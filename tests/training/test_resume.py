@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import functools
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ from tests.support.counting_env import counting_env
 from tests.support.faults import fail_with, stopped
 from tests.support.grids import slow_unless
 from tests.support.kills import assert_same_run, train
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
 
 class Kind(NamedTuple):
@@ -51,18 +53,28 @@ class Kind(NamedTuple):
     result: marl_kl.TrainResult | marl_kl.SweepResult
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """`undisturbed(name) -> Kind`, started when it is first asked for."""
+
+    @functools.cache
+    def of(name):
+        out = tmp_path_factory.mktemp("whole") / name
+        start, assert_same = kills.KINDS[name]
+        return Kind(name, {"run": RUN, "sweep": SWEEP}[name], start, assert_same, out, start(out))
+
+    return of
+
+
 @pytest.fixture(scope="module", params=slow_unless({"run"}, ["run", "sweep"]))
-def whole(request, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / request.param
-    start, assert_same = kills.KINDS[request.param]
-    return Kind(request.param, {"run": RUN, "sweep": SWEEP}[request.param], start, assert_same, out, start(out))
+def whole(request, undisturbed):
+    return undisturbed(request.param)
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def whole_run(undisturbed):
     """The folder and the result of an undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    return out, train(out)
+    return undisturbed("run").out, undisturbed("run").result
 
 
 @pytest.fixture
@@ -160,9 +172,9 @@ def _evaluations(result):
 
 @pytest.mark.slow
 def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
-    """SIGKILL, from outside and inside a save; twenty of them: python -m tests.support.kills run|sweep FOLDER."""
+    """SIGKILL, from outside or inside a save; twenty of them: python -m tests.support.kills run|sweep FOLDER."""
     out = tmp_path / "out"
-    for seed, kill in enumerate(("outside", "inside")):
+    for seed, kill in enumerate({"run": ("outside",), "sweep": ("inside",)}[whole.name]):
         assert "killed" in kills.be_killed(whole.name, out, kill, seed, environment=kills.as_here())
         assert _document(out)["status"] == "running"
     whole.start(out, resume=True)
@@ -260,7 +272,7 @@ def test_no_fault_costs_more_than_an_interval(whole, tmp_path, monkeypatch):
     assert document["ended"] < document["started"]
 
 
-def test_nothing_asks_a_clock_that_can_be_set():
+def test_no_module_uses_an_adjustable_clock():
     """But for the times in `run.json`, which are read by people, and the names of folders."""
     found = {
         path.name
@@ -325,7 +337,7 @@ _NOT_RESUMED = {
 }
 
 
-def test_what_cannot_be_resumed_is_one_line_and_stays_as_it_is(whole, tmp_path, monkeypatch):
+def test_a_refused_resume_gives_a_one_line_error_and_changes_no_file(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never)
     for index, (damage, options, message) in enumerate(_NOT_RESUMED[whole.name]):
         copy = shutil.copytree(whole.out, tmp_path / str(index))
@@ -562,7 +574,7 @@ def test_a_run_is_no_sweep(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_memory_is_one_line(tmp_path, monkeypatch):
+def test_out_of_memory_gives_a_one_line_error(tmp_path, monkeypatch):
     """Before the first update if XLA's account says so; if only the device finds out, then."""
     with monkeypatch.context() as patch:
         patch.setattr(Programs, "bytes_per_run", 2.0**40)

@@ -49,7 +49,7 @@ def written(tmp_path, text):
     return str(path)
 
 
-def test_what_the_file_says_reaches_train(trained, tmp_path):
+def test_the_fields_of_the_file_are_passed_to_train(trained, tmp_path):
     assert main.main(["train", "--config", written(tmp_path, FILE), "--progress", "none"]) == 0
     ((spec, algorithm, options),) = trained
     assert spec == envs.make("matrix_game", num_agents=3, steps=5).spec and algorithm == "hatrpo_g"
@@ -118,7 +118,7 @@ def test_an_environment_of_one_s_own_leaves_none(stopped_at_once, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["hatrpo_w", "mappo"])
-def test_every_field_is_written_with_what_it_means(algorithm):
+def test_every_field_is_written_with_its_description(algorithm):
     spec = dataclasses.replace(synthetic.spec(), options=(("obs", 1), ("partition", (("a", "b|c"), ('"d"\\',)))))
     config = algorithms.get(algorithm).config_class(value_clip=float("inf"))
     text = run_file.text(spec, algorithm, config, (0,))
@@ -168,7 +168,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("text", _BAD)
-def test_a_bad_file_is_one_sentence_and_exit_code_2(text, tmp_path, capsys):
+def test_a_bad_file_gives_a_one_line_error_and_exit_code_2(text, tmp_path, capsys):
     assert main.main(["train", "--config", written(tmp_path, text), "--out", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
     assert _BAD[text] in captured.err and captured.out == ""
@@ -176,6 +176,6 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(text, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file_is_one_sentence(tmp_path, capsys):
+def test_a_missing_file_gives_a_one_line_error(tmp_path, capsys):
     assert main.main(["train", "--config", str(tmp_path / "none.toml")]) == 2
     assert "no such file" in capsys.readouterr().err

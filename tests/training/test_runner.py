@@ -1,7 +1,6 @@
 """`train` from its arguments to its run folder, and back through `load`."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,21 +22,11 @@ from marl_kl.core.trainer import make_train
 from marl_kl.results import TEAM_METRICS
 from marl_kl.storage import loading
 from marl_kl.training.programs import Programs
+from tests.support import kills
 from tests.support.counting_env import counting_env
 from tests.support.faults import stopped
-
-SMALL = {"num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4}
-
-
-def train(env, algorithm="hatrpo_w", **options):
-    return marl_kl.train(env, algorithm, **{"progress": "none", **SMALL, **options})
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "counting"
-    result = train(counting_env(), seeds=[4, 7], total_env_steps=320, chunk_updates=3, eval_interval=4, out=out)
-    return out, result
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
+from tests.support.small_run import SMALL, train
 
 
 def test_result_axes(finished):
@@ -83,24 +72,28 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
 
 @pytest.mark.slow
 def test_chunks_of_any_length_give_the_same_bits():
-    """Compiled as users compile."""
-    as_users = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    """Compiled as users compile; what both runs have in common (first states, evaluations) only once."""
+    as_users = {**kills.as_here(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "tests.support.chunks"]
     assert "the same bits" in subprocess.run(command, env=as_users, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.slow
-def test_evaluating_more_often_does_not_change_the_training():
-    seldom = train(counting_env(), total_env_steps=320)
-    often = train(counting_env(), total_env_steps=320, eval_interval=2)
-    np.testing.assert_array_equal(seldom.metrics["kl"], often.metrics["kl"])
+AS_FINISHED = {"total_env_steps": 320, "chunk_updates": 3}
+"""What makes a run of two seeds use the program of `finished`."""
+
+
+def test_evaluating_more_often_does_not_change_the_training(finished):
+    often = train(counting_env(), seeds=[4, 7], eval_interval=2, **AS_FINISHED)
+    assert len(often.evaluation.update) > len(finished[1].evaluation.update)
+    np.testing.assert_array_equal(finished[1].metrics["kl"], often.metrics["kl"])
 
 
 @pytest.mark.slow
 def test_seeds_can_be_named():
-    three = train(counting_env(), seeds=3, total_env_steps=64)
-    reordered = train(counting_env(), seeds=[2, 0, 1], total_env_steps=64)
-    np.testing.assert_allclose(reordered.metrics["kl"], three.metrics["kl"][[2, 0, 1]], rtol=1e-4, atol=1e-7)
+    two = train(counting_env(), seeds=2, **AS_FINISHED)
+    reordered = train(counting_env(), seeds=[1, 0], **AS_FINISHED)
+    assert two.seeds == (0, 1) and reordered.seeds == (1, 0)
+    np.testing.assert_allclose(reordered.metrics["kl"], two.metrics["kl"][::-1], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -133,6 +126,10 @@ def test_the_best_teams_are_those_that_were_evaluated_best(finished):
         again = evaluation.evaluate_again(env, result.config, run.seeds, updates, which.learner)
         wanted = result.evaluation.episode_return[[0, 1], k]
         np.testing.assert_allclose(again.episode_return, wanted, rtol=1e-6)
+    fewer = evaluation.evaluate_again(env, result.config.replace(eval_episodes=2), run.seeds, 10, last.learner)
+    wanted = result.evaluation.episode_return[:, -1]
+    np.testing.assert_allclose(fewer.episode_return, wanted[:, :2], rtol=1e-6, err_msg="the first ones")
+    assert len(np.unique(wanted)) == wanted.size
     with pytest.raises(ValueError, match="which='worst'; it must be 'last' or 'best'"):
         marl_kl.load(out, which="worst")
 
@@ -150,14 +147,14 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Programs, "chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(counting_env(), total_env_steps=320, chunk_updates=2, out=tmp_path / "run")
+        train(counting_env(), seeds=[4, 7], out=tmp_path / "run", **AS_FINISHED)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
-    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 6
-    assert marl_kl.load(tmp_path / "run").update == 6
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 2 * 9
+    assert marl_kl.load(tmp_path / "run").update == 9
 
 
 @pytest.mark.slow
-def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_out_of_memory_gives_a_one_line_error(tmp_path, monkeypatch, capsys):
     """Before the first update if XLA's account says so, and from the command line as well."""
     what = r"training seeds=2 at once with num_envs=4, rollout_length=8"
     with monkeypatch.context() as patch:
@@ -166,7 +163,7 @@ def test_a_full_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
         with pytest.raises(
             MemoryError, match=f"{what} needs about 0.0 GiB of memory, of which 0.0 GiB are free; reduce any"
         ):
-            train(counting_env(), seeds=2, total_env_steps=320)
+            train(counting_env(), seeds=2, **AS_FINISHED)
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it")
     monkeypatch.setattr(Programs, "compile", stopped(None, error, 1, "before"))
     words = f"train matrix_game --seeds 2 --num-envs 4 --rollout-length 8 --progress none --out {tmp_path / 'run'}"
@@ -204,7 +201,7 @@ def never_compile(*_):
         ({"progress": "loud"}, "progress='loud'"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_compiles(options, message, monkeypatch, tmp_path):
+def test_bad_input_gives_a_one_line_error_before_compilation(options, message, monkeypatch, tmp_path):
     monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(ValueError, match=message) as caught:
         train(counting_env(), out=tmp_path / "run", **options)
@@ -226,8 +223,8 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
 @pytest.mark.slow
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
-    env = envs.make("ant_4x2", backend="spring", episode_length=100)
-    result = train(env, total_env_steps=8_192, num_envs=16, rollout_length=64, kl_budget=0.1, eval_episodes=8)
+    env = envs.make("reacher_2x1", engine="brax", backend="spring")  # the body that compiles fastest
+    result = train(env, total_env_steps=1_024, num_envs=8, rollout_length=32, kl_budget=0.1)
     assert np.all(np.isfinite(result.evaluation.episode_return)) and not result.failures
     assert np.all(result.metrics["kl_total"] <= 0.1)
     assert np.all(np.mean(result.metrics["step_fraction"], axis=1) > 0)
@@ -251,7 +248,7 @@ def test_independent_learners_from_start_to_pictures(tmp_path):
 def test_policies_that_share_a_network_act_as_in_training(agent_ids):
     env = counting_env()
     config = marl_kl.FirstOrderConfig(hidden_sizes=(8,), share_parameters=True, agent_ids=agent_ids)
-    learner = make_train(env, "mappo", config).init(jax.random.key(0)).learner
+    learner = jax.jit(make_train(env, "mappo", config).init)(jax.random.key(0)).learner
     # outputs that differ visibly from one input to another
     learner = learner._replace(actors=jax.tree.map(lambda leaf: leaf + 0.3, learner.actors))
     stored = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learner)

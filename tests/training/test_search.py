@@ -34,7 +34,7 @@ def test_every_point_of_the_grid_has_the_same_draws():
     assert [s.fields["kl_budget"] for s in settings] == drawn(samples=3) * 2
 
 
-def test_the_distributions_are_what_they_are_called():
+def test_the_distributions_match_their_names():
     """Kolmogorov's distance of 4,000 draws from the distribution: above 0.032 once in a thousand."""
     n = 4_000
     ranks = np.arange(1, n + 1) / n
@@ -56,6 +56,6 @@ def test_the_distributions_are_what_they_are_called():
         (lambda: drawn("num_envs", {"num_envs": marl_kl.uniform(8, 9)}), r"num_envs=8\.\d+; it must be an integer"),
     ],
 )
-def test_what_is_no_distribution_is_one_sentence(make, message):
+def test_invalid_distributions_give_a_one_line_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

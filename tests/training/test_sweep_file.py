@@ -31,7 +31,7 @@ def written(tmp_path, text):
     return str(path)
 
 
-def test_what_the_file_says_reaches_sweep(calls, tmp_path, capsys):
+def test_the_fields_of_the_file_are_passed_to_sweep(calls, tmp_path, capsys):
     text = (
         HEAD
         + """
@@ -108,7 +108,7 @@ _BAD = {
 
 
 @pytest.mark.parametrize("text", _BAD)
-def test_a_bad_file_is_one_sentence_and_exit_code_2(text, tmp_path, capsys):
+def test_a_bad_file_gives_a_one_line_error_and_exit_code_2(text, tmp_path, capsys):
     assert main.main(["sweep", written(tmp_path, text), "--out", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
     assert _BAD[text] in captured.err and captured.out == ""
@@ -116,6 +116,6 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(text, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file_is_one_sentence(tmp_path, capsys):
+def test_a_missing_file_gives_a_one_line_error(tmp_path, capsys):
     assert main.main(["sweep", str(tmp_path / "none.toml")]) == 2
     assert "no such file" in capsys.readouterr().err

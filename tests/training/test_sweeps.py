@@ -21,7 +21,10 @@ from marl_kl.training import programs
 from marl_kl.training.programs import Programs
 from marl_kl.training.sweeper import shard_size
 from tests.support.counting_env import counting_env
-from tests.training.test_runner import SMALL, never_compile
+from tests.support.grids import slow_unless
+from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
+from tests.support.small_run import SMALL
+from tests.training.test_runner import never_compile
 
 BUDGETS = (0.02, 0.08, 0.3)
 
@@ -51,7 +54,7 @@ def test_axes(swept):
     assert np.all(np.diff(swept.metrics["kl_total"].mean((1, 2))) > 0), "a larger budget is used"
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", slow_unless({1}, range(3)))
 def test_a_run_of_a_sweep_is_the_single_run(swept, index):
     fields = {"seeds": swept.seeds, "config": swept.config.replace(**swept.settings[index])}
     single = marl_kl.train(counting_env(), "hatrpo_w", progress="none", **fields)
@@ -108,8 +111,8 @@ def test_the_stream_of_a_sweep(swept):
 def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
     """Seeds of one setting are open side by side, and must not write into one file."""
     options = {"loggers": [marl_kl.training.loggers.JsonLines], "total_env_steps": 64}
-    sweep(grid={"kl_budget": BUDGETS[:2]}, out=tmp_path / "run", **options)
-    for k in range(2):
+    sweep(grid={"kl_budget": BUDGETS}, out=tmp_path / "run", **options)
+    for k in range(3):
         for seed in (4, 7):
             path = tmp_path / "run" / f"setting{k}" / f"seed{seed}" / "log.jsonl"
             lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -118,7 +121,7 @@ def test_a_logger_with_files_has_a_folder_per_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["open", "write", "close"])
-def test_a_logger_that_fails_is_said_once(moment, tmp_path):
+def test_a_failing_logger_gives_one_warning(moment, tmp_path):
     """Not once per setting and seed, nor again in the next shard."""
 
     def fails(*_):
@@ -160,7 +163,7 @@ def test_shards_are_the_whole(swept, capsys):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_cut(swept, monkeypatch, capsys):
+def test_a_sweep_that_does_not_fit_into_memory_is_split(swept, monkeypatch, capsys):
     """Memory for 2.5 runs, by the account of the program that was compiled for all 6."""
     accounts = []
     account = Programs.bytes_per_run.fget
@@ -207,8 +210,8 @@ def test_one_trace_per_combination_of_static_settings(monkeypatch):
 
     monkeypatch.setattr(programs, "make_train", counting_train)
     grid = {"init_std": [0.1, 0.37, 1.0], "rollout_length": [8, 16]}
-    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=64, chunk_updates=3)
-    result = marl_kl.sweep(counting_env(), "hatrpo_w", grid=grid, seeds=2, config=config, progress="none")
+    config = marl_kl.FirstOrderConfig(**SMALL, total_env_steps=64, chunk_updates=3)
+    result = marl_kl.sweep(counting_env(), "mappo", grid=grid, seeds=2, config=config, progress="none")
     assert traces == {"init": 2, "update": 2}
     lengths = np.array([setting["rollout_length"] for setting in result.settings])
     np.testing.assert_array_equal(np.isnan(result.metrics["kl_total"][:, 1]).sum(-1), np.where(lengths == 16, 1, 0))
@@ -342,7 +345,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"config": marl_kl.Config(), "grid": {"gamma": [0.9]}}, "needs a TrustRegionConfig"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_compiles(options, message, monkeypatch, tmp_path):
+def test_bad_input_gives_a_one_line_error_before_compilation(options, message, monkeypatch, tmp_path):
     monkeypatch.setattr(Programs, "compile", never_compile)
     options = options if {"grid", "random"} & set(options) else {"grid": {"kl_budget": [0.1]}, **options}
     with pytest.raises(ValueError, match=message) as caught:

@@ -1,0 +1,45 @@
+"""One compilation for all runs of a process that differ only in their numbers and in their schedule on the host."""
+
+import jax
+import pytest
+
+from marl_kl.config import SCHEDULE
+from marl_kl.training import programs
+from marl_kl.training.programs import Programs
+
+_FIRST = {}
+_MADE = ("_traced_init", "shapes", "init", "_chunk", "_evaluate")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_shared():
+    """In a module that imports this, programs of the same environment, algorithm, static fields and number of runs are
+    compiled once, unless a test replaces what they are made of.
+
+    A resumed run then continues with the very program that it began with. That it compiles the same one again is tested
+    where runs go on in another process.
+    """
+    compile_programs = Programs.compile
+
+    def shared(self):
+        if getattr(self._config, "anneal_lr", False):  # the length of the run is part of the program
+            compile_programs(self)
+        elif first := _FIRST.get(_key(self)):
+            vars(self).update({name: value for name, value in vars(first).items() if name in _MADE})
+        else:
+            compile_programs(self)
+            _FIRST[_key(self)] = self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "compile", shared)
+        yield
+
+
+def _key(of):
+    """What the compiled programs depend on; environments are the same if their functions are."""
+    default = type(of._config)()
+    schedule = {name: getattr(default, name) for name in SCHEDULE if name != "chunk_updates"}
+    config = of._config.replace(**default.traced_fields, **schedule)
+    made_by = (programs.make_train, Programs._lowered_chunk, Programs._lowered_evaluation)
+    env = (of._env.spec, of._env.reset, of._env.step)
+    return env, of._algorithm, config, of.num_runs, made_by, jax.config.jax_enable_x64
