@@ -109,8 +109,8 @@ def _seconds(call) -> float:
 
 def measure(num_agents: int, hidden: tuple[int, ...], repeats: int, rate: float) -> dict:
     """One row of the table."""
-    default = marl_kl.TrustRegionConfig(hidden_sizes=hidden, line_search="geometric")  # as the plain version's
-    identical = default.replace(cg_subsample=1.0, cg_tol=0.0)
+    default = marl_kl.TrustRegionConfig(hidden_sizes=hidden)
+    identical = default.replace(cg_subsample=1.0, cg_tol=0.0, line_search="geometric")  # as the plain version's
     actor, actors, batch = problem(num_agents, default)
     programs, compile_seconds = {}, {}
 
