@@ -419,7 +419,7 @@ def _check_not_taken(out: Path) -> None:
 def _locked(out: Path):
     path = out / _LOCK
     with one_line_error("write", path):
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -304,7 +304,7 @@ def read_evaluation(out: str | os.PathLike, is_finished: bool = True) -> StoredE
 def _columns(path: Path, is_finished: bool = True) -> dict[str, np.ndarray]:
     """Name -> [rows] float64; without the last line if it lacks its end and the file is still being written."""
     with one_line_error("read", path):
-        header, _, body = path.read_text().partition("\n")
+        header, _, body = path.read_text(encoding="utf-8").partition("\n")
     body = body if is_finished else body[: body.rfind("\n") + 1]
     try:
         names = next(csv.reader([header]))

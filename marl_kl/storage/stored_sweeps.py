@@ -206,7 +206,7 @@ def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Settin
 def _means(path: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """The returns and lengths of a sweep's table, [setting, seed, 1]; in the order of its rows."""
     with one_line_error("read", path):
-        rows = list(csv.DictReader(path.read_text().splitlines()))
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     try:
         return {
             name: np.array([float(row[name]) for row in rows]).reshape(shape)

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import warnings
@@ -190,7 +191,7 @@ class JsonLines:
     """RUN/log.jsonl, for all seeds."""
 
     def __init__(self, about: About):
-        self._file = (about.folder / STREAM).open("w")
+        self._file = (about.folder / STREAM).open("w", encoding="utf-8")
 
     def write(self, rows):
         self._write(map(line, rows))
@@ -236,14 +237,18 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run per seed in project `PROJECT`, in the group of the run or sweep; the step is the seed's env steps."""
+    """A run per seed, in the group of the run or sweep; the step is the seed's env steps.
+
+    W&B's own variables hold: WANDB_PROJECT (`PROJECT` if it is not set), WANDB_ENTITY, WANDB_TAGS.
+    """
 
     def __init__(self, about: About):
         import wandb
 
         self._runs = {
             seed: wandb.init(
-                project=PROJECT, group=about.group, name=f"{about.name}-seed{seed}", id=f"{about.id}-{seed}",
+                project=os.environ.get("WANDB_PROJECT") or PROJECT, group=about.group,
+                name=f"{about.name}-seed{seed}", id=f"{about.id}-{seed}",
                 config={**about.facts, "seed": seed}, dir=about.folder, resume="allow", reinit="create_new",
             )
             for seed in about.seeds

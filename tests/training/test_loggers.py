@@ -252,7 +252,11 @@ def _write(logger, about, processes):
         sink.close()
 
 
-def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
+@pytest.mark.parametrize("project", [None, "mine"])
+def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted, project):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if project:
+        monkeypatch.setenv("WANDB_PROJECT", project)
     about, processes = interrupted
     fake = _FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", _as_module("wandb", init=fake.init))
@@ -260,6 +264,7 @@ def test_wandb_gets_every_step_once_in_a_run_per_seed(monkeypatch, interrupted):
     assert list(fake.runs) == ["id-0", "id-1"]
     run = fake.runs["id-1"]
     assert (run.options["group"], run.options["name"]) == ("walks", "walk-seed1")
+    assert run.options["project"] == (project or loggers.PROJECT)
     assert run.options["config"] == {"gamma": 0.9, "seed": 1}
     wanted = [(row.env_steps, row.update) for row in processes[-1] if row.seed == 1]
     assert [(step, values["update"]) for step, values in run.logged] == wanted

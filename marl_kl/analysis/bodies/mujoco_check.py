@@ -202,7 +202,7 @@ def _maker(env: Env, body: str) -> Callable[[], Any]:
         model_of, joints_per_segment = _GENERATED[body]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{body}.xml"
-            file.write_text(model_of(len(env.drawing.tree.actuators) // joints_per_segment))
+            file.write_text(model_of(len(env.drawing.tree.actuators) // joints_per_segment), encoding="utf-8")
             return make(xml_file=str(file))
 
     return make_generated if body in _GENERATED else make

@@ -51,7 +51,7 @@ def get(name: str) -> Preset:
     """The preset called `name`; ValueError with those that exist if there is none."""
     if name not in names():
         raise ValueError(f"unknown preset {name!r}; {suggest(name, names())}")
-    content = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
+    content = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     about, source, scenarios = (content.pop(key) for key in ("about", "source", "scenarios"))
     return Preset(name, about, source, content, scenarios)
 
