@@ -277,10 +277,7 @@ def report(results: Results) -> Report:
         if any(found.values()):
             by_scenario[scenario] = {method: values for method, values in found.items() if values}
     methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
-    rows = {
-        scenario: f"{scenario} ({int(next(iter(v.values()))['env_steps'][-1]):,})"
-        for scenario, v in by_scenario.items()
-    }
+    rows = {scenario: _title(scenario, values) for scenario, values in by_scenario.items()}
 
     def table(cell, names=methods, first="scenario (env steps per seed × seeds)"):
         body = [

@@ -21,6 +21,7 @@ from experiments import (
     matrix_game,
     mixed_motives,
     parameter_sharing,
+    signal_map,
     study,
     styles,
     theory,
@@ -33,6 +34,7 @@ from experiments.weighted_game import BUDGETS
 
 STUDIES = (
     allocation_ablations.STUDY,
+    signal_map.STUDY,
     brax_suite.STUDY,
     matrix_game.STUDY,
     two_peaks.STUDY,

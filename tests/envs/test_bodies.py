@@ -18,18 +18,20 @@ from envs.bodies import brax_engine, kinematics, scenarios
 from envs.bodies.physics import CPU_OPTIONS
 from tests.envs.test_names import PLAYED
 from tests.support import c_world
-from tests.support.grids import slow_unless
+from tests.support.grids import every_body, slow_unless
 from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 pytestmark = pytest.mark.physics
 
 SHORT_CHAIN = {"manyagent_swimmer": "manyagent_swimmer_2x2"}
 """It compiles in a fraction of the time of the papers', whose model is compared in test_mjx_engine.py."""
-PLAYED_BODIES = ("coupled_halfcheetah", "halfcheetah", "hopper", "manyagent_swimmer", "reacher")
-"""On Brax those whose first steps are closest to C MuJoCo's; of MJX every integrator, a fluid, contacts and a tendon. What
+PLAYED_BODIES = ("ant", "coupled_halfcheetah", "halfcheetah", "hopper", "manyagent_swimmer", "reacher")
+"""On Brax the default of the README and those whose first steps are closest to C MuJoCo's; of MJX every integrator, a fluid, contacts and a tendon. What
 an engine does is the same for the other bodies, whose rules are compared in test_mjx_engine.py and whose steps are traced
 below."""
 CONTRACT_NAMES = tuple(SHORT_CHAIN.get(body, PLAYED[body]) for body in PLAYED_BODIES)
+OTHER_NAMES = tuple(PLAYED[body] for body in scenarios.BODIES if body not in PLAYED_BODIES)
+"""Played by `pytest -m every_body`, after a change of `envs.bodies` or of a physics package."""
 STEPS, NUM_ENVS, EPISODE_LENGTH = 30, 3, 20
 
 
@@ -88,7 +90,7 @@ class Ran(NamedTuple):
         return dict(self.env.spec.metadata)["body"]
 
 
-@pytest.fixture(scope="module", params=slow_unless((), CONTRACT_NAMES))
+@pytest.fixture(scope="module", params=[*slow_unless((), CONTRACT_NAMES), *every_body(OTHER_NAMES)])
 def ran(request):
     env = envs.make(request.param, episode_length=EPISODE_LENGTH)
     functions, actions = compiled(env), random_actions(env, seed=0)
@@ -210,23 +212,30 @@ def test_every_name_without_compiling(body, monkeypatch):
 # C MuJoCo as the oracle
 
 FIRST_STEPS = {
+    "ant": (3, 6.0, 0.6),  # 1 Newton iteration and explicit damping, felt wherever a joint is at the end of its range
     "coupled_halfcheetah": (5, 1e-3, 1e-3),
     "halfcheetah": (5, 1e-3, 0.6),  # paid one simulation step late
     "hopper": (5, 0.4, 0.04),  # Euler instead of Runge and Kutta
+    "humanoid": (5, 8.0, 0.1),  # as ant
+    "humanoidstandup": (3, 5.0, 1.0),
     "manyagent_swimmer": (5, 0.02, 1e-3),
+    "pusher": (5, 1e-4, 1e-4),
     "reacher": (5, 1e-4, 1e-4),
+    "swimmer": (5, 1e-4, 1e-4),
+    "walker2d": (5, 3.0, 0.2),  # as hopper
 }
 """Steps, and bounds on the differences of observations and rewards in them; the largest entries of an observation, the
 velocities, change by 1 to 20 in a step."""
+MANYAGENT_ANT = {"floor": (1, 1e-3, 1e-3), "air": (4, 2e-2, 1e-3)}
+"""MJX and C lay friction in other directions where a capsule meets the floor, which one step there shows."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start", ["floor", "air"])
 def test_first_steps_are_those_of_c_mujoco(ran, start):
     """Gymnasium's environment in the states of a reset, or in those lifted off the floor, under the same actions."""
     if start == "air" and ran.body not in c_world.LIFTS:
         pytest.skip("it touches no floor")
-    steps, *bounds = FIRST_STEPS[ran.body]
+    steps, *bounds = MANYAGENT_ANT[start] if ran.body == "manyagent_ant" else FIRST_STEPS[ran.body]
     env_state = c_world.lifted(ran.env, ran.env_state, c_world.LIFTS[ran.body] if start == "air" else 0.0)
     seen = ran.steps if start == "floor" else ran.compiled.play(env_state, ran.actions)
     obs, reward, terminated = c_world.steps(ran.env, env_state, ran.actions[:steps])
@@ -238,8 +247,9 @@ def test_first_steps_are_those_of_c_mujoco(ran, start):
 # Brax itself as the oracle
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ran", [PLAYED["halfcheetah"]], indirect=True)
+@pytest.mark.parametrize(
+    "ran", [*slow_unless((), [PLAYED["ant"]]), *every_body([PLAYED["humanoid"], PLAYED["halfcheetah"]])], indirect=True
+)
 def test_same_as_brax(ran):
     """A few steps of Brax's own environment, its whole state carried, from the same keys with the actions in its order.
 

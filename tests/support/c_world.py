@@ -10,9 +10,14 @@ from envs.bodies import mjx_engine
 from marl_kl.analysis.bodies import mujoco_check, poses
 
 LIFTS = {
+    "ant": 0.3,
     "coupled_halfcheetah": 1.0,
     "halfcheetah": 1.0,
     "hopper": 1.0,
+    "humanoid": 0.4,
+    "humanoidstandup": 1.0,
+    "manyagent_ant": 2.0,
+    "walker2d": 0.6,
 }
 """How far bodies are raised, so that for some steps nothing touches the floor and no episode ends in which the engines
 have different rewards."""
