@@ -41,6 +41,7 @@ class CrossFit(NamedTuple):
     Attributes:
         slope: [] in-sample slope g'x, noise included.
         signal: [] s, the unbiased estimate of the true slope along x; may be negative.
+        in_sample: [] (g_A'x_A + g_B'x_B) / 2, what s would be on the samples that the directions were fitted to.
         curvature: [] x'Fx on the full batch.
         directions: [2, P] x_A and x_B.
         held_out_curvature: [2] of x_A on B and of x_B on A.
@@ -49,6 +50,7 @@ class CrossFit(NamedTuple):
 
     slope: jax.Array
     signal: jax.Array
+    in_sample: jax.Array
     curvature: jax.Array
     directions: jax.Array
     held_out_curvature: jax.Array
@@ -56,9 +58,12 @@ class CrossFit(NamedTuple):
 
     @property
     def signal_fraction(self) -> jax.Array:
-        """[] the part of the slope that is signal: 1 without noise, about 0 (or below) without signal."""
-        usable = self.slope > 0
-        return jnp.where(usable, self.signal / jnp.where(usable, self.slope, 1.0), 0.0)
+        """[] what the other half confirms of a half's slope: 1 without noise, about 0 (or below) without signal.
+
+        Not s / g'x: half of s is in g'x, so that the mean of that noisy ratio would be too small.
+        """
+        usable = self.in_sample > 0
+        return jnp.where(usable, self.signal / jnp.where(usable, self.in_sample, 1.0), 0.0)
 
 
 def halves(rows: Any, num_envs: int) -> Any:
@@ -114,6 +119,7 @@ def cross_fit(actor: Actor, config: TrustRegionConfig, params: Params, split: Ag
     return CrossFit(
         slope=jnp.vdot(jnp.mean(gradients, axis=0), direction),
         signal=jnp.mean(jnp.sum(gradients[::-1] * directions, axis=1)),
+        in_sample=jnp.mean(jnp.sum(gradients * directions, axis=1)),
         curvature=jnp.mean(curvatures(jnp.stack([direction, direction]))),
         directions=directions,
         held_out_curvature=curvatures(directions[::-1])[::-1],

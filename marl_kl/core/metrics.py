@@ -23,7 +23,7 @@ TEAM_METRICS = {
 AGENT_METRICS = {
     "utility": "expected gain of the agent's trial step at an equal share of the budget, before any update "
     "(hatrpo, which does not need it: before its own update; sharing parameters: of the one step of all)",
-    "signal_fraction": "part of the agent's predicted gain that the other half of the environments confirms: 1 without "
+    "signal_fraction": "part of the gain predicted on one half of the environments that the other half confirms: 1 without "
     "sampling noise, about 0 if the batch is too small to show a direction (reported with utility=cross_fitted, and with measure_signal)",
     "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
     "kl": "mean KL(old || new) that the agent spent",

@@ -66,7 +66,8 @@ def test_a_fit_is_two_plain_fits(float64):
     np.testing.assert_allclose(fit.slope, (g[0] + g[1]) @ mean / 2, rtol=1e-9)
     np.testing.assert_allclose(fit.curvature, mean @ fisher[2] @ mean, rtol=1e-9)
     np.testing.assert_allclose(fit.held_out_curvature, [x[0] @ fisher[1] @ x[0], x[1] @ fisher[0] @ x[1]], rtol=1e-9)
-    np.testing.assert_allclose(fit.signal_fraction, fit.signal / fit.slope)
+    np.testing.assert_allclose(fit.in_sample, (g[0] @ x[0] + g[1] @ x[1]) / 2, rtol=1e-9)
+    np.testing.assert_allclose(fit.signal_fraction, fit.signal / fit.in_sample)
 
     trial = held_out_trial(actor, params, split, fit, jnp.asarray(RADIUS), NUM_ENVS)
     ratio, divergence = np.zeros(batch.weight.shape), []
@@ -165,5 +166,5 @@ def test_one_agent_and_the_first_update():
 
 def test_without_a_slope_the_signal_fraction_is_zero():
     nothing = jnp.zeros(())
-    fit = cross_fitting.CrossFit(nothing, nothing, nothing, jnp.zeros((2, 4)), jnp.zeros(2), ())
+    fit = cross_fitting.CrossFit(nothing, nothing, nothing, nothing, jnp.zeros((2, 4)), jnp.zeros(2), ())
     assert fit.signal_fraction == 0
