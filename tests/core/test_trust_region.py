@@ -62,7 +62,7 @@ CASES = pytest.mark.parametrize(
 def test_fisher_product_equals_the_dense_hessian_of_the_kl(spec, masked, float64):
     actor, params, batch = problem(spec, TrustRegionConfig(hidden_sizes=(5, 4)), masked)
     theta, kl = mean_kl(actor, params, batch)
-    hessian = jax.hessian(kl)(theta)
+    hessian = jax.jit(jax.hessian(kl))(theta)
     _, unravel = ravel_pytree(params)
     product = fisher_product(
         lambda t: actor.outputs(unravel(t), batch.obs),
@@ -70,7 +70,7 @@ def test_fisher_product_equals_the_dense_hessian_of_the_kl(spec, masked, float64
         lambda outputs, v: actor.distribution(outputs, batch.action_mask).fisher_product(v),
         BATCH,
     )
-    dense = jax.vmap(product, out_axes=1)(jnp.eye(len(theta)))
+    dense = jax.jit(jax.vmap(product, out_axes=1))(jnp.eye(len(theta)))
     np.testing.assert_allclose(dense, hessian, atol=1e-12)
 
 
@@ -86,7 +86,7 @@ def test_proposal_equals_a_direct_solve(spec, masked, float64):
         old, new = (actor.distribution(actor.outputs(unravel(x), batch.obs), batch.action_mask) for x in (theta, t))
         return jnp.mean((jnp.exp(new.log_prob(batch.action) - old.log_prob(batch.action)) - 1) * batch.weight)
 
-    fisher, gradient = jax.hessian(kl)(theta), jax.grad(surrogate)(theta)
+    fisher, gradient = jax.jit(jax.hessian(kl))(theta), jax.jit(jax.grad(surrogate))(theta)
     expected = jnp.linalg.solve(fisher + config.cg_damping * jnp.eye(len(theta)), gradient)
     proposal = trust_region.propose(actor, config, params, batch)
     np.testing.assert_allclose(proposal.direction, expected, atol=1e-9)

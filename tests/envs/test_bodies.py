@@ -469,7 +469,7 @@ def test_unknown_names(name, sentence):
         ({"obs": "local"}, "obs='local'; accepted: 'full'"),
         ({"obs": True}, "obs=True; accepted: 'full'"),
         ({"agent_id": 1}, "agent_id=1; accepted: None, True, False"),
-        ({"episode_length": 0}, "episode_length=0; it must be at least 1"),
+        ({"episode_length": 0}, "episode_length=0; it must be an integer >= 1"),
         ({"episode_length": 10.5}, "episode_length=10.5; it must be an integer"),
         ({"partition": "3x3"}, "3 x 3 = 9, but the ant has 8 joints"),
         ({"partition": [["hip_1", "hip_1"]]}, "joint 'hip_1' is given 2 times"),

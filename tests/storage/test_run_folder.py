@@ -144,7 +144,7 @@ def test_unfinished_files_of_a_killed_process_are_removed_by_the_next(tmp_path):
 def test_a_read_only_folder_gives_a_one_line_error(tmp_path, monkeypatch):
     out = _created(tmp_path / "run")
 
-    def refuse(self, *_):
+    def refuse(self, *_, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(type(out), "open", refuse)
