@@ -48,14 +48,10 @@ def make(name: str, **options) -> Env:
     return env._replace(spec=dataclasses.replace(env.spec, options=_recorded(options)))
 
 
-def options(name: str) -> dict[str, Any]:
-    """The options of `make(name, ...)` by name, with their defaults; those of JaxMARL's own are not listed."""
+def options(name: str) -> tuple[str, ...]:
+    """The names of the options of `make(name, ...)`; those of JaxMARL's own are not listed."""
     parameters = inspect.signature(_factory(name)).parameters.values()
-    return {
-        parameter.name: None if parameter.default is parameter.empty else parameter.default
-        for parameter in parameters
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
+    return tuple(parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD)
 
 
 def _factory(name: str) -> Callable[..., Env]:

@@ -2,7 +2,7 @@
 
 python -m experiments.bodies_at_scale --quick
 
-Pieces are stored one by one beside the results, each as soon as it is done: the same command goes on where it was
+Pieces are stored one by one next to the results, each as soon as it is done: the same command resumes where it was
 stopped, inside a piece too, and `--report` shows those that exist. All methods take matched line searches, so that equal
 budgets are equal KL; the share really spent is in the tables. Every method is tuned with the same number of trials, the
 trust-region methods by HATRPO's search: one joint budget for all, chosen for the baseline.
@@ -33,7 +33,7 @@ STUDY_NAME = "bodies_at_scale"
 
 
 class Method(NamedTuple):
-    """label: in tables. algorithm: its name. fields: of its config, beside the preset's."""
+    """label: in tables. algorithm: its name. fields: of its config, in addition to the preset's."""
 
     label: str
     algorithm: str
@@ -165,7 +165,7 @@ def _facts(scenario: str, method: str, config: marl_kl.Config) -> dict[str, Any]
 
 
 def _work(size: str, name: str) -> Path:
-    """Where a piece that was interrupted goes on."""
+    """Where a piece that was interrupted is resumed."""
     return study.WORK / f"{STUDY_NAME}-{size}" / name
 
 
@@ -357,7 +357,7 @@ def _trials(name: str, values: study.Values) -> list[str]:
 
 
 def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
-    """Left sampled returns in training, right evaluations of the deterministic team."""
+    """Left sampled returns in training, right evaluations of the deterministic policies."""
     figure = Figure(figsize=(9.0, 2.7 * len(by_scenario) + 0.8), layout="constrained")
     panels = figure.subplots(len(by_scenario), 2, squeeze=False, sharex="row", sharey="row")
     for (scenario, values), (training, evaluation) in zip(by_scenario.items(), panels):
@@ -371,7 +371,7 @@ def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
         for axes in (training, evaluation):
             axes.set_xlim(left=0)
             styles.clean(axes)
-    panels[0][1].set_title("deterministic team", fontsize=9, loc="right")
+    panels[0][1].set_title("deterministic policies", fontsize=9, loc="right")
     panels[0][0].set_title("sampled, in training", fontsize=9, loc="right")
     for axes in panels[-1]:
         axes.set_xlabel("env steps per seed (millions)")

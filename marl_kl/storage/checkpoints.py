@@ -170,9 +170,7 @@ def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -
 
 def _restore_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
     shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
-    if 0 in shape.shape:
-        return np.zeros(shape.shape, shape.dtype)
-    if name not in leaves and name.endswith(_SINCE_0_2):
+    if 0 in shape.shape or (name not in leaves and name.endswith(_SINCE_0_2)):
         return np.zeros(shape.shape, shape.dtype)
     if name not in leaves:
         raise RunFolderError(f"{source} lacks '{name}' of this run")

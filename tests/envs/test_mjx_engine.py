@@ -66,7 +66,7 @@ def test_first_steps(body):
     """From the same state with the same controls; relative to the largest entry.
 
     The ant is in the air, as MJX and C lay friction in other directions where a capsule meets the floor. Bodies whose
-    default engine is mjx play beside C in tests/envs/test_bodies.py.
+    default engine is mjx are compared with C in tests/envs/test_bodies.py.
     """
     tolerance = 1e-4
     physics, env = mjx_engine.load(body), gymnasium_env(body)

@@ -17,7 +17,7 @@ def programs_are_shared():
     compiled once, unless a test replaces what they are made of.
 
     A resumed run then continues with the very program that it began with. That it compiles the same one again is tested
-    where runs go on in another process.
+    where runs are resumed in another process.
     """
     compile_programs = Programs.compile
 
