@@ -57,6 +57,8 @@ class EnvSpec:
         sub_actions: for multi-discrete actions, per agent the number of choices of each of its sub-actions; else None.
         action_low, action_high: for continuous actions, per agent and real dimension the bounds of the control range, to
             which `step` clips; None if actions are unbounded.
+        observation_shape: the shape of every agent's observation before it was flattened, for encoders of images:
+            (height, width, channels); None: it is a vector.
 
     Raises:
         ValueError: fields that contradict each other.
@@ -76,6 +78,7 @@ class EnvSpec:
     sub_actions: tuple[tuple[int, ...], ...] | None = None
     action_low: tuple[tuple[float, ...], ...] | None = None
     action_high: tuple[tuple[float, ...], ...] | None = None
+    observation_shape: tuple[int, ...] | None = None
 
     @property
     def num_agents(self) -> int:
@@ -169,6 +172,11 @@ class EnvSpec:
         for field in ("observation_sizes", "action_sizes"):
             for size in getattr(self, field):
                 check_integer(f"env '{self.name}': a size in {field}", size, 1)
+        if self.observation_shape is not None and set(self.observation_sizes) != {math.prod(self.observation_shape)}:
+            raise ValueError(
+                f"env '{self.name}': observation_shape={self.observation_shape!r}; it must have as many entries as every "
+                f"agent's observation, {self.observation_sizes}"
+            )
         check_integer(f"env '{self.name}': state_size", self.state_size, 1)
         check_integer(f"env '{self.name}': episode_length", self.episode_length, 1)
 

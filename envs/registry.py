@@ -12,7 +12,7 @@ from envs import games, paxmen
 from envs.adapters import jaxmarl
 from envs.base import Env
 from envs.bodies import scenarios
-from envs.validation import suggest
+from envs.validation import imported, is_path, suggest
 
 _FACTORIES: dict[str, Callable[..., Env]] = {
     **games.FACTORIES,
@@ -31,7 +31,8 @@ def make(name: str, **options) -> Env:
 
     Args:
         name: one of `names()`; also in other spellings ("Ant-v2-4x2", "10x2 Swimmer", "PaxMen 5"), any
-            `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`.
+            `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`. Or the path of a function of your
+            own that returns an `Env`, "my_package.orchard:make_orchard", which is then the environment's name.
         **options: keyword arguments of that environment's factory, described where it is defined
             (`help(envs.games.matrix_game)`, `help(envs.bodies.scenarios.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
 
@@ -45,7 +46,10 @@ def make(name: str, **options) -> Env:
     if unknown and not checks_options:
         raise ValueError(f"env {name!r}: unknown option {unknown[0]!r}; accepted: {', '.join(accepted)}")
     env = factory(**options)
-    return env._replace(spec=dataclasses.replace(env.spec, options=_recorded(options)))
+    if not isinstance(env, Env):
+        raise ValueError(f"env {name!r} returns a {type(env).__name__}; it must return an envs.Env")
+    made_by = {"name": name} if is_path(name) else {}
+    return env._replace(spec=dataclasses.replace(env.spec, options=_recorded(options), **made_by))
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -57,9 +61,18 @@ def options(name: str) -> tuple[str, ...]:
 def _factory(name: str) -> Callable[..., Env]:
     if not isinstance(name, str):
         raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
+    if is_path(name):
+        return _own_factory(name)
     factory = _FACTORIES.get(name) or jaxmarl.find(name) or paxmen.find(name) or scenarios.find(name)
     if factory is None:
         raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
+    return factory
+
+
+def _own_factory(path: str) -> Callable[..., Env]:
+    factory = imported(path, "env")
+    if isinstance(factory, Env) or not callable(factory):
+        raise ValueError(f"env {path!r} is a {type(factory).__name__}; it must be a function that returns an envs.Env")
     return factory
 
 

@@ -71,14 +71,14 @@ def pieces(size: str) -> list[Piece]:
 
 
 def _batch_config(size: Size) -> marl_kl.TrustRegionConfig:
-    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden, **settings.PUBLISHED)
+    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden, **settings.UNEVALUATED, **settings.PUBLISHED)
 
 
 def _training_config(size: Size) -> marl_kl.TrustRegionConfig:
     """That of `brax_suite`, but for the networks."""
     return presets.config(
         "quick", "ant_4x2", "hatrpo", num_envs=size.num_envs, rollout_length=size.rollout_length,
-        hidden_sizes=size.hidden, **settings.PUBLISHED,
+        hidden_sizes=size.hidden, eval_episodes=16, eval_interval=0, **settings.PUBLISHED,
     )  # fmt: skip
 
 

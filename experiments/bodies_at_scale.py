@@ -94,9 +94,10 @@ SIZES = {
     "quick": Size(
         _BODIES | _UNLIKE_AGENTS, 1_000_000, 4, 2, 32, 128,
         [
-            ("ant_4x2", _REQUIRED[:2]),
+            ("ant_4x2", ["hatrpo", "hatrpo_w_cross"]),
+            ("ant_4x2", ["hatrpo_w"]),
             ("ant_3|1", _REQUIRED[:4]),
-            ("ant_4x2", _REQUIRED[2:]),
+            ("ant_4x2", _REQUIRED),
             ("hopper_3x1", _REQUIRED),
             ("walker2d_3x2", _REQUIRED),
             ("humanoid_9|8", _REQUIRED[:4]),

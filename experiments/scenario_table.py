@@ -5,6 +5,7 @@ python -m experiments.scenario_table
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -58,10 +59,20 @@ def scenario(body: str) -> str:
     return f"{body}_{scenarios.BODIES[body].splits[0]}"
 
 
+@functools.cache
+def default_engine(body: str) -> tuple[str, str]:
+    """Engine and backend."""
+    facts = dict(envs.make(scenario(body)).spec.metadata)
+    return facts["engine"], facts["backend"]
+
+
 def difference_row(body: str) -> list[str]:
     """One line of the table of differences; what can touch what is counted in the models."""
-    facts = dict(envs.make(scenario(body)).spec.metadata)
-    derived = () if facts["engine"] == "mjx" else mujoco_check.counterpart(envs.make(scenario(body), obs=1)).differences
+    derived = (
+        ()
+        if default_engine(body)[0] == "mjx"
+        else mujoco_check.counterpart(envs.make(scenario(body), obs=1)).differences
+    )
     phrases = (*derived, *_MORE_DIFFERENCES.get(body, ()))
     return [body, "; ".join(phrases) if phrases else "none but rounding"]
 
@@ -87,8 +98,7 @@ def speed_row(measured: dict) -> list[str]:
     body, backend = measured["body"], measured["backend"]
     on_gymnasium = backend == "gymnasium"
     engine, backend = ("mjx", "mjx") if on_gymnasium else ("brax", backend)
-    facts = dict(envs.make(next(name for name in scenarios.FACTORIES if name.startswith(f"{body}_"))).spec.metadata)
-    is_default = (facts["engine"], facts["backend"]) == (engine, backend)
+    is_default = default_engine(body) == (engine, backend)
     cells = [
         body, f"{engine}, {backend}", "yes" if is_default else "", f"{measured['steps_per_s']:,.0f}",
         f"{measured['compile_s']:.0f}", f"{measured['moved']:.2g}", f"{measured['error']:.1g}",

@@ -15,6 +15,9 @@ NO_MATTER = ("chunk_updates", "save_interval", "checkpoints_kept")
 PUBLISHED = {"line_search": "geometric"}
 """Fields of trust-region configs in the studies whose results are about the algorithms as published."""
 
+UNEVALUATED: dict[str, int] = {"eval_episodes": 32, "eval_interval": 0}
+"""Fields of configs in the studies that train without evaluations, as they are stored with their results."""
+
 
 def of_config(config: Config) -> dict[str, Any]:
     """The fields by name, those in `NO_MATTER` left out; infinity, which JSON lacks, as a text."""

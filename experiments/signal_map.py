@@ -41,10 +41,11 @@ class Size(NamedTuple):
     budgets: tuple[float, ...]
     env_steps: int
     seeds: int
+    methods: tuple[str, ...] = PLAYED
 
 
 SIZES = {
-    "smoke": Size((64,), (0.02,), 256, 2),
+    "smoke": Size((64,), (0.02,), 256, 2, ("hatrpo", "hatrpo_w_cross")),
     "quick": Size((512,), (0.02,), 65_536, 8),
     "full": Size((512, 2048, 8192), (0.005, 0.02, 0.08), 1_048_576, 16),
 }
@@ -87,6 +88,7 @@ def _config(method: str, samples: int):
     config_class = marl_kl.core.algorithms.get(METHODS[method].algorithm).config_class
     return config_class(
         num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2, init_std=1.0, cg_subsample=0.25,
+        **settings.UNEVALUATED,
         **METHODS[method].fields,
     )  # fmt: skip
 
@@ -103,7 +105,7 @@ def pieces(size: str) -> list[Piece]:
             functools.partial(play, method, samples, chosen),
         )
         for samples in chosen.samples
-        for method in PLAYED
+        for method in chosen.methods
     ]  # fmt: skip
 
 
@@ -166,7 +168,7 @@ def _gain(results: Results, method: str, samples: int, which: str, at: tuple[int
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    compared = [method for method in PLAYED if method != "hatrpo"]
+    compared = [method for method in size.methods if method != "hatrpo"]
     cells = [(s, b, r) for s in range(len(size.samples)) for b in range(len(size.budgets)) for r in range(len(RATIOS))]
 
     def table(cell, methods):
@@ -184,7 +186,7 @@ def report(results: Results) -> Report:
         values = results.pieces[f"{method}-{samples}"]
         return " ".join(f"{100 * part:.0f}" for part in values["signal"][at].mean(0)) if "signal" in values else "–"
 
-    spent = {m: np.mean([results.pieces[f"{m}-{s}"]["spent"] for s in size.samples]) for m in PLAYED}
+    spent = {m: np.mean([results.pieces[f"{m}-{s}"]["spent"] for s in size.samples]) for m in size.methods}
     tables = {
         "area": table(lambda m, s, at: _gain(results, m, s, "area", at).text(), compared),
         "final": table(lambda m, s, at: _gain(results, m, s, "final", at).text(), compared),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from envs.validation import suggest
+from envs.validation import is_path, path_of, suggest
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -27,6 +27,7 @@ _UNIT: _Check = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _OPEN_UNIT: _Check = (lambda x: 0 < x < 1, "in (0, 1)")
 _BELOW_ONE: _Check = (lambda x: 0 <= x < 1, "in [0, 1)")
 _ANY: _Check = (lambda x: True, "")
+_PATH: _Check = (lambda x: not x or is_path(x), "a path 'module:function', or empty for none")
 
 
 def _one_of(*options: str) -> _Check:
@@ -37,16 +38,20 @@ _INT32, _INT64, _FLOAT32 = 2**31, 2**63, 2.0**128
 """Exclusive upper bounds of integers on the device, integers on the host only, and floats."""
 
 
-def _number(default: float, text: str, check: _Check = _POSITIVE):
-    """A traced field."""
+def traced(default: float, text: str, check: _Check = _POSITIVE):
+    """A traced field: `default`, its help, and which values it takes (a test of a value, and that in words)."""
     return dataclasses.field(
         default=default, metadata={"help": text, "static": False, "check": check, "below": _FLOAT32}
     )
 
 
-def _static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
-    """A static field."""
+def static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
+    """A static field, like `traced`; `below` limits integers."""
     return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check, "below": below})
+
+
+EVALUATIONS = 20
+"""In a run, if its `eval_interval` is not set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,49 +62,55 @@ class Config:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
     """
 
-    total_env_steps: int = _static(1_000_000, "env steps per seed (one env step is one joint step)", below=_INT64)
-    num_envs: int = _static(32, "parallel environments per seed")
-    rollout_length: int = _static(128, "env steps per environment between two updates")
-    gamma: float = _number(0.99, "discount", _UNIT)
-    gae_lambda: float = _number(0.95, "GAE's lambda", _UNIT)
-    normalize_observations: bool = _static(True, "standardise observations and states by running moments", _ANY)
+    total_env_steps: int = static(1_000_000, "env steps per seed (one env step is one joint step)", below=_INT64)
+    num_envs: int = static(32, "parallel environments per seed")
+    rollout_length: int = static(128, "env steps per environment between two updates")
+    gamma: float = traced(0.99, "discount", _UNIT)
+    gae_lambda: float = traced(0.95, "GAE's lambda", _UNIT)
+    normalize_observations: bool = static(True, "standardise observations and states by running moments", _ANY)
 
-    hidden_sizes: tuple[int, ...] = _static(
+    hidden_sizes: tuple[int, ...] = static(
         (64, 64),
         "hidden layer widths of actors and critic",
         (lambda x: len(x) > 0 and all(w > 0 for w in x), "> 0, at least one"),
     )
-    activation: str = _static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
-    init_std: float = _number(0.37, "initial standard deviation of Gaussian policies")
-    squash: bool = _static(
+    activation: str = static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
+    init_std: float = traced(0.37, "initial standard deviation of Gaussian policies")
+    squash: bool = static(
         False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY
     )
-    share_parameters: bool = _static(
+    share_parameters: bool = static(
         False, "one actor network for all agents (not for happo, hatrpo_w, hatrpo_g, hatrpo_n)", _ANY
     )
-    agent_ids: bool = _static(
+    agent_ids: bool = static(
         True, "append a one-hot agent id to the inputs of a shared network; no effect without share_parameters", _ANY
     )
-    recurrent: bool = _static(False, "recurrent actors: a GRU after their hidden layers, reset with each episode", _ANY)
-    recurrent_critic: bool = _static(False, "recurrent critic, whether the actors are or not", _ANY)
-    recurrent_size: int = _static(64, "width of the GRUs")
+    recurrent: bool = static(False, "recurrent actors: a GRU after their hidden layers, reset with each episode", _ANY)
+    recurrent_critic: bool = static(False, "recurrent critic, whether the actors are or not", _ANY)
+    recurrent_size: int = static(64, "width of the GRUs")
+    actor_encoder: str = static(
+        "", "path of a function spec -> flax module that encodes each actor's inputs before its hidden layers", _PATH
+    )
+    critic_encoder: str = static("", "the same for the critic's inputs", _PATH)
 
-    critic_lr: float = _number(1e-3, "Adam step size of the critic")
-    critic_epochs: int = _static(5, "passes of the critic over each batch")
-    critic_minibatches: int = _static(
+    critic_lr: float = traced(1e-3, "Adam step size of the critic")
+    critic_epochs: int = static(5, "passes of the critic over each batch")
+    critic_minibatches: int = static(
         4, "minibatches per pass; must divide num_envs * rollout_length (num_envs if the critic is recurrent)"
     )
-    critic_max_grad_norm: float = _number(10.0, "global gradient norm at which the critic's step is clipped")
-    huber_delta: float = _number(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
-    value_clip: float = _number(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
+    critic_max_grad_norm: float = traced(10.0, "global gradient norm at which the critic's step is clipped")
+    huber_delta: float = traced(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
+    value_clip: float = traced(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
 
-    eval_episodes: int = _static(32, "evaluation episodes per seed: parallel environments, one episode each")
-    eval_interval: int = _static(
-        0, "updates between evaluations; 0: only before the first and after the last", _NON_NEGATIVE
+    eval_episodes: int = static(16, "evaluation episodes per seed: parallel environments, one episode each")
+    eval_interval: int = static(
+        -1,
+        f"updates between evaluations; 0: only before the first and after the last; -1: {EVALUATIONS} times",
+        (lambda x: x >= -1, ">= -1"),
     )
-    save_interval: int = _static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
-    checkpoints_kept: int = _static(2, "checkpoints kept in the run folder: the newest ones")
-    chunk_updates: int = _static(10, "updates per compiled chunk, between two host syncs")
+    save_interval: int = static(50, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
+    checkpoints_kept: int = static(2, "checkpoints kept in the run folder: the newest ones")
+    chunk_updates: int = static(10, "updates per compiled chunk, between two host syncs")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -122,13 +133,18 @@ class Config:
         return -(-self.total_env_steps // self.batch_size)
 
     @property
+    def updates_per_evaluation(self) -> int:
+        """`eval_interval` as a number of updates; 0: there are no evaluations but the first and the last."""
+        return max(1, self.num_updates // EVALUATIONS) if self.eval_interval < 0 else self.eval_interval
+
+    @property
     def traced_fields(self) -> dict[str, float]:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
     def next_stop(self, done: int) -> int:
         """Updates made at the next host sync after `done`: end of a chunk, evaluation, save or end of the run."""
-        intervals = (self.eval_interval, self.save_interval)
+        intervals = (self.updates_per_evaluation, self.save_interval)
         multiples = ((done // every + 1) * every for every in intervals if every)
         return min(done + self.chunk_updates, self.num_updates, *multiples)
 
@@ -187,40 +203,40 @@ class TrustRegionConfig(Config):
     threshold of about 0.005 here.
     """
 
-    kl_budget: float = _number(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
-    cg_iters: int = _static(10, "conjugate-gradient iterations, at most")
-    cg_damping: float = _number(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
-    cg_tol: float = _number(
+    kl_budget: float = traced(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
+    cg_iters: int = static(10, "conjugate-gradient iterations, at most")
+    cg_damping: float = traced(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
+    cg_tol: float = traced(
         1e-10, "stop conjugate gradient at this squared residual, relative to the gradient's", _NON_NEGATIVE
     )
-    cg_subsample: float = _static(
+    cg_subsample: float = static(
         0.1, "share of the batch (of its environments if recurrent) that Fisher products use; 1: all of it", _FRACTION
     )
-    line_search_steps: int = _static(10, "step sizes tried before an agent keeps its old parameters")
-    line_search: Literal["kl_matched", "geometric"] = _static(
+    line_search_steps: int = static(10, "step sizes tried before an agent keeps its old parameters")
+    line_search: Literal["kl_matched", "geometric"] = static(
         "kl_matched",
         "next step size: the one at which KL should equal the threshold, or backtrack_coef times the last (as published)",
         _one_of("kl_matched", "geometric"),
     )
-    backtrack_coef: float = _number(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
-    accept_ratio: float = _number(0.5, "least share of the predicted gain that a step must reach", _UNIT)
-    allocation_epsilon: float = _number(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
-    utility: Literal["first_order", "measured", "cross_fitted"] = _static(
+    backtrack_coef: float = traced(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
+    accept_ratio: float = traced(0.5, "least share of the predicted gain that a step must reach", _UNIT)
+    allocation_epsilon: float = traced(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
+    utility: Literal["first_order", "measured", "cross_fitted"] = static(
         "first_order",
         "an agent's utility: the predicted gain of its trial step, the measured one (both on the samples it was fitted "
         "to, as published), or the gain that the other half of the environments predicts",
         _one_of("first_order", "measured", "cross_fitted"),
     )
-    utility_smoothing: float = _number(
+    utility_smoothing: float = traced(
         0.0,
         "weight of earlier updates in the exponential average of utilities, whose differences then count as far as they "
         "exceed their noise; 0: this update's utilities as they are",
         _BELOW_ONE,
     )
-    measure_signal: bool = _static(
+    measure_signal: bool = static(
         False, "report signal_fraction even if utilities are not cross-fitted (costs a trial step per agent)", _ANY
     )
-    greedy_share: Literal["proportional", "all"] = _static(
+    greedy_share: Literal["proportional", "all"] = static(
         "proportional",
         "share of the remaining budget that HATRPO-G allocates to the next agent: score / sum of scores, or all of it",
         _one_of("proportional", "all"),
@@ -231,16 +247,16 @@ class TrustRegionConfig(Config):
 class FirstOrderConfig(Config):
     """Fields of the first-order algorithms (HAPPO, MAPPO and their relatives): a surrogate maximised by Adam."""
 
-    actor_lr: float = _number(5e-4, "Adam step size of the actors")
-    anneal_lr: bool = _static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
-    actor_epochs: int = _static(5, "passes of each actor over each batch")
-    actor_minibatches: int = _static(
+    actor_lr: float = traced(5e-4, "Adam step size of the actors")
+    anneal_lr: bool = static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
+    actor_epochs: int = static(5, "passes of each actor over each batch")
+    actor_minibatches: int = static(
         1, "minibatches per pass; must divide num_envs * rollout_length (num_envs if recurrent)"
     )
-    actor_max_grad_norm: float = _number(10.0, "global gradient norm at which an actor's gradient is clipped")
-    clip_eps: float = _number(0.2, "epsilon of the surrogate: how far a probability ratio should differ from 1")
-    ent_coef: float = _number(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
-    target_kl: float = _number(
+    actor_max_grad_norm: float = traced(10.0, "global gradient norm at which an actor's gradient is clipped")
+    clip_eps: float = traced(0.2, "epsilon of the surrogate: how far a probability ratio should differ from 1")
+    ent_coef: float = traced(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
+    target_kl: float = traced(
         math.inf,
         "no further step of an actor on a batch once a minibatch's mean KL(old || new) exceeds this",
         _POSITIVE_OR_INF,
@@ -306,6 +322,8 @@ def _coerce(kind: type, value):
             raise TypeError
         return float(value)
     if kind is str:
+        if callable(value):
+            return path_of(value)
         if isinstance(value, str):
             return value
         raise TypeError

@@ -57,6 +57,7 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
         **actions.spec_fields,
         state_size=size,
         episode_length=int(episode_length),
+        observation_shape=spaces.image_shape([observed]),
         metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"),),
     )
     example = spec.example_action

@@ -214,6 +214,7 @@ def from_jaxmarl(
         state_size=math.prod(observed["world_state"].shape) if has_world_state else sum(sizes),
         episode_length=ending.limit,
         team_reward=is_team_reward,
+        observation_shape=_image_shape(env, agents, observed),
         metadata=(
             ("environment", f"{type(env).__module__}.{type(env).__name__}"),
             ("jaxmarl", _version()),
@@ -366,9 +367,17 @@ def _observations(env: Any, agents: Sequence[Any]) -> Callable[[Any], list[jax.A
     """`read(observed) -> [size] float32 per agent`."""
     if "InTheGrid" in _lineage(type(env)):
         return _storm_observations
-    return lambda observed: [
-        spaces.flat_observation(_entry(observed, agent, index)) for index, agent in enumerate(agents)
-    ]
+    return lambda observed: list(map(spaces.flat_observation, _per_agent(observed, agents)))
+
+
+def _image_shape(env: Any, agents: Sequence[Any], observed: Any) -> tuple[int, ...] | None:
+    if "InTheGrid" in _lineage(type(env)):
+        return None
+    return spaces.image_shape(jax.eval_shape(lambda observed: _per_agent(observed, agents), observed))
+
+
+def _per_agent(entries: Any, agents: Sequence[Any]) -> list[Any]:
+    return [_entry(entries, agent, index) for index, agent in enumerate(agents)]
 
 
 def _storm_observations(observed: dict[str, jax.Array]) -> list[jax.Array]:

@@ -149,6 +149,13 @@ def flat_observation(observation: Any) -> jax.Array:
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(observation)])
 
 
+def image_shape(observations: Sequence[Any]) -> tuple[int, ...] | None:
+    """`EnvSpec.observation_shape` of agents with these observations, arrays or their shapes."""
+    shapes = {tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(observation)) for observation in observations}
+    array = shapes.pop() if len(shapes) == 1 else ()
+    return array[0] if len(array) == 1 and len(array[0]) > 1 else None
+
+
 def padded_rows(rows: Sequence[jax.Array], size: int) -> jax.Array:
     """[N, size]: vectors of different lengths, padded with zeros."""
     return jnp.stack([jnp.pad(row, (0, size - row.shape[0])) for row in rows])

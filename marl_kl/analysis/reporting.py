@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from envs.validation import first_line
 from marl_kl.analysis import summary
 from marl_kl.analysis.text_tables import wide_console
 from marl_kl.results import TrainResult
-from marl_kl.storage.files import first_line, write_file
+from marl_kl.storage.files import write_file
 from marl_kl.storage.run_folder import RunWarning
 
 

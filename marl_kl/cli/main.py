@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         process immediately.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(
+            os.getcwd()
+        )  # for paths of users' own environments, algorithms and networks, as `python -m` does
     try:
         arguments = _parse(argv)
         with end_on_second_interrupt():

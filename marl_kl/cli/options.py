@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from typing import Any
 import envs
 import marl_kl
 from envs.base import Env
+from envs.validation import first_line
 from marl_kl.storage import run_folder
-from marl_kl.storage.files import first_line
 from marl_kl.training import loggers
 from marl_kl.training.progress import MODES
 
@@ -85,7 +86,7 @@ def default_text(value) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def parse_field(field: dataclasses.Field, text: Any):
@@ -139,7 +140,7 @@ def _literal(text: str):
 
 def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
     """The default folder of a run; a number is added if it exists."""
-    name = f"{env_name.replace('/', '-')}-{algorithm}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{re.sub('[/:]', '-', f'{env_name}-{algorithm}')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(out for out in (Path(parent) / name for name in names) if not out.exists())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -173,15 +174,16 @@ class IndependentCritics(NamedTuple):
         return per_agent.reshape(self.num_critics, -1, *per_agent.shape[2:])
 
 
-def make_critic(config: Config, num_values: int) -> Critic:
+def make_critic(config: Config, num_values: int, encoder: nn.Module | None = None) -> Critic:
     """A critic with `num_values` heads: 1 for a team reward, one per agent otherwise."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.critic_max_grad_norm), optax.adam(config.critic_lr, eps=1e-5)
     )
     hidden_sizes = () if config.recurrent_critic else config.hidden_sizes
-    network = MLP(hidden_sizes, num_values, CRITIC_OUTPUT_GAIN, config.activation)
+    head_encoder = None if config.recurrent_critic else encoder
+    network = MLP(hidden_sizes, num_values, CRITIC_OUTPUT_GAIN, config.activation, head_encoder)
     if config.recurrent_critic:
-        network = Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, network)
+        network = Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, network, encoder)
     return Critic(network, optimizer)
 
 
@@ -196,10 +198,10 @@ def rescale_output(params: Params, old: Moments, new: Moments) -> Params:
     shift = jnp.where(fitted, (old.mean - new.mean) / new.std, 0.0)
 
     def rescale(path, leaf):
-        layer, kind = (entry.key for entry in path[-2:])
-        if layer != "output":
+        names = [entry.key for entry in path]
+        if names[-2] != "output" or "encoder" in names:
             return leaf
-        return leaf * ratio + shift if kind == "bias" else leaf * ratio
+        return leaf * ratio + shift if names[-1] == "bias" else leaf * ratio
 
     return jax.tree_util.tree_map_with_path(rescale, params)
 

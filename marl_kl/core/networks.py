@@ -1,4 +1,4 @@
-"""Actor and critic networks, feed-forward and recurrent, and the stacking of one network per agent."""
+"""Actor and critic networks, feed-forward and recurrent, encoders of users' own, and the stacking of one network per agent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import EnvSpec
+from envs.validation import first_line, imported
 from marl_kl.core.types import Carry, Params, Sequences
 
 HIDDEN_GAIN = float(np.sqrt(2.0))
@@ -42,21 +44,26 @@ def orthogonal(gain: float) -> Callable:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron with orthogonal initialisation: [..., O] -> [..., output_size]."""
+    """A multilayer perceptron with orthogonal initialisation: [..., O] -> [..., output_size].
+
+    encoder: here and below, a module before the hidden layers, [..., O] -> [..., F]; None: there is none.
+    """
 
     hidden_sizes: tuple[int, ...]
     output_size: int
     output_gain: float
     activation: str
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _hidden_layers(self.hidden_sizes, self.activation, x)
+        x = _hidden_layers(self.hidden_sizes, self.activation, self.encoder, x)
         return nn.Dense(self.output_size, kernel_init=orthogonal(self.output_gain), name="output")(x)
 
 
-def _hidden_layers(sizes: tuple[int, ...], activation: str, x: jax.Array) -> jax.Array:
-    """Dense layers of the calling module."""
+def _hidden_layers(sizes: tuple[int, ...], activation: str, encoder: nn.Module | None, x: jax.Array) -> jax.Array:
+    """An encoder and dense layers of the calling module."""
+    x = x if encoder is None else encoder(x)
     for width in sizes:
         x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
         x = getattr(nn, activation)(x)
@@ -70,10 +77,13 @@ class GaussianNetwork(nn.Module):
     output_size: int
     activation: str
     init_std: float | jax.Array
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mean = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="mean")(obs)
+        mean = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, self.encoder, name="mean")(
+            obs
+        )
         log_std = self.param("log_std", lambda _, shape: jnp.full(shape, jnp.log(self.init_std)), (self.output_size,))
         return mean, jnp.broadcast_to(log_std, mean.shape)
 
@@ -84,10 +94,13 @@ class CategoricalNetwork(nn.Module):
     hidden_sizes: tuple[int, ...]
     output_size: int
     activation: str
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        return MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
+        return MLP(
+            self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, self.encoder, name="logits"
+        )(obs)
 
 
 class MultiCategoricalNetwork(nn.Module):
@@ -97,10 +110,13 @@ class MultiCategoricalNetwork(nn.Module):
     output_size: int
     activation: str
     num_choices: int
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        logits = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, name="logits")(obs)
+        logits = MLP(
+            self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, self.encoder, name="logits"
+        )(obs)
         return logits.reshape(*logits.shape[:-1], -1, self.num_choices)
 
 
@@ -156,6 +172,7 @@ class Recurrent(nn.Module):
     recurrent_size: int
     activation: str
     head: nn.Module
+    encoder: nn.Module | None = None
 
     @property
     def output_size(self) -> int:
@@ -163,9 +180,40 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, sequences: Sequences):
-        features = _hidden_layers(self.hidden_sizes, self.activation, sequences.inputs)
+        features = _hidden_layers(self.hidden_sizes, self.activation, self.encoder, sequences.inputs)
         hidden = GRU(self.recurrent_size, name="gru")(sequences._replace(inputs=features))
         return self.head(hidden), hidden
+
+
+@functools.lru_cache(maxsize=64)
+def make_encoder(path: str, spec: EnvSpec, input_size: int) -> nn.Module | None:
+    """The module that the function at `path` makes for an environment; None for an empty path.
+
+    Args:
+        path: "module:function"; `function(spec) -> nn.Module`, [..., I] -> [..., F], whatever the leading axes.
+        spec: the environment's.
+        input_size: I.
+
+    Raises:
+        ValueError: the path leads nowhere, or the module does not encode inputs of this size.
+    """
+    if not path:
+        return None
+    module = imported(path, "encoder")(spec)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"encoder {path!r} returns a {type(module).__name__}; it must return a flax.linen.Module")
+    blank = jax.ShapeDtypeStruct((2, 3, input_size), jnp.float32)
+    try:
+        features = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x)[0], blank)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"encoder {path!r} does not take inputs of shape [..., {input_size}]: {first_line(error)}"
+        ) from error
+    if len(features.shape) != 3 or features.shape[:2] != blank.shape[:2]:
+        raise ValueError(
+            f"encoder {path!r} makes {features.shape} of inputs of shape {blank.shape}; it must keep all axes but the last"
+        )
+    return module
 
 
 def is_recurrent(network: nn.Module) -> bool:
@@ -205,7 +253,7 @@ def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
 
 def init_stacked(
     key: jax.Array,
-    make_network: Callable[[int], nn.Module],
+    make_network: Callable[[int, int], nn.Module],
     observation_sizes: tuple[int, ...],
     output_sizes: tuple[int, ...],
 ):
@@ -216,20 +264,21 @@ def init_stacked(
 
     Args:
         key: agent i draws from `fold_in(key, i)`.
-        make_network: output size -> module.
+        make_network: input size, output size -> module.
         observation_sizes, output_sizes: true sizes per agent, length N.
 
     Returns:
         A pytree like one network's parameters, with leaves [N, ...] of the padded sizes.
     """
-    largest = functools.partial(init_params, network=make_network(max(output_sizes)), input_size=max(observation_sizes))
+    largest_sizes = max(observation_sizes), max(output_sizes)
+    largest = functools.partial(init_params, network=make_network(*largest_sizes), input_size=largest_sizes[0])
     padded = jax.eval_shape(largest, jax.random.key(0))
     sizes = list(zip(observation_sizes, output_sizes))
     stacked = jax.tree.map(lambda leaf: jnp.zeros((len(sizes), *leaf.shape), leaf.dtype), padded)
     for size in dict.fromkeys(sizes):
         agents = np.asarray([i for i, other in enumerate(sizes) if other == size])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(agents)
-        params = jax.vmap(functools.partial(init_params, network=make_network(size[1]), input_size=size[0]))(keys)
+        params = jax.vmap(functools.partial(init_params, network=make_network(*size), input_size=size[0]))(keys)
         stacked = jax.tree.map(
             lambda whole, part: whole.at[(agents, *map(slice, part.shape[1:]))].set(part), stacked, params
         )

@@ -273,7 +273,7 @@ def make_actor(spec: EnvSpec, config: Config) -> Actor:
         ValueError: `squash` with actions that are not continuous or are unbounded.
     """
     shared = config.share_parameters
-    network = _network(spec, config, spec.action_size)
+    network = _network(spec, config, input_size(spec, config), spec.action_size)
     return Actor(network, _FAMILIES[spec.action_kind], shared, shared and config.agent_ids, _range(spec, config))
 
 
@@ -297,7 +297,7 @@ def num_networks(spec: EnvSpec, config: Config) -> int:
 
 def input_size(spec: EnvSpec, config: Config) -> int:
     """I: the size of `Actor.inputs`."""
-    return spec.observation_size + (spec.num_agents if make_actor(spec, config).agent_ids else 0)
+    return spec.observation_size + (spec.num_agents if config.share_parameters and config.agent_ids else 0)
 
 
 def init_obs_moments(spec: EnvSpec, config: Config) -> Moments:
@@ -315,22 +315,25 @@ def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
         sizes = (input_size(spec, config),), (spec.action_size,)
     else:
         sizes = spec.observation_sizes, spec.action_sizes
-    return networks.init_stacked(key, lambda size: _network(spec, config, size), *sizes)
+    return networks.init_stacked(key, lambda *sizes: _network(spec, config, *sizes), *sizes)
 
 
-def _network(spec: EnvSpec, config: Config, action_size: int) -> nn.Module:
+def _network(spec: EnvSpec, config: Config, inputs: int, action_size: int) -> nn.Module:
+    encoder = networks.make_encoder(config.actor_encoder, spec, inputs)
     if not config.recurrent:
-        return _feed_forward(spec, config, config.hidden_sizes, action_size)
-    head = _feed_forward(spec, config, (), action_size)
-    return networks.Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, head)
+        return _feed_forward(spec, config, config.hidden_sizes, action_size, encoder)
+    head = _feed_forward(spec, config, (), action_size, None)
+    return networks.Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, head, encoder)
 
 
-def _feed_forward(spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], action_size: int) -> nn.Module:
+def _feed_forward(
+    spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], action_size: int, encoder: nn.Module | None
+) -> nn.Module:
     if spec.action_kind == "continuous":
-        return networks.GaussianNetwork(hidden_sizes, action_size, config.activation, config.init_std)
+        return networks.GaussianNetwork(hidden_sizes, action_size, config.activation, config.init_std, encoder)
     if spec.action_kind == "multi_discrete":
-        return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices)
-    return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation)
+        return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices, encoder)
+    return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation, encoder)
 
 
 class Team(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from envs.base import Env, EnvSpec
 from marl_kl.config import Config
-from marl_kl.core import advantages, algorithms, normalizers, sequences
+from marl_kl.core import advantages, algorithms, networks, normalizers, sequences
 from marl_kl.core import critic as critics
 from marl_kl.core.critic import Critic, CriticState, IndependentCritics, ValueEstimates
 from marl_kl.core.normalizers import Moments
@@ -154,10 +154,12 @@ def _compose(spec: EnvSpec, algorithm: str | algorithms.AlgorithmSpec, config: C
         raise ValueError(f"config is a {type(config).__name__}; algorithm '{algorithm.name}' needs a {expected}")
     actor = make_actor(spec, config)
     built = algorithm.build(actor, config)
-    if built.critic_input == "observation":
-        critic = IndependentCritics(critics.make_critic(config, 1), num_networks(spec, config))
+    is_central = built.critic_input == "state"
+    encoder = networks.make_encoder(config.critic_encoder, spec, _critic_input_size(spec, config, is_central))
+    if is_central:
+        critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents, encoder)
     else:
-        critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents)
+        critic = IndependentCritics(critics.make_critic(config, 1, encoder), num_networks(spec, config))
     return _Components(actor, critic, built)
 
 
@@ -166,11 +168,15 @@ def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, components: _Co
     actors = init_actors(key_actors, spec, config)
     return Learner(
         actors,
-        components.critic.init(key_critic, spec.state_size if components.is_central else input_size(spec, config)),
+        components.critic.init(key_critic, _critic_input_size(spec, config, components.is_central)),
         init_obs_moments(spec, config),
         normalizers.init((spec.state_size,)),
         components.algorithm.init(actors),
     )
+
+
+def _critic_input_size(spec: EnvSpec, config: Config, is_central: bool) -> int:
+    return spec.state_size if is_central else input_size(spec, config)
 
 
 def _critic_inputs(components: _Components, learner: Learner, obs: jax.Array, state: jax.Array) -> jax.Array:

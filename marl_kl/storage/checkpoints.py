@@ -45,12 +45,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from envs.validation import first_line
 from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage.best import Best
 from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
     RunFolderError,
-    first_line,
     one_line_error,
     remove_leftovers,
     sync_folder,

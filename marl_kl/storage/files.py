@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+from envs.validation import first_line
+
 TEMPORARY = ".tmp-"
 """The prefix of unfinished files and folders; those that a kill leaves are removed later."""
 
@@ -100,8 +102,3 @@ def one_line_error(action: str, path: Path):
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise RunFolderError(f"cannot {action} {path}: {reason[:1].lower()}{reason[1:]}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or its name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

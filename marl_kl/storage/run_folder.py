@@ -37,9 +37,10 @@ import jax
 import numpy as np
 
 from envs.base import EnvSpec
+from envs.validation import first_line, imported, is_path
 from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure, Timing
-from marl_kl.storage.files import TEMPORARY, RunFolderError, first_line, one_line_error, remove_leftovers, write_file
+from marl_kl.storage.files import TEMPORARY, RunFolderError, one_line_error, remove_leftovers, write_file
 
 _TRUST_REGION_0_1 = {"line_search": "geometric"}
 """What version 0.1 did where it had no field yet and the default is another now."""
@@ -344,7 +345,7 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
     try:
         _refuse_other_kinds(document, name)
         spec = EnvSpec(**{name: _tuples(value) for name, value in document["env"].items()})
-        config = _config_class(document["config_class"])(**document["config"])
+        config = _config_class(document)(**document["config"])
         failures = tuple(failure_class(**failure) for failure in document["failures"])
         fingerprint(document)
         return RunRecord(
@@ -460,12 +461,11 @@ def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
     return document
 
 
-def _config_class(name: str) -> type[Config]:
+def _config_class(document: Mapping[str, Any]) -> type[Config]:
+    name, algorithm = document["config_class"], document["algorithm"]
     known = _config_classes()
-    if name not in known:
-        # algorithms may bring their own; importing them, which takes all that trains, makes it a known subclass
-        from marl_kl.core import algorithms  # noqa: F401
-
+    if name not in known and is_path(algorithm):
+        imported(algorithm, "algorithm")  # makes the config class of a user's own algorithm a known subclass
         known = _config_classes()
     if name not in known:
         raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")

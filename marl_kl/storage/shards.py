@@ -118,7 +118,7 @@ class Shard(NamedTuple):
     def evaluation_is_due(self, snapshot: Snapshot) -> bool:
         """Whether the next step is an evaluation."""
         update, evaluation = snapshot.update, snapshot.evaluation
-        is_scheduled = update in (0, self.config.num_updates) or is_due(update, self.config.eval_interval)
+        is_scheduled = update in (0, self.config.num_updates) or is_due(update, self.config.updates_per_evaluation)
         return is_scheduled and (evaluation is None or evaluation.update[-1] != update)
 
 

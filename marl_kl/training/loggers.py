@@ -24,10 +24,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from envs.validation import suggest
+from envs.validation import first_line, suggest
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_tables
-from marl_kl.storage.files import first_line
 from marl_kl.storage.run_folder import RunWarning
 
 STREAM = "log.jsonl"

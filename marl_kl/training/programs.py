@@ -16,6 +16,7 @@ from envs.base import Env
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core import evaluation
+from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
 from marl_kl.results import EpisodeStatistics
 
@@ -31,12 +32,12 @@ class Programs:
 
     Args:
         env: the environment of all runs.
-        algorithm: its name.
+        algorithm: its name or description.
         config: of one trial; its traced fields are not used.
         num_runs: R.
     """
 
-    def __init__(self, env: Env, algorithm: str, config: Config, num_runs: int):
+    def __init__(self, env: Env, algorithm: str | AlgorithmSpec, config: Config, num_runs: int):
         self._env, self._algorithm, self._config = env, algorithm, config
         self.num_runs = num_runs
         self.mesh = devices.seed_mesh(num_runs)

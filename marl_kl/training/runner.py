@@ -18,6 +18,7 @@ from marl_kl import devices
 from marl_kl.analysis import reporting
 from marl_kl.config import Config
 from marl_kl.core import algorithms
+from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import make_train
 from marl_kl.results import Failure, TrainResult
 from marl_kl.storage import checkpoints, files, run_folder
@@ -36,7 +37,7 @@ MAX_SEEDS = 2**16
 
 def train(
     env: Env,
-    algorithm: str,
+    algorithm: str | AlgorithmSpec,
     *,
     seeds: int | Sequence[int] = 1,
     out: str | PathLike | None = None,
@@ -52,7 +53,7 @@ def train(
 
     Args:
         env: from `envs.make`, or your own.
-        algorithm: one of `marl_kl.core.algorithms.names()`.
+        algorithm: one of `marl_kl.core.algorithms.names()`, or your own (`marl_kl.core.algorithms.get`).
         seeds: how many (0, 1, ...), or which.
         out: folder for metrics, figures, config and checkpoints; None stores nothing.
         resume: resume the run in `out` from its newest checkpoint, with the same bits as if it had never stopped (same
@@ -76,11 +77,10 @@ def train(
         MemoryError: the run does not fit into the devices' memory; usually reported before the first update.
     """
     check_env(env)
-    entry = algorithms.get(algorithm)
-    config = (entry.config_class() if config is None else config).replace(**fields)
-    make_train(env, entry, config)  # refuses a config of another algorithm's class
-    entry.refuse_unused(config)
-    algorithm = entry if isinstance(algorithm, algorithms.AlgorithmSpec) else entry.name
+    spec = algorithms.get(algorithm)
+    config = (spec.config_class() if config is None else config).replace(**fields)
+    make_train(env, spec, config)  # refuses a config of another algorithm's class
+    spec.refuse_unused(config)
     seeds = seed_numbers(seeds)
     loggers = chosen_loggers(loggers, has_folder=out is not None)
     display = Progress(
@@ -90,12 +90,13 @@ def train(
         kl_budget=getattr(config, "kl_budget", None),
         mode=progress,
     )
-    run = _Run(env, algorithm, config, seeds, display, loggers)
+    run = _Run(env, spec, config, seeds, display, loggers)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the run to resume")
         return run.result(run.shard(None, {}), START)
-    document = run_folder.record(env.spec, algorithm, config, seeds, checkpoints.digest(env.params))
+    algorithms.refuse_not_importable(spec, config)
+    document = run_folder.record(env.spec, spec.name, config, seeds, checkpoints.digest(env.params))
     is_resumed = resume and run_folder.holds_run(out)
     with run_folder.lock_folder(out, None if is_resumed else document) as out:
         shard = run.shard(out, run_folder.fingerprint(document))
@@ -133,7 +134,7 @@ class _Run:
     """The arguments of `train`, checked."""
 
     env: Env
-    algorithm: str
+    algorithm: AlgorithmSpec
     config: Config
     seeds: tuple[int, ...]
     display: Progress
@@ -150,7 +151,7 @@ class _Run:
             snapshot = self._trained(shard, snapshot, status)
         result = TrainResult(
             spec=self.env.spec,
-            algorithm=self.algorithm,
+            algorithm=self.algorithm.name,
             config=self.config,
             seeds=self.seeds,
             # int64: 2^31 env steps are an afternoon on a GPU
@@ -207,15 +208,15 @@ class _Run:
 
     def _about(self, shard: Shard) -> About:
         """The run, for its loggers."""
-        facts = {"env": self.env.spec.name, "algorithm": self.algorithm, **dataclasses.asdict(self.config)}
+        facts = {"env": self.env.spec.name, "algorithm": self.algorithm.name, **dataclasses.asdict(self.config)}
         if shard.folder is None:
-            name, run_id = f"{self.env.spec.name}-{self.algorithm}", uuid.uuid4().hex[:16]
+            name, run_id = f"{self.env.spec.name}-{self.algorithm.name}", uuid.uuid4().hex[:16]
         else:
             name, run_id = shard.folder.absolute().name, run_folder.stable_id(shard.folder, shard.fingerprint)
         return About(name, name, run_id, self.seeds, shard.folder, facts)
 
     def _write_config(self, out: Path) -> None:
-        text = run_file.text(self.env.spec, self.algorithm, self.config, self.seeds)
+        text = run_file.text(self.env.spec, self.algorithm.name, self.config, self.seeds)
         if text is not None:
             files.write_file(out / run_file.NAME, text)
 

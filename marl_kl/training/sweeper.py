@@ -42,7 +42,7 @@ _SHARE_OF_MEMORY = 0.8
 
 def sweep(
     env: Env,
-    algorithm: str,
+    algorithm: str | algorithms.AlgorithmSpec,
     *,
     grid: Mapping[str, Sequence] | None = None,
     random: Mapping[str, Distribution] | None = None,
@@ -63,7 +63,7 @@ def sweep(
 
     Args:
         env: from `envs.make`, or your own.
-        algorithm: one of `marl_kl.core.algorithms.names()`.
+        algorithm: one of `marl_kl.core.algorithms.names()`, or your own (`marl_kl.core.algorithms.get`).
         grid: config field -> values to try; all combinations.
         random: config field -> `marl_kl.log_uniform`, `marl_kl.uniform` or `marl_kl.choice`; the same `samples` draws
             at every point of the grid.
@@ -95,28 +95,29 @@ def sweep(
         MemoryError: not even the smallest shard fits into the devices' memory.
     """
     check_env(env)
-    entry = algorithms.get(algorithm)
-    config = entry.config_class() if config is None else config
+    spec = algorithms.get(algorithm)
+    config = spec.config_class() if config is None else config
     settings = make_settings(config, fields, grid, random, samples, search_seed)
     for setting in settings:  # refuses what the algorithm or the environment cannot do, before anything is compiled
-        make_train(env, entry, setting.config)
-        entry.refuse_unused(setting.config)
-    algorithm = entry if isinstance(algorithm, algorithms.AlgorithmSpec) else entry.name
+        make_train(env, spec, setting.config)
+        spec.refuse_unused(setting.config)
     seeds = seed_numbers(seeds)
     if runs_at_once is not None:
         check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
-    swept = (env, algorithm, settings, seeds, runs_at_once, show)
+    swept = (env, spec, settings, seeds, runs_at_once, show)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the sweep to resume")
-        name = f"{env.spec.name}-{algorithm}"
-        with SweepLogs(loggers, env.spec, algorithm, name, uuid.uuid4().hex[:16], None) as logs:
+        name = f"{env.spec.name}-{spec.name}"
+        with SweepLogs(loggers, env.spec, spec.name, name, uuid.uuid4().hex[:16], None) as logs:
             result = _Sweep(*swept, logs).result()
         show.table(result)
         return result
+    for setting in settings:
+        algorithms.refuse_not_importable(spec, setting.config)
     document = run_folder.record(
-        env.spec, algorithm, settings[0].config, seeds, checkpoints.digest(env.params),
+        env.spec, spec.name, settings[0].config, seeds, checkpoints.digest(env.params),
         grid={name: list(values) for name, values in (grid or {}).items()},
         random={name: distribution.text for name, distribution in (random or {}).items()},
         samples=samples,
@@ -131,7 +132,7 @@ def sweep(
         fingerprint = run_folder.fingerprint(document)
         run_id = run_folder.stable_id(out, fingerprint, run_folder.SWEEP)
         with (
-            SweepLogs(loggers, env.spec, algorithm, out.absolute().name, run_id, out) as logs,
+            SweepLogs(loggers, env.spec, spec.name, out.absolute().name, run_id, out) as logs,
             run_folder.status_recorded(out, run_folder.SWEEP) as status,
         ):
             result = _Sweep(*swept, logs, out, fingerprint).result()
@@ -211,7 +212,7 @@ class _Sweep:
                 self.show.line(f"program {number} of {len(groups)}: {len(trials)} runs")
             results += self._trained(number, trials)
         return sweep_results.combine(
-            self.env.spec, self.algorithm, self.settings, self.seeds, results, self._timing, self.out
+            self.env.spec, self.algorithm.name, self.settings, self.seeds, results, self._timing, self.out
         )
 
     def _trained(self, number: int, trials: list[Trial]) -> list[tuple[Shard, Snapshot]]:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from envs.validation import suggest
+from envs.validation import first_line, suggest
 from marl_kl.core import algorithms
-from marl_kl.storage.files import first_line, one_line_error
+from marl_kl.storage.files import one_line_error
 
 
 class Content(NamedTuple):

@@ -42,6 +42,7 @@ def test_groups_are_of_different_seeds_and_follow_their_search():
 def test_smoke(monkeypatch, tmp_path):
     """Pieces are files of their own, a second call runs none again, and a report shows those that are done."""
     monkeypatch.setattr(study, "WORK", tmp_path / "work")
+    monkeypatch.setattr(bodies_at_scale, "TRIALS", len(bodies_at_scale.SEARCHED["kl_budget"]))
     log = []
     results = study.run(STUDY, "smoke", tmp_path / STUDY.name, tmp_path, log.append)
     assert {path.stem for path in (tmp_path / STUDY.name).iterdir()} == set(results.pieces)

@@ -1,13 +1,14 @@
-"""Algorithms by name. A new one is a function `(actor, config) -> Algorithm` and one line in `_ALGORITHMS`."""
+"""Algorithms by name, or by path: a new one is a function `(actor, config) -> Algorithm` and its `AlgorithmSpec`."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from envs.validation import suggest
+from envs.validation import imported, is_path, suggest
 from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
 from marl_kl.core.algorithms import hatrpo, ppo_family
 from marl_kl.core.metrics import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
@@ -19,7 +20,7 @@ class AlgorithmSpec(NamedTuple):
     """The static description of an algorithm.
 
     Attributes:
-        name: the name users type.
+        name: the name users type; of an algorithm of their own its path, "my_package.algorithms:mine", where it has one.
         build: `(actor, config) -> Algorithm`, `config` a `config_class`.
         config_class: the class of its config.
         agent_metrics: names of the metrics per agent that it always reports.
@@ -84,14 +85,48 @@ def names(config_class: type[Config] = Config) -> tuple[str, ...]:
 
 
 def get(name: str | AlgorithmSpec) -> AlgorithmSpec:
-    """The algorithm called `name`, as it is written in papers too ("HATRPO-W"); an `AlgorithmSpec` is returned as it is.
+    """An algorithm.
+
+    Args:
+        name: as in `names()` or as it is written in papers ("HATRPO-W"); or an `AlgorithmSpec` of your own, or its path,
+            "my_package.algorithms:mine", which is then its name.
 
     Raises:
-        ValueError: unknown name; the message has the nearest ones.
+        ValueError: unknown name, with the nearest ones; or a path that leads nowhere, or to something else.
     """
     if isinstance(name, AlgorithmSpec):
-        return name
+        return name._replace(name=_path_of(name) or name.name)
+    if is_path(name):
+        spec = imported(name, "algorithm")
+        if not isinstance(spec, AlgorithmSpec):
+            raise ValueError(f"algorithm {name!r} is a {type(spec).__name__}; it must be an AlgorithmSpec")
+        return spec._replace(name=name)
     spec = _ALGORITHMS.get(name.lower().replace("-", "_"))
     if spec is None:
         raise ValueError(f"unknown algorithm {name!r}; {suggest(name, _ALGORITHMS)}")
     return spec
+
+
+def refuse_not_importable(spec: AlgorithmSpec, config: Config) -> None:
+    """Raises ValueError if another process, which has names and paths only, could not find the algorithm or a network."""
+    if spec != _ALGORITHMS.get(spec.name) and not is_path(spec.name):
+        raise ValueError(
+            f"algorithm '{spec.name}' cannot be stored in out: it must be a global of the module that defines its build "
+            "function, or be given as its path, 'module:attribute'"
+        )
+    for field in dataclasses.fields(config):
+        if str(getattr(config, field.name)).startswith("__main__:"):
+            raise ValueError(
+                f"{field.name}={getattr(config, field.name)!r} cannot be stored in out: it must be in a module of its own, not "
+                "in a script or a notebook"
+            )
+
+
+def _path_of(spec: AlgorithmSpec) -> str | None:
+    """The path of a spec that is a global of the module of its `build`, as in one file per algorithm."""
+    if is_path(spec.name):
+        return None
+    module = sys.modules.get(getattr(spec.build, "__module__", ""))
+    if module is None or module.__name__ == "__main__":
+        return None
+    return next((f"{module.__name__}:{name}" for name, value in vars(module).items() if value is spec), None)
