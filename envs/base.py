@@ -322,3 +322,33 @@ class Env(NamedTuple):
     params: EnvParams = ()
     drawing: Drawing | None = None
     wiring: Wiring | None = None
+
+    def __repr__(self) -> str:
+        """One line, for notebooks: a drawing holds a whole model."""
+        spec = self.spec
+        return f"Env({spec.name!r}, {spec.num_agents} agents, {spec.action_kind} actions)"
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """`tree` as arrays with exactly the dtypes of `like`, so that it can be the carry of `jax.lax.scan`."""
+    return jax.tree.map(lambda leaf, other: jax.lax.convert_element_type(jnp.asarray(leaf), other.dtype), tree, like)
+
+
+def with_declared_dtypes(env: Env) -> Env:
+    """`env` whose time steps have the dtypes of the protocol and whose state keeps those of its reset.
+
+    With `jax_enable_x64`, environments compute in float64 where nothing else is said; policies and critics do not.
+    """
+
+    def declared(timestep: TimeStep) -> TimeStep:
+        return cast_like(timestep, TimeStep(**timestep_shapes(env.spec)))
+
+    def reset(key, params):
+        env_state, timestep = env.reset(key, params)
+        return env_state, declared(timestep)
+
+    def step(key, env_state, action, params):
+        new_state, timestep = env.step(key, env_state, action, params)
+        return cast_like(new_state, env_state), declared(timestep)
+
+    return env._replace(reset=reset, step=step)

@@ -100,7 +100,7 @@ class Timing(NamedTuple):
         return self._replace(**{field: getattr(self, field) + time.perf_counter() - begin})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainResult:
     """A finished run.
 
@@ -128,13 +128,22 @@ class TrainResult:
     timing: Timing
     out: Path | None
 
+    def __repr__(self) -> str:
+        """One line, for notebooks: the arrays themselves are attributes."""
+        steps = int(self.env_steps[-1]) if len(self.env_steps) else 0
+        final = self.evaluation.episode_return[:, -1].mean()
+        return (
+            f"TrainResult({self.algorithm} on {self.spec.name}, {len(self.seeds)} seeds, {steps:,} env steps each, mean "
+            f"evaluation return {final:.4g}, out={None if self.out is None else str(self.out)!r})"
+        )
+
     @property
     def steps_per_second(self) -> float:
         """Env steps of all seeds per second of training, compilation and evaluation left out."""
         return len(self.seeds) * int(self.env_steps[-1]) / self.timing.train
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SweepResult:
     """A finished sweep of K settings and S seeds.
 
@@ -164,6 +173,14 @@ class SweepResult:
     failures: tuple[SweepFailure, ...]
     timing: Timing
     out: Path | None
+
+    def __repr__(self) -> str:
+        """One line, for notebooks: the arrays themselves are attributes."""
+        fields = ", ".join(self.settings[0])
+        return (
+            f"SweepResult({self.algorithm} on {self.spec.name}, {len(self.settings)} settings of {fields}, "
+            f"{len(self.seeds)} seeds, out={None if self.out is None else str(self.out)!r})"
+        )
 
     @property
     def untrained(self) -> EpisodeStatistics:

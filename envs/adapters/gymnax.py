@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.adapters import spaces
-from envs.base import Env, EnvSpec, TimeStep
+from envs.base import Env, EnvSpec, TimeStep, cast_like
 from envs.time_limit import with_time_limit
 
 
@@ -70,10 +70,10 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None, episod
 
     def reset(key, params):
         observed, inner = reset_env(key, params)
-        return spaces.cast_like(inner, state_shapes), timestep(observed, jnp.zeros(1), jnp.asarray(False))
+        return cast_like(inner, state_shapes), timestep(observed, jnp.zeros(1), jnp.asarray(False))
 
     def step(key, env_state, action, params):
         observed, inner, reward, done = raw_step(key, env_state, action, params)
-        return spaces.cast_like(inner, state_shapes), timestep(observed, reward, done)
+        return cast_like(inner, state_shapes), timestep(observed, reward, done)
 
     return with_time_limit(Env(spec, reset, step, params), limited_inside)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.adapters import spaces
-from envs.base import Env, EnvSpec, TimeStep
+from envs.base import Env, EnvSpec, TimeStep, cast_like
 from envs.time_limit import with_time_limit
 from envs.validation import suggest
 
@@ -257,13 +257,11 @@ def from_jaxmarl(
 
     def reset(key, params):
         observed, inner = reset_env(key)
-        return spaces.cast_like(inner, state_shapes), timestep(
-            observed, inner, jnp.zeros(len(agents), jnp.float32), False
-        )
+        return cast_like(inner, state_shapes), timestep(observed, inner, jnp.zeros(len(agents), jnp.float32), False)
 
     def step(key, env_state, action, params):
         observed, inner, reward, terminated = raw_step(key, env_state, action)
-        return spaces.cast_like(inner, state_shapes), timestep(observed, inner, reward, terminated)
+        return cast_like(inner, state_shapes), timestep(observed, inner, reward, terminated)
 
     return with_time_limit(Env(spec, reset, step), ending.limited_inside)
 

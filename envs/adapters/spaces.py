@@ -161,11 +161,6 @@ def padded_rows(rows: Sequence[jax.Array], size: int) -> jax.Array:
     return jnp.stack([jnp.pad(row, (0, size - row.shape[0])) for row in rows])
 
 
-def cast_like(tree: Any, like: Any) -> Any:
-    """`tree` as arrays with exactly the dtypes of `like`, so that it can be the carry of `jax.lax.scan`."""
-    return jax.tree.map(lambda leaf, other: jax.lax.convert_element_type(jnp.asarray(leaf), other.dtype), tree, like)
-
-
 def common_dtypes(first: Any, second: Any) -> Any:
     """`jax.ShapeDtypeStruct`s with the promoted dtypes of the leaves of two such trees."""
     return jax.tree.map(lambda a, b: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, b.dtype)), first, second)

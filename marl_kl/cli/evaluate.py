@@ -12,7 +12,7 @@ from rich.table import Table
 
 import marl_kl
 from envs.base import EnvSpec
-from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of
+from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of, working
 from marl_kl.results import EpisodeStatistics
 from marl_kl.storage import stored_sweeps
 
@@ -53,7 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from marl_kl.analysis.text_tables import wide_console
 
     use_devices_of(stored_sweeps.record_of(arguments.run, arguments.setting))
-    with one_line_warnings():
+    with one_line_warnings(), working("compiling and playing episodes"):
         result = marl_kl.evaluate(
             arguments.run,
             which="best" if arguments.best else "last",

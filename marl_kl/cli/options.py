@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import envs
 import marl_kl
 from envs.base import Env
@@ -163,6 +165,11 @@ def use_devices_of(record: run_folder.RunRecord) -> None:
     """All CPU cores as devices if the run used several devices: results are bitwise equal on as many devices only."""
     if run_folder.last_session(record.document)["device"]["count"] > 1:
         use_all_cpu_cores()
+
+
+def working(text: str):
+    """A line on a terminal while the context is not done; nothing elsewhere."""
+    return Console(stderr=True).status(f"{text}...")
 
 
 @contextlib.contextmanager

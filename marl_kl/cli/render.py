@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of
+from marl_kl.cli.options import add_command, add_setting, one_line_warnings, use_devices_of, working
 from marl_kl.storage import files, stored_sweeps
 
 
@@ -36,10 +36,12 @@ def _render(arguments: argparse.Namespace) -> int:
         run, env = load_with_env(arguments.run, setting=arguments.setting, advice=advice)
     seed = run.seeds[0] if arguments.seed is None else arguments.seed
     key = evaluation.keys((seed,), run.update)[0]
-    episode = recording.record(env, run.config, run.learner_of(seed), key, arguments.steps)
+    with working("compiling and playing an episode"):
+        episode = recording.record(env, run.config, run.learner_of(seed), key, arguments.steps)
     setting = "" if arguments.setting is None else f"-setting{arguments.setting}"
     out = out or arguments.run / f"episode{setting}-seed{seed}.gif"
-    files.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
+    with working("drawing"):
+        files.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
     ended = episode.ended or "not ended"
     print(f"{out}: {len(episode.poses) - 1} steps ({ended}), return {episode.episode_return[-1]:.1f}")
     return 0

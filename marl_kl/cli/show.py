@@ -16,11 +16,13 @@ from marl_kl.storage import run_folder, stored_sweeps
 def add_show(commands) -> None:
     """Adds `marl-kl show`."""
     text = "show environment, config, status and results of a run or a sweep"
-    parser = add_command(commands, _show, "show RUN|SWEEP [--setting K]", text, ".")
+    more = ". Of the config, the fields that are not at their defaults."
+    parser = add_command(commands, _show, "show RUN|SWEEP [--setting K] [--all]", text, more)
     parser.add_argument(
         "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep, finished or not"
     )
     add_setting(parser)
+    parser.add_argument("--all", action="store_true", help="every field of the config")
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def _show_run(arguments: argparse.Namespace, console: Console) -> None:
     from marl_kl.storage import stored_runs
 
     record = stored_sweeps.record_of(arguments.run, arguments.setting)
-    for line in record_lines(record):
+    for line in record_lines(record, every_field=arguments.all):
         console.print(line, soft_wrap=True, markup=False)
     if arguments.setting is not None:
         result = stored_sweeps.read(arguments.run).setting(arguments.setting)
@@ -57,13 +59,13 @@ def _show_sweep(arguments: argparse.Namespace, console: Console) -> None:
 
     record = run_folder.read_record(arguments.run, run_folder.SWEEP)
     result = stored_sweeps.read(arguments.run)
-    for line in record_lines(record, list(result.settings[0])):
+    for line in record_lines(record, list(result.settings[0]), arguments.all):
         console.print(line, soft_wrap=True, markup=False)
     sweep_tables.show(result, console)
 
 
-def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> list[str]:
-    """Status, environment, versions, and every config field; "*" marks values other than the default."""
+def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = (), every_field: bool = False) -> list[str]:
+    """Status, environment, versions and config; of every field, "*" marks values other than the default."""
     document, spec = record.document, record.spec
     session = run_folder.last_session(document)
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items() if version)
@@ -71,8 +73,12 @@ def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> lis
     config = []
     for field in dataclasses.fields(record.config):
         value = getattr(record.config, field.name)
-        mark = "*" if value != field.default or field.name in swept else " "
+        is_changed = value != field.default or field.name in swept
+        if not is_changed and not every_field:
+            continue
+        mark = "*" if is_changed and every_field else " "
         config.append(f"  {mark} {field.name} = {'swept' if field.name in swept else default_text(value)}")
+    note = "*: not the default" if every_field else "the others are at their defaults: --all"
     return [
         f"{record.algorithm} on {spec.name}, seeds {', '.join(map(str, record.seeds))}",
         f"status       {record.status}, started {document['started']}{ended}",
@@ -80,6 +86,6 @@ def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> lis
         f"agents       {', '.join(spec.agents)}",
         f"device       {session['device']['count']} x {session['device']['kind']}",
         f"versions     {versions}",
-        f"config       {record.document['config_class']}; *: not the default",
+        f"config       {record.document['config_class']}; {note}",
         *config,
     ]

@@ -156,7 +156,7 @@ class UtilityAverage(NamedTuple):
     weight_squares: jax.Array
 
     @classmethod
-    def empty(cls, num_agents: int, dtype: Any = float) -> UtilityAverage:
+    def empty(cls, num_agents: int, dtype: Any = jnp.float32) -> UtilityAverage:
         return cls(*jnp.zeros((2, num_agents), dtype), *jnp.zeros(2, dtype))
 
     def updated(self, utility: jax.Array, smoothing: float | jax.Array) -> UtilityAverage:

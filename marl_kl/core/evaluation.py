@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from envs.base import Env
+from envs.base import Env, with_declared_dtypes
 from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core.metrics import EpisodeStatistics
@@ -83,14 +83,14 @@ def make_evaluate(
 
     Every environment contributes exactly one episode; taking the first episodes to finish would be biased to short ones.
     """
-    actor = make_actor(env.spec, config)
+    actor, env = make_actor(env.spec, config), with_declared_dtypes(env)
     num_episodes = config.eval_episodes
 
     def evaluate(key, learner):
         key_reset, key_steps = jax.random.split(key)
         key_actions = jax.random.fold_in(key_steps, _ACTIONS)
         env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, num_episodes), env.params)
-        zeros = EpisodeStatistics(jnp.zeros(num_episodes), jnp.zeros(num_episodes))
+        zeros = EpisodeStatistics(*jnp.zeros((2, num_episodes), jnp.float32))
 
         def any_running(carry):
             # bounds the loop even if the environment does not enforce its time limit

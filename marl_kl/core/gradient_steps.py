@@ -108,7 +108,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         (params, opt_state, _), (active, norms) = jax.lax.scan(epoch, start, keys)
         steps = jnp.sum(active)
         metrics = {
-            "epochs": steps / config.actor_minibatches,
+            "epochs": jnp.asarray(steps / config.actor_minibatches, jnp.float32),
             "grad_norm": jnp.sum(norms) / jnp.maximum(steps, 1),
         }
         return Improvement(params, AgentState(opt_state, state.updates + 1), metrics)
@@ -131,4 +131,4 @@ def learning_rate(config: FirstOrderConfig, updates: jax.Array | int) -> jax.Arr
     """[] Adam's step size after `updates` updates of the run: decreases linearly to 0 if `anneal_lr`."""
     if not config.anneal_lr:
         return config.actor_lr
-    return jnp.asarray(optax.linear_schedule(config.actor_lr, 0.0, config.num_updates)(updates))
+    return jnp.asarray(optax.linear_schedule(config.actor_lr, 0.0, config.num_updates)(updates), jnp.float32)

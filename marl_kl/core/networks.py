@@ -84,7 +84,9 @@ class GaussianNetwork(nn.Module):
         mean = MLP(self.hidden_sizes, self.output_size, ACTOR_OUTPUT_GAIN, self.activation, self.encoder, name="mean")(
             obs
         )
-        log_std = self.param("log_std", lambda _, shape: jnp.full(shape, jnp.log(self.init_std)), (self.output_size,))
+        log_std = self.param(
+            "log_std", lambda _, shape: jnp.full(shape, jnp.log(self.init_std), jnp.float32), (self.output_size,)
+        )
         return mean, jnp.broadcast_to(log_std, mean.shape)
 
 
@@ -135,7 +137,7 @@ class GRU(nn.Module):
         kernel_init = _blocks(3, orthogonal(1.0))
         projections = nn.Dense(3 * self.size, kernel_init=kernel_init, name="inputs")(sequences.inputs)
         kernel = self.param("kernel", kernel_init, (self.size, 3 * self.size))
-        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,), jnp.float32)
 
         def step(state, inputs):
             projection, reset = inputs
@@ -223,7 +225,7 @@ def is_recurrent(network: nn.Module) -> bool:
 
 def initial_carry(network: nn.Module, axes: tuple[int, ...]) -> Carry:
     """The hidden state at the start of an episode: zeros [*axes, H], or `()`."""
-    return jnp.zeros((*axes, network.recurrent_size)) if is_recurrent(network) else ()
+    return jnp.zeros((*axes, network.recurrent_size), jnp.float32) if is_recurrent(network) else ()
 
 
 def apply(network: nn.Module, params: Params, inputs: jax.Array | Sequences) -> tuple[Any, Carry]:
@@ -247,7 +249,7 @@ def step(network: nn.Module, params: Params, inputs: jax.Array, hidden: Carry) -
 
 def init_params(key: jax.Array, network: nn.Module, input_size: int) -> Params:
     """Parameters of one network."""
-    blank = jnp.zeros(input_size)
+    blank = jnp.zeros(input_size, jnp.float32)
     return network.init(key, one_step(blank, initial_carry(network, ())) if is_recurrent(network) else blank)
 
 

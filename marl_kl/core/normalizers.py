@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 def init(shape: tuple[int, ...]) -> Moments:
     """Moments of no samples, for samples of `shape`."""
-    return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+    return Moments(*(jnp.asarray(x, jnp.float32) for x in (0.0, jnp.zeros(shape), jnp.ones(shape))))
 
 
 def update(moments: Moments, samples: jax.Array) -> Moments:

@@ -72,8 +72,7 @@ def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) 
     """
     env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
-    zeros = jnp.zeros(num_envs)
-    unknown = jnp.full(num_envs, jnp.nan)
+    zeros, unknown = jnp.zeros(num_envs, jnp.float32), jnp.full(num_envs, jnp.nan, jnp.float32)
     return EnvBatch(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), hidden)
 
 
@@ -134,7 +133,7 @@ def rollout(
         env_batch = EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done))
         return (env_batch, num_resets + ended[-1]), transition
 
-    env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs)))
+    env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs, jnp.float32)))
     (env_batch, _), trajectory = jax.lax.scan(env_step, (env_batch, 0), jax.random.split(key_steps, length))
     return env_batch, trajectory
 

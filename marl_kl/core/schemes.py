@@ -295,7 +295,7 @@ def _trial_steps(actor, config, allocator, actors, equal_share, batch: Batch, su
     """Trial steps of all agents before any update; zeros if the allocator does not use them."""
     num_agents, *samples = batch.advantage.shape
     if allocator.uses == "nothing":
-        return _TrialSteps(jnp.zeros(num_agents), None, None)
+        return _TrialSteps(jnp.zeros(num_agents, batch.advantage.dtype), None, None)
     is_measured = config.utility == "measured"
     no_factor = jnp.zeros(samples, batch.advantage.dtype)
 

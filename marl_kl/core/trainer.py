@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env, EnvSpec
+from envs.base import Env, EnvSpec, with_declared_dtypes
 from marl_kl.config import Config
 from marl_kl.core import advantages, algorithms, networks, normalizers, sequences
 from marl_kl.core import critic as critics
@@ -84,7 +84,7 @@ def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Conf
         ValueError: unknown algorithm, or a config of the wrong class.
     """
     config = algorithms.get(algorithm).config_class() if config is None else config
-    spec = env.spec
+    spec, env = env.spec, with_declared_dtypes(env)
     components = _compose(spec, algorithm, config)
     actor, critic = components.actor, components.critic
 

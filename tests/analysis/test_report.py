@@ -267,8 +267,14 @@ def test_show(tmp_path, capsys):
     assert main.main(["show", str(out)]) == 0
     text = capsys.readouterr().out
     assert "hatrpo_w on legs, seeds 0, 1, 2, 3" in text and "status       finished" in text and "backend spring" in text
-    assert "  * total_env_steps = 122880" in text and "    kl_budget = 0.08" in text
+    assert "    total_env_steps = 122880" in text and "kl_budget" not in text
     assert "seed 2 failed: critic was not finite" in text and "mean ± std" in text
+    assert main.main(["show", str(out), "--all"]) == 0
+    text = capsys.readouterr().out
+    assert "  * total_env_steps = 122880" in text and "    kl_budget = 0.08" in text
+
+
+def test_show_of_a_run_without_results(tmp_path, capsys):
     with run_folder.lock_folder(
         tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
     ):

@@ -159,9 +159,7 @@ LEARN_BELOW = ("hatrpo", "hatrpo_g", "mappo")
 """Algorithms that learn other games below."""
 
 
-@pytest.mark.parametrize(
-    "algorithm", slow_unless({"hatrpo_w"}, [name for name in algorithms.names() if name not in LEARN_BELOW])
-)
+@pytest.mark.parametrize("algorithm", slow_unless((), [name for name in algorithms.names() if name not in LEARN_BELOW]))
 def test_the_sparse_matrix_game_is_solved(algorithm):
     """99 % of the maximum on the 4-agent game with a single rewarded joint action of 81, every one of 5 seeds.
 

@@ -28,6 +28,7 @@ def test_a_grid_is_extended_until_its_best_value_is_inside(monkeypatch, tmp_path
         assert found["tried"][0] < found["chosen"] < found["tried"][-1]
 
 
+@pytest.mark.slow
 def test_groups_are_of_different_seeds_and_follow_their_search():
     pieces = {piece.name: piece for piece in bodies_at_scale.pieces("quick")}
     seeds = [pieces[f"ant_4x2-hatrpo-{group}"].settings["seeds"] for group in (0, 1)]

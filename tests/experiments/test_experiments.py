@@ -35,9 +35,16 @@ def quiet(line):
     pass
 
 
-@pytest.mark.slow
+SMOKED = ("brax_suite", "matrix_game", "signal_map", "theory")
+"""In every run of the slow tests; the others, of the same parts, are `rare`."""
+
+
 @pytest.mark.studies
-@pytest.mark.parametrize("one", report.STUDIES, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one",
+    [pytest.param(one, marks=pytest.mark.slow if one.name in SMOKED else pytest.mark.rare) for one in report.STUDIES],
+    ids=lambda one: one.name,
+)
 def test_smoke(one, tmp_path):
     """The smallest size runs, its page has every table, its figures are drawn."""
     results = study.run(one, "smoke", tmp_path / "pieces", tmp_path, quiet)

@@ -8,7 +8,7 @@ from tests.support.counting_env import counting_env
 LENGTHS = (10, 3)
 """Updates per chunk: all of the run in one, and chunks of which the last is cut short."""
 CONFIG = {
-    "num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4,
+    "num_envs": 4, "rollout_length": 8, "hidden_sizes": (8,), "critic_minibatches": 2, "eval_episodes": 4, "eval_interval": 0,
     "total_env_steps": 320, "progress": "none",
 }  # fmt: skip
 

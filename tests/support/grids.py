@@ -12,9 +12,9 @@ def slow_unless(fast: Collection[Any] | Callable[[Any], bool], cases: Iterable[A
     return [case if is_fast(case) else _slow(case) for case in cases]
 
 
-def every_body(cases: Iterable[Any]) -> list[Any]:
-    """`cases` that no run of the tests plays, but `pytest -m every_body`: bodies, which compile for a minute each."""
-    return [pytest.param(case, marks=pytest.mark.every_body) for case in cases]
+def rare(cases: Iterable[Any]) -> list[Any]:
+    """`cases` that only `pytest -m rare` runs: what seldom changes and compiles for a minute."""
+    return [pytest.param(case, marks=pytest.mark.rare) for case in cases]
 
 
 def _slow(case: Any) -> Any:

@@ -220,7 +220,7 @@ def test_a_folder_that_holds_another_run_is_refused(finished, monkeypatch):
         train(counting_env(), out=finished[0])
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_real_body_trains():
     """All the parts together on spring physics: finite, inside the budget, every agent moving."""
     env = envs.make("reacher_2x1", engine="brax", backend="spring")  # the body that compiles fastest

@@ -31,7 +31,15 @@ BUDGETS = (0.02, 0.08, 0.3)
 
 def sweep(env=None, algorithm="hatrpo_w", **options):
     # chunks of 3: the last of the 7 updates stand alone
-    options = {"progress": "none", "seeds": [4, 7], "total_env_steps": 224, "chunk_updates": 3, **SMALL, **options}
+    options = {
+        "progress": "none",
+        "seeds": [4, 7],
+        "total_env_steps": 224,
+        "chunk_updates": 3,
+        "eval_interval": 0,
+        **SMALL,
+        **options,
+    }
     return marl_kl.sweep(counting_env() if env is None else env, algorithm, **options)
 
 
@@ -330,7 +338,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"grid": {"kl_budget": jax.numpy.array([-1.0])}}, "kl_budget=-1.0; it must be"),
         ({"grid": {"gamma": [0.9]}, "critic_minibatches": 3}, "critic_minibatches=3 does not divide"),
         ({"grid": {"share_parameters": [False, True]}, "algorithm": "hatrpo_w"}, "share_parameters=True; one network"),
-        ({"grid": {"eval_interval": [10, 20]}}, "'eval_interval' cannot be swept"),
+        ({"grid": {"save_interval": [10, 20]}}, "'save_interval' cannot be swept"),
         ({"grid": {"gamma": [0.9]}, "gamma": 0.8}, "gamma=0.8 is given, and swept as well"),
         ({"grid": {"gamma": [0.9]}, "random": {"gamma": marl_kl.uniform(0, 1)}, "samples": 2}, "'gamma' is in grid"),
         ({"grid": {"gamma": [0.9]}, "samples": 2}, "samples=2, but there is nothing to draw"),

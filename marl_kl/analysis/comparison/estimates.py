@@ -102,7 +102,7 @@ class Overall(NamedTuple):
     improvement: IntervalEstimate
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """What `compare` returns.
 
@@ -128,6 +128,11 @@ class Comparison:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     num_resamples: int
+
+    def __repr__(self) -> str:
+        """One line, for notebooks."""
+        runs = len({sample.path for sample in self.samples})
+        return f"Comparison({self.metric} returns of {', '.join(self.methods)} on {len(self.tasks)} tasks, {runs} runs)"
 
     def entry(self, task: str, method: str) -> MethodEstimates | None:
         """The estimates of `method` on `task`; None if it was not run there."""

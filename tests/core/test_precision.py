@@ -1,0 +1,76 @@
+"""`jax_enable_x64` changes what arrays are by default, not what is trained: everything stays float32, in every algorithm."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import envs
+import marl_kl
+from marl_kl.core import algorithms, evaluation
+from tests.support.grids import slow_unless
+from tests.support.kinds_env import KINDS, kinds_env
+
+FAST = (("hatrpo_w", "continuous", True), ("mappo", "discrete", False))
+
+
+def config_of(algorithm, kind="continuous", recurrent=False, **fields):
+    return algorithms.get(algorithm).config_class(
+        num_envs=4, rollout_length=8, hidden_sizes=(8,), critic_minibatches=1, squash=kind == "squashed",
+        recurrent=recurrent, recurrent_critic=recurrent, eval_episodes=2, **fields,
+    )  # fmt: skip
+
+
+def dtypes(tree):
+    return {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_float32(env, algorithm, config):
+    """Traced, not compiled: an update keeps every dtype, and nothing learned or reported is float64."""
+    train = marl_kl.make_train(env, algorithm, config)
+    state = jax.eval_shape(train.init, jax.random.key(0))
+    new, metrics = jax.eval_shape(train.update, state)
+    assert dtypes(state) == dtypes(new)
+    assert jnp.float64 not in dtypes((new.learner, metrics)).values()
+    episodes = jax.eval_shape(evaluation.make_evaluate(env, config), jax.random.key(0), state.learner)
+    assert set(dtypes(episodes).values()) == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "recurrent"),
+    slow_unless(FAST, [(name, kind, r) for name in algorithms.names() for kind in KINDS for r in (False, True)]),
+)
+def test_every_algorithm_and_kind_of_action(algorithm, kind, recurrent, float64):
+    check_float32(kinds_env(kind), algorithm, config_of(algorithm, kind, recurrent))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields"),
+    [
+        ("hatrpo_w", {"utility": "cross_fitted", "utility_smoothing": 0.9}),
+        ("hatrpo_w", {"utility": "measured"}),
+        ("hatrpo", {"share_parameters": True, "line_search": "geometric"}),
+        ("happo", {"anneal_lr": True}),
+    ],
+)
+def test_options_of_algorithms(algorithm, fields, float64):
+    check_float32(kinds_env("continuous"), algorithm, config_of(algorithm, **fields))
+
+
+@pytest.mark.parametrize("name", ["matrix_game", "bilinear", "digits", "two_peaks", "paxmen_5"])
+def test_games(name, float64):
+    check_float32(envs.make(name), "hatrpo_w", config_of("hatrpo_w"))
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+@pytest.mark.parametrize("options", [{"backend": "spring"}, {"engine": "mjx"}], ids=str)
+def test_bodies(options, float64):
+    check_float32(envs.make("reacher_2x1", **options), "hatrpo_w", config_of("hatrpo_w"))
+
+
+@pytest.mark.slow
+def test_it_trains(float64):
+    result = functools.partial(marl_kl.train, kinds_env("continuous"), progress="none", total_env_steps=64)
+    assert not result("hatrpo_w", config=config_of("hatrpo_w")).failures
