@@ -341,7 +341,8 @@ def with_declared_dtypes(env: Env) -> Env:
     """
 
     def declared(timestep: TimeStep) -> TimeStep:
-        return cast_like(timestep, TimeStep(**timestep_shapes(env.spec)))
+        shapes = timestep_shapes(env.spec).items()
+        return TimeStep(**{field: jnp.asarray(getattr(timestep, field), shape.dtype) for field, shape in shapes})
 
     def reset(key, params):
         env_state, timestep = env.reset(key, params)

@@ -58,7 +58,7 @@ def options(name: str) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD)
 
 
-def _factory(name: str) -> Callable[..., Env]:
+def _factory(name: str) -> Callable[..., Any]:
     if not isinstance(name, str):
         raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
     if is_path(name):
@@ -69,7 +69,7 @@ def _factory(name: str) -> Callable[..., Env]:
     return factory
 
 
-def _own_factory(path: str) -> Callable[..., Env]:
+def _own_factory(path: str) -> Callable[..., Any]:
     factory = imported(path, "env")
     if isinstance(factory, Env) or not callable(factory):
         raise ValueError(f"env {path!r} is a {type(factory).__name__}; it must be a function that returns an envs.Env")

@@ -35,9 +35,9 @@ def imported(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         found = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        is_its_own = isinstance(error, ModuleNotFoundError) and module_name != error.name
-        if is_its_own and not module_name.startswith(f"{error.name}."):
+    except (ImportError, ValueError) as error:  # ValueError: an empty name
+        missing = getattr(error, "name", None) or module_name
+        if not f"{module_name}.".startswith(f"{missing}."):
             raise  # a module that it imports is missing
         raise ValueError(
             f"{what} {path!r}: there is no module {module_name!r}; the folder that holds it must be on PYTHONPATH, or be "

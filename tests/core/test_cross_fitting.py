@@ -8,10 +8,11 @@ from jax.flatten_util import ravel_pytree
 
 import envs
 from marl_kl.config import TrustRegionConfig
-from marl_kl.core import cross_fitting, trust_region
+from marl_kl.core import cross_fitting
 from marl_kl.core.cross_fitting import UtilityAverage, cross_fit, halves, held_out_trial, merged
-from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
+from tests.support import jitted
 
 NUM_ENVS, LENGTH = 4, 12
 RADIUS = 0.01
@@ -20,7 +21,7 @@ RADIUS = 0.01
 def problem(spec, config, seed=0):
     rng = np.random.default_rng(seed)
     actor = make_actor(spec, config)
-    params = jax.tree.map(lambda leaf: leaf[0], init_actors(jax.random.key(seed), spec, config))
+    params = jax.tree.map(lambda leaf: leaf[0], jitted.init_actors(jax.random.key(seed), spec, config))
     params = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.3, leaf.shape)), params)
     size = NUM_ENVS * LENGTH
     obs, mask = jnp.asarray(rng.normal(size=(size, 3))), jnp.broadcast_to(spec.action_mask[0], (size, spec.action_size))
@@ -48,7 +49,7 @@ def test_a_fit_is_two_plain_fits(float64):
 
     first = np.arange(batch.weight.size) % NUM_ENVS < NUM_ENVS // 2
     parts = [jax.tree.map(lambda leaf: leaf[rows], batch)._replace(subset=subset) for rows in (first, ~first)]
-    plain = [trust_region.propose(actor, config, params, part) for part in parts]
+    plain = [jitted.propose(actor, config, params, part) for part in parts]
     theta, unravel = ravel_pytree(params)
 
     def log_prob(t, part):
@@ -90,7 +91,7 @@ def test_signal_is_unbiased_where_the_plain_slope_is_not(float64):
     spec = envs.EnvSpec("d", ("a",), (1,), (3,), "discrete", 1, 1)
     config = TrustRegionConfig(hidden_sizes=(3,), cg_iters=50, cg_tol=1e-24, cg_subsample=1.0)
     actor = make_actor(spec, config)
-    params = jax.tree.map(lambda leaf: leaf[0] + 0.1, init_actors(jax.random.key(0), spec, config))
+    params = jax.tree.map(lambda leaf: leaf[0] + 0.1, jitted.init_actors(jax.random.key(0), spec, config))
     theta, unravel = ravel_pytree(params)
     size, noise, arms = 16, 2.0, jnp.asarray([1.0, 0.0, -0.5])
     obs, mask = jnp.ones((size, 1)), jnp.ones((size, 3), bool)
@@ -114,7 +115,7 @@ def test_signal_is_unbiased_where_the_plain_slope_is_not(float64):
         reward = arms[action] + noise * jax.random.normal(key_noise, (size,))
         batch = AgentBatch(obs, action, mask, reward, None)
         fit = cross_fit(actor, config, params, halves(batch, NUM_ENVS))
-        return fit.signal, trust_region.propose(actor, config, params, batch).slope
+        return fit.signal, jitted.propose(actor, config, params, batch).slope
 
     def standard_errors_from(expected, values):
         return (values.mean() - expected) / (values.std(ddof=1) / np.sqrt(len(values)))
@@ -126,7 +127,7 @@ def test_signal_is_unbiased_where_the_plain_slope_is_not(float64):
 
 
 def averaged(utilities, smoothing):
-    average = UtilityAverage.empty(utilities.shape[1], utilities.dtype)
+    average = UtilityAverage.empty(utilities.shape[1], jnp.asarray(utilities).dtype)
     for utility in utilities:
         average = average.updated(jnp.asarray(utility), smoothing)
     return average

@@ -9,8 +9,9 @@ import scipy.stats
 
 import envs
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
-from marl_kl.core.policies import Categorical, Gaussian, MultiCategorical, init_actors, make_actor
+from marl_kl.core.policies import Categorical, Gaussian, MultiCategorical, make_actor
 from marl_kl.core.trainer import make_train
+from tests.support import jitted
 from tests.support.kinds_env import kinds_env
 
 MASK = jnp.array([True, True, False, True, False])
@@ -144,7 +145,7 @@ def test_each_agent_starts_at_its_true_size():
     """Padding does not change an agent's start: norms of an orthogonal matrix, zeros where padded."""
     env = envs.make("matrix_game", payoff=np.zeros((2, 4, 3)))
     config = TrustRegionConfig(hidden_sizes=(8,))
-    params = init_actors(jax.random.key(0), env.spec, config)["params"]["logits"]
+    params = jitted.init_actors(jax.random.key(0), env.spec, config)["params"]["logits"]
     kernel = params["output"]["kernel"]
     for agent, size in enumerate((2, 4, 3)):
         real = kernel[agent, :, :size]
@@ -158,7 +159,7 @@ def test_an_agents_start_does_not_depend_on_its_team():
     spec = envs.make("matrix_game", payoff=np.zeros((2, 2))).spec
     wide = envs.make("matrix_game", payoff=np.zeros((2, 5))).spec
     alone, padded = (
-        init_actors(jax.random.key(0), s, config)["params"]["logits"]["output"]["kernel"] for s in (spec, wide)
+        jitted.init_actors(jax.random.key(0), s, config)["params"]["logits"]["output"]["kernel"] for s in (spec, wide)
     )
     np.testing.assert_allclose(alone[0], padded[0, :, :2], atol=1e-8)
 

@@ -9,7 +9,8 @@ import pytest
 
 import marl_kl
 from marl_kl.core import normalizers, rollout
-from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.policies import make_actor
+from tests.support import jitted
 from tests.support.counting_env import counting_env
 
 LENGTH, NUM_ENVS = 13, 3
@@ -20,7 +21,7 @@ def compiled(env):
     """Its first batch, and `rollout.rollout` on it."""
     config = marl_kl.TrustRegionConfig(hidden_sizes=(4,))
     actor = make_actor(env.spec, config)
-    actors = init_actors(jax.random.key(0), env.spec, config)
+    actors = jitted.init_actors(jax.random.key(0), env.spec, config)
     moments = normalizers.init((2, 2))
     env_batch = rollout.init_env_batch(jax.random.key(1), env, NUM_ENVS)
     return env_batch, jax.jit(lambda key, batch: rollout.rollout(key, env, actor, actors, moments, batch, LENGTH))
@@ -79,7 +80,7 @@ def test_actions_come_from_the_policy():
     env = counting_env(episode_length=5)
     config = marl_kl.TrustRegionConfig(hidden_sizes=(4,), init_std=1e-3)
     actor = make_actor(env.spec, config)
-    actors = init_actors(jax.random.key(0), env.spec, config)
+    actors = jitted.init_actors(jax.random.key(0), env.spec, config)
     actors = jax.tree.map(lambda x: x * (1 if x.ndim == 2 and x.shape[-1] == 1 else 3), actors)
     moments = normalizers.init((2, 2))
     env_batch = rollout.init_env_batch(jax.random.key(1), env, NUM_ENVS)

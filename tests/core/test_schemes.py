@@ -11,8 +11,9 @@ import marl_kl
 from benchmarks.plain_hatrpo import plain_update
 from envs.base import EnvSpec, multi_discrete_sizes
 from marl_kl.core import algorithms
-from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.policies import make_actor
 from marl_kl.core.types import Batch
+from tests.support import jitted
 from tests.support.grids import slow_unless
 
 ALGORITHMS = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")
@@ -39,7 +40,7 @@ def make_problem(spec, config, seed=0, influence=(1.0, 1.0, 1.0)):
     rng = np.random.default_rng(seed)
     num_agents = spec.num_agents
     actor = make_actor(spec, config)
-    actors = jax.tree.map(as_default_float, init_actors(jax.random.key(seed), spec, config))
+    actors = jax.tree.map(as_default_float, jitted.init_actors(jax.random.key(seed), spec, config))
     obs = jnp.asarray(rng.normal(size=(num_agents, BATCH, spec.observation_size)))
     obs = jnp.where(spec.observation_mask[:, None], obs, 0.0)
     mask = jnp.broadcast_to(spec.action_mask[:, None], (num_agents, BATCH, spec.action_size))
@@ -150,7 +151,7 @@ def test_padding_changes_nothing(name, float64):
     config = small_config(cg_subsample=1.0)
     actor, actors, batch = make_problem(make_spec("continuous", (3, 3, 3), (2, 2, 2)), config)
     padded_spec = make_spec("continuous", (3, 3, 3, 6), (2, 2, 2, 4))  # a fourth agent sets the padded sizes only
-    shapes = init_actors(jax.random.key(0), padded_spec, config)
+    shapes = jitted.init_actors(jax.random.key(0), padded_spec, config)
     padded_actors = jax.tree.map(
         lambda small, big: jnp.zeros((3, *big.shape[1:])).at[corner(small)].set(small), actors, shapes
     )

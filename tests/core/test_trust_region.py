@@ -13,8 +13,9 @@ from jax.flatten_util import ravel_pytree
 import envs
 from marl_kl.config import TrustRegionConfig
 from marl_kl.core import trust_region
-from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch, conjugate_gradient, fisher_product
+from tests.support import jitted
 from tests.support.grids import slow_unless
 
 BATCH = 40
@@ -27,7 +28,7 @@ def problem(spec, config, masked=False, seed=0):
     """One agent with random parameters on a random batch."""
     rng = np.random.default_rng(seed)
     actor = make_actor(spec, config)
-    params = jax.tree.map(lambda leaf: leaf[0], init_actors(jax.random.key(seed), spec, config))
+    params = jax.tree.map(lambda leaf: leaf[0], jitted.init_actors(jax.random.key(seed), spec, config))
     # far from the tiny initial output layer, where everything would be linear
     params = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(0, 0.3, leaf.shape)), params)
     obs = jnp.asarray(rng.normal(size=(BATCH, 3)))
@@ -88,7 +89,7 @@ def test_proposal_equals_a_direct_solve(spec, masked, float64):
 
     fisher, gradient = jax.jit(jax.hessian(kl))(theta), jax.jit(jax.grad(surrogate))(theta)
     expected = jnp.linalg.solve(fisher + config.cg_damping * jnp.eye(len(theta)), gradient)
-    proposal = trust_region.propose(actor, config, params, batch)
+    proposal = jitted.propose(actor, config, params, batch)
     np.testing.assert_allclose(proposal.direction, expected, atol=1e-9)
     np.testing.assert_allclose(proposal.slope, gradient @ expected, rtol=1e-9)
     np.testing.assert_allclose(proposal.curvature, expected @ fisher @ expected, rtol=1e-9)
@@ -123,7 +124,7 @@ def test_conjugate_gradient_stops_by_its_residual_whatever_the_scale():
 def test_kl_of_the_full_step_tends_to_the_radius(spec, masked, float64):
     config = TrustRegionConfig(hidden_sizes=(5, 4), cg_subsample=1.0)
     actor, params, batch = problem(spec, config, masked)
-    proposal = trust_region.propose(actor, config, params, batch)
+    proposal = jitted.propose(actor, config, params, batch)
     errors = []
     for radius in (1e-2, 1e-4, 1e-6):
         kl = trust_region.trial(actor, params, batch, proposal, jnp.asarray(radius)).kl
@@ -136,8 +137,8 @@ def test_an_accepted_step_satisfies_its_conditions(spec, masked, float64):
     config = TrustRegionConfig(hidden_sizes=(5, 4))
     for seed in range(5):
         actor, params, batch = problem(spec, config, masked, seed)
-        proposal = trust_region.propose(actor, config, params, batch)
-        moved = trust_region.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
+        proposal = jitted.propose(actor, config, params, batch)
+        moved = jitted.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
         assert moved.step_fraction > 0
         theta, kl = mean_kl(actor, params, batch)
         new_theta = ravel_pytree(moved.params)[0]
@@ -151,10 +152,10 @@ def test_an_accepted_step_satisfies_its_conditions(spec, masked, float64):
 def test_the_line_search_takes_the_first_fraction_that_passes(float64):
     config = TrustRegionConfig(hidden_sizes=(5, 4), cg_subsample=1.0, backtrack_coef=0.5, line_search="geometric")
     actor, params, batch = problem(CONTINUOUS, config)
-    proposal = trust_region.propose(actor, config, params, batch)
+    proposal = jitted.propose(actor, config, params, batch)
     steep = proposal._replace(curvature=proposal.curvature / 10)  # a step sqrt(10) times too long
     threshold = jnp.asarray(0.01)
-    moved = trust_region.line_search(actor, config, params, batch, steep, threshold)
+    moved = jitted.line_search(actor, config, params, batch, steep, threshold)
     expected = None
     for j in range(config.line_search_steps):
         tried = trust_region.trial(actor, params, batch, steep, threshold * 0.25**j)
@@ -185,7 +186,7 @@ def searched(kl_of, gain_of=lambda fraction: fraction, **fields):
     batch = AgentBatch(jnp.zeros(1), jnp.zeros(1), jnp.ones((1, 1), bool), jnp.ones(1), None)
     config = TrustRegionConfig(line_search="kl_matched", **fields)
     with jax.disable_jit():
-        step = trust_region.line_search(actor, config, jnp.zeros(1), batch, proposal, one, assess)
+        step = jitted.line_search(actor, config, jnp.zeros(1), batch, proposal, one, assess)
     np.testing.assert_array_equal(step.params, step.step_fraction)
     return float(step.step_fraction), tried
 
@@ -228,8 +229,8 @@ def test_without_a_usable_gradient_the_agent_stays(weight):
     config = TrustRegionConfig(hidden_sizes=(5, 4))
     actor, params, batch = problem(CONTINUOUS, config)
     batch = batch._replace(weight=jnp.full(BATCH, weight))
-    proposal = trust_region.propose(actor, config, params, batch)
-    moved = trust_region.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
+    proposal = jitted.propose(actor, config, params, batch)
+    moved = jitted.line_search(actor, config, params, batch, proposal, jnp.asarray(0.05))
     jax.tree.map(np.testing.assert_array_equal, moved.params, params)
     assert moved.step_fraction == moved.outcome.kl == moved.outcome.gain == 0
     np.testing.assert_array_equal(moved.outcome.log_ratio, 0.0)
@@ -240,10 +241,10 @@ def test_a_step_that_breaks_its_promises_is_undone():
     """A threshold of 0, and a direction that goes downhill."""
     config = TrustRegionConfig(hidden_sizes=(5, 4))
     actor, params, batch = problem(CONTINUOUS, config)
-    proposal = trust_region.propose(actor, config, params, batch)
+    proposal = jitted.propose(actor, config, params, batch)
     downhill = proposal._replace(direction=-proposal.direction)
     for tried, threshold in ((proposal, 0.0), (downhill, 0.05)):
-        moved = trust_region.line_search(actor, config, params, batch, tried, jnp.asarray(threshold))
+        moved = jitted.line_search(actor, config, params, batch, tried, jnp.asarray(threshold))
         jax.tree.map(np.testing.assert_array_equal, moved.params, params)
         assert moved.step_fraction == 0
 
@@ -254,6 +255,6 @@ def test_full_batch_curvature_keeps_a_subsampled_step_near_its_radius():
     config = TrustRegionConfig(hidden_sizes=(16, 16), cg_damping=1e-3)
     actor, params, batch = problem(CONTINUOUS, config)
     batch = batch._replace(subset=jnp.arange(4))
-    proposal = trust_region.propose(actor, config, params, batch)
+    proposal = jitted.propose(actor, config, params, batch)
     kl = trust_region.trial(actor, params, batch, proposal, jnp.asarray(1e-4)).kl
     np.testing.assert_allclose(kl, 1e-4, rtol=0.2)

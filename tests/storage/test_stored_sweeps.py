@@ -149,8 +149,8 @@ def test_commands(copy, capsys):
         return streams.out + streams.err
 
     text = said("show", copy)
-    assert "status       finished" in text and "* kl_budget = swept" in text and "3 settings, 2 seeds each" in text
-    text = said("show", copy, "--setting", 1)
+    assert "status       finished" in text and "    kl_budget = swept" in text and "3 settings, 2 seeds each" in text
+    text = said("show", copy, "--setting", 1, "--all")
     assert "kl_budget = 0.08" in text and "mean ± std" in text
     text = said("evaluate", copy, "--setting", 1, "--seed", 7)
     assert "after 7 updates; 4 episodes per seed" in text

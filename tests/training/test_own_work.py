@@ -15,9 +15,10 @@ from marl_kl import algorithms
 from marl_kl.cli.main import main
 from marl_kl.core.critic import rescale_output
 from marl_kl.core.normalizers import Moments
-from marl_kl.core.policies import init_actors, make_actor
+from marl_kl.core.policies import make_actor
 from marl_kl.core.trainer import learner_shapes
-from tests.support import kills, own_work
+from tests.support import jitted, kills, own_work
+from tests.support.grids import slow_unless
 
 ENV, ALGORITHM, ENCODER = (f"tests.support.own_work:{name}" for name in ("grid", "CAUTIOUS", "row_sums"))
 SMALL = dict(
@@ -43,6 +44,7 @@ def test_an_algorithm_is_named_by_its_path():
     assert algorithms.get(algorithms.get("hatrpo_w")).name == "hatrpo_w"
 
 
+@pytest.mark.slow
 def test_its_config_reaches_it(run):
     assert isinstance(run.config, own_work.CautiousConfig) and run.algorithm == ALGORITHM
     np.testing.assert_allclose(run.metrics["kl_threshold"].sum(-1), 0.75 * 0.08, rtol=1e-5)
@@ -115,14 +117,14 @@ def test_what_no_other_process_could_find_is_not_stored(start, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("recurrent", slow_unless({False}, [False, True]))
 def test_an_encoder_comes_before_the_hidden_layers(recurrent):
     env = envs.make(ENV, side=2)
     config = marl_kl.TrustRegionConfig(
         hidden_sizes=(4,), actor_encoder=own_work.row_sums, recurrent=recurrent, recurrent_size=5
     )
     actor = make_actor(env.spec, config)
-    params = init_actors(jax.random.key(0), env.spec, config)["params"]
+    params = jitted.init_actors(jax.random.key(0), env.spec, config)["params"]
     assert params["encoder"]["output"]["kernel"].shape == (2, 2, 3), "[agents, row, features]"
     images = jax.random.normal(jax.random.key(1), (2, 7, 4))
     outputs, _ = actor.team_step({"params": params}, images, actor.initial_carry((2, 7)))
