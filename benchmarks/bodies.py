@@ -1,6 +1,6 @@
 """How fast and how faithful every body is, on every engine and backend: one table.
 
-    python benchmarks/bodies.py [--bodies ant humanoid ...] [--num-envs 64] [--json FILE]
+    python -m benchmarks.bodies [--bodies ant humanoid ...] [--num-envs 64] [--json FILE]
 
 Speed: env steps per second of parallel environments under random actions, no policy, resets or learning; median of
 repeats. Compile time is that of this program. Error: of one control step from states visited under random actions,

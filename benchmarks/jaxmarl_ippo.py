@@ -1,6 +1,6 @@
 """Training env steps per second of every algorithm beside JaxMARL's own IPPO, same environment, same process.
 
-    python benchmarks/jaxmarl_ippo.py --jaxmarl-baselines PATH [--env jaxmarl/MPE_simple_spread_v3]
+    python -m benchmarks.jaxmarl_ippo --jaxmarl-baselines PATH [--env jaxmarl/MPE_simple_spread_v3]
                                       [--algorithms hatrpo_w ippo] [--seeds 1 4] [--num-envs 16]
                                       [--rollout-length 128] [--updates 10] [--json FILE]
 

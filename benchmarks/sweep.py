@@ -1,6 +1,6 @@
 """One sweep against the same runs one after another, in the same process.
 
-    python benchmarks/sweep.py [--env matrix_game] [--env-option steps=16] [--algorithm hatrpo_w] [--settings 4]
+    python -m benchmarks.sweep [--env matrix_game] [--env-option steps=16] [--algorithm hatrpo_w] [--settings 4]
                                [--seeds 8] [--num-envs 32] [--rollout-length 64] [--updates 20] [--scripts 4]
                                [--json FILE]
 

@@ -1,8 +1,8 @@
 """Training env steps per second as a fraction of bare environment stepping in the same process.
 
-    python benchmarks/throughput.py [--env ant_4x2] [--backends mjx spring] [--algorithms hatrpo mappo ...]
+    python -m benchmarks.throughput [--env ant_4x2] [--backends mjx spring] [--algorithms hatrpo mappo ...]
                                     [--seeds 1 4] [--num-envs 64] [--rollout-length 64] [--json FILE]
-    python benchmarks/throughput.py --env jaxmarl/MPE_simple_spread_v3 --jaxmarl-baselines PATH
+    python -m benchmarks.throughput --env jaxmarl/MPE_simple_spread_v3 --jaxmarl-baselines PATH
 
 Bare: as many parallel environments, on the same devices, uniformly random actions, no policy, no resets, no
 learning. Training: whole updates (rollout with resets, advantages, actors, critic) with each algorithm's default config

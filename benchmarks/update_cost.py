@@ -1,6 +1,6 @@
 """Seconds for one sequential HATRPO update, against a double-backward version and against its FLOP floor.
 
-    python benchmarks/update_cost.py [--agents 2 4 8 17] [--hidden 64,64 128,128,128] [--repeats 9] [--json FILE]
+    python -m benchmarks.update_cost [--agents 2 4 8 17] [--hidden 64,64 128,128,128] [--repeats 9] [--json FILE]
 
 Per setting, in one process and in turn:
   ours       all samples in conjugate gradient, 10 iterations without early stop: the work of the reference
@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ import numpy as np
 import marl_kl
 from benchmarks.plain_hatrpo import plain_update
 from envs.base import EnvSpec
+from marl_kl.core import algorithms
 from marl_kl.core.policies import init_actors, make_actor
 from marl_kl.core.types import Batch
 
@@ -62,7 +64,7 @@ def problem(num_agents: int, config):
 
 def compiled_update(name: str, actor, config, actors, batch):
     """The algorithm's compiled update, and its compile time in seconds."""
-    algorithm = marl_kl.core.algorithms.get(name).build(actor, config)
+    algorithm = algorithms.get(name).build(actor, config)
     arguments = (jax.random.key(0), actors, algorithm.init(actors), batch)
     begin = time.perf_counter()
     program = jax.jit(algorithm.update).lower(*arguments).compile()
@@ -145,13 +147,13 @@ def measure(num_agents: int, hidden: tuple[int, ...], repeats: int, rate: float)
     }
 
 
-def main():
+def main(argv: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--agents", type=int, nargs="+", default=[2, 4, 8, 17])
     parser.add_argument("--hidden", nargs="+", default=["64,64", "128,128,128"])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", help="where to write the figures")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     rate = matrix_rate()
     versions = f"jax {jax.__version__}, python {platform.python_version()}"
     machine = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}"

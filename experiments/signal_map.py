@@ -25,7 +25,7 @@ from experiments import settings, stage_games, study, styles
 from experiments.bodies_at_scale import METHOD_STYLES, METHODS
 from experiments.intervals import ratio
 from experiments.study import Piece, Report, Results
-from marl_kl import devices
+from marl_kl import algorithms, devices
 
 AGENTS, OBSERVATION = 4, 8
 PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")
@@ -85,7 +85,7 @@ def weights_of(ratio: float) -> np.ndarray:
 
 
 def _config(method: str, samples: int):
-    config_class = marl_kl.core.algorithms.get(METHODS[method].algorithm).config_class
+    config_class = algorithms.get(METHODS[method].algorithm).config_class
     return config_class(
         num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2, init_std=1.0, cg_subsample=0.25,
         **settings.UNEVALUATED,
