@@ -26,7 +26,7 @@ def _require_own_envs() -> None:
 _require_own_envs()
 
 # at once: it sets the size of XLA's thread pool, before anything uses jax
-from marl_kl.devices import use_all_cpu_cores  # noqa: E402
+from marl_kl.devices import use_all_cpu_cores, use_compilation_cache  # noqa: E402
 
 if TYPE_CHECKING:
     from marl_kl import envs
@@ -71,7 +71,7 @@ _MODULES = {
 _NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names}
 _NAMES |= {name: (f"{room}{name}", None) for room, names in _MODULES.items() for name in names}
 
-__all__ = sorted([*_NAMES, "use_all_cpu_cores"])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_NAMES, "use_all_cpu_cores", "use_compilation_cache"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

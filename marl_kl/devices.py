@@ -1,4 +1,4 @@
-"""Devices: the seed axis is sharded over all of them, GPUs or CPU cores; and their memory.
+"""Devices: the seed axis is sharded over all of them, GPUs or CPU cores; their memory, and their compiled programs.
 
 In a sweep the same axis holds settings x seeds.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +47,27 @@ def use_all_cpu_cores() -> None:
         RuntimeError: jax has already looked for its devices.
     """
     jax.config.update("jax_num_cpu_devices", _CORES)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the next process need not compile them again.
+
+    It is `marl_kl` in `$XDG_CACHE_HOME` or `~/.cache`, and in it a folder per kind of CPU, whose programs are of no use to
+    others. The command line calls this itself. JAX's own variables have the last word: JAX_COMPILATION_CACHE_DIR names
+    another folder, JAX_ENABLE_COMPILATION_CACHE=0 switches it off. Without a folder that can be written there is no cache.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    features = next((line for line in _text(_CPU).splitlines() if line.startswith(("flags", "Features"))), "")
+    kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marl_kl" / f"programs-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+_CPU = Path("/proc/cpuinfo")
 
 
 def seed_mesh(num_seeds: int) -> Mesh:
@@ -191,9 +214,9 @@ def over_seeds(
 _ONE_AT_A_TIME = ("xla_cpu_enable_concurrency_optimized_scheduler", False)
 
 
-def compiler_options(platform: str, cpu_options: CompilerOptions = ()) -> dict[str, bool] | None:
-    """What `jax.jit` is given to compile for `platform`: on CPUs, those of the options that this XLA knows."""
-    if platform != "cpu":
+def compiler_options(platform_name: str, cpu_options: CompilerOptions = ()) -> dict[str, bool] | None:
+    """What `jax.jit` is given to compile for a platform: on CPUs, those of the options that this XLA knows."""
+    if platform_name != "cpu":
         return None
     return {name: value for name, value in (_ONE_AT_A_TIME, *cpu_options) if _xla_knows(name, value)}
 

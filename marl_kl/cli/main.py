@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # for paths of users' own environments, algorithms and networks, as `python -m` does
     try:
         arguments = _parse(argv)
+        marl_kl.use_compilation_cache()
         with end_on_second_interrupt():
             return arguments.command(arguments)
     except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:

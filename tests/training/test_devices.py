@@ -1,4 +1,9 @@
-"""How much memory is free."""
+"""How much memory is free, and where compiled programs are kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +89,21 @@ def test_memory_in_use_of_a_cpu_is_the_process_s(machine, tmp_path, monkeypatch)
     assert devices.memory_in_use() is None
     machine({"status": "Name:\tpython\nVmRSS:\t  2048 kB\n"})
     assert devices.memory_in_use() == (2 * 2**20, None) and str(devices.memory_in_use()) == "0.0 GiB"
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(tmp_path):
+    """In a process of its own, as the command line: here the tests have a cache."""
+    lines = "import jax, marl_kl; marl_kl.use_compilation_cache(); print(jax.config.jax_compilation_cache_dir)"
+
+    def folder(**variables):
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XDG_"))}
+        command = [sys.executable, "-c", lines]
+        return subprocess.run(command, env=known | variables, check=True, capture_output=True, text=True).stdout.strip()
+
+    kept = folder(XDG_CACHE_HOME=str(tmp_path))
+    assert kept.startswith(str(tmp_path / "marl_kl" / "programs-")) and Path(kept).is_dir()
+    assert folder(HOME=str(tmp_path / "home")).startswith(str(tmp_path / "home" / ".cache" / "marl_kl"))
+    assert folder(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="/elsewhere") == "/elsewhere"
+    assert folder(XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="0") == "None"
+    (tmp_path / "file").touch()
+    assert folder(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
