@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,10 @@ from marl_kl.config import Config
 from marl_kl.core.metrics import AGENT_METRICS as AGENT_METRICS
 from marl_kl.core.metrics import TEAM_METRICS as TEAM_METRICS
 from marl_kl.core.metrics import WATCHED, EpisodeStatistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 class Evaluation(NamedTuple):
@@ -136,6 +140,20 @@ class TrainResult:
             f"TrainResult({self.algorithm} on {self.spec.name}, {len(self.seeds)} seeds, {steps:,} env steps each, mean "
             f"evaluation return {final:.4g}, out={None if self.out is None else str(self.out)!r})"
         )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per seed and update, the columns of `metrics.csv`; needs pandas."""
+        import pandas as pd
+
+        from marl_kl.storage.run_tables import metrics_table
+
+        return pd.DataFrame(metrics_table(self.spec.agents, self.seeds, self.env_steps, self.metrics))
+
+    def plot(self) -> Figure:
+        """The learning curve: returns in training and of evaluations, over env steps."""
+        from marl_kl.analysis.run_figures import learning_curve
+
+        return learning_curve(self)
 
     @property
     def steps_per_second(self) -> float:

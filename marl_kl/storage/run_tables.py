@@ -104,6 +104,17 @@ def write_metrics(
         ValueError: an array has another shape.
         RunFolderError: the file cannot be written.
     """
+    _write(Path(out) / "metrics.csv", metrics_table(agents, seeds, env_steps, metrics, written), bool(written))
+
+
+def metrics_table(
+    agents: Sequence[str],
+    seeds: Sequence[int],
+    env_steps: np.ndarray,
+    metrics: Mapping[str, np.ndarray],
+    written: int = 0,
+) -> dict[str, np.ndarray]:
+    """The columns of `metrics.csv`, by name; arguments and errors as of `write_metrics`."""
     new = np.asarray(env_steps)[written:]
     columns = {
         "seed": np.tile(np.asarray(seeds), len(new)),
@@ -111,8 +122,7 @@ def write_metrics(
         "env_steps": np.repeat(new, len(seeds)),
     }
     of_metrics = metric_columns(agents, (len(seeds), len(env_steps)), metrics)
-    columns |= {name: column[:, written:].T.reshape(-1) for name, column in of_metrics.items()}
-    _write(Path(out) / "metrics.csv", columns, bool(written))
+    return columns | {name: column[:, written:].T.reshape(-1) for name, column in of_metrics.items()}
 
 
 def metric_columns(

@@ -109,3 +109,19 @@ def test_curves_of_a_sweep_are_read_back_and_end_where_their_settings_do(tmp_pat
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(RunFolderError, match="gone/metrics.csv: no such file or directory"):
         run_tables.write_metrics(tmp_path / "gone", ("a",), (0,), np.arange(0), {})
+
+
+def test_a_result_is_the_same_table(finished):
+    out, result = finished
+    stored, table = pd.read_csv(out / "metrics.csv"), result.to_dataframe()
+    assert list(table) == list(stored)
+    np.testing.assert_allclose(table.to_numpy(float), stored.to_numpy(float), rtol=1e-6)
+
+
+def test_a_result_is_one_line_and_a_picture(finished):
+    """A notebook's cell that ends in it."""
+    out, result = finished
+    assert repr(result).startswith(
+        "TrainResult(hatrpo_w on counting, 2 seeds, 320 env steps each, mean evaluation return "
+    )
+    assert len(repr(result)) < 300 and len(result.plot().axes) >= 1
