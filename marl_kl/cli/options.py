@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import marl_kl
 from envs.base import Env
 from envs.validation import first_line
 from marl_kl.storage import run_folder
+from marl_kl.storage.files import one_line_error
 from marl_kl.training import loggers
 from marl_kl.training.progress import MODES
 
@@ -140,11 +141,34 @@ def _literal(text: str):
         return text
 
 
-def default_out(env_name: str, algorithm: str, parent: str = "runs") -> Path:
-    """The default folder of a run; a number is added if it exists."""
+@contextlib.contextmanager
+def chosen_out(
+    out: Path | None, env_name: str, algorithm: str, parent: str = "runs", announce: bool = False
+) -> Iterator[Path]:
+    """`out`, or else a new folder of this job alone, named by the time (printed if `announce`); it is removed if empty."""
+    if out is not None:
+        yield out
+        return
     name = f"{re.sub('[/:]', '-', f'{env_name}-{algorithm}')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(out for out in (Path(parent) / name for name in names) if not out.exists())
+    out = next(folder for name in names if _is_made(folder := Path(parent) / name))
+    if announce:
+        print(out)
+    try:
+        yield out
+    finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # only if it is empty
+
+
+def _is_made(folder: Path) -> bool:
+    """Makes the folder, unless it is there: of several jobs that begin at once one succeeds."""
+    with one_line_error("create", folder):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            return False
+    return True
 
 
 def use_all_cpu_cores() -> None:

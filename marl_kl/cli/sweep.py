@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import marl_kl
+from envs.base import Env
 from marl_kl.cli.options import (
     add_command,
     add_log,
     add_progress,
-    default_out,
+    chosen_out,
     make_env,
     one_line_warnings,
     use_all_cpu_cores,
@@ -42,7 +43,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     description = sweep_file.read(arguments.file)
     use_all_cpu_cores()
     env = make_env(description.env, description.env_options)
-    out = arguments.out or default_out(description.env, description.algorithm, "sweeps")
+    with chosen_out(
+        arguments.out, description.env, description.algorithm, "sweeps", arguments.progress == "none"
+    ) as out:
+        return _sweep_and_exit_code(arguments, description, env, out)
+
+
+def _sweep_and_exit_code(arguments: argparse.Namespace, description: sweep_file.SweepFile, env: Env, out: Path) -> int:
     try:
         with one_line_warnings():
             result = marl_kl.sweep(

@@ -14,7 +14,7 @@ from marl_kl.cli.options import (
     add_field,
     add_log,
     add_progress,
-    default_out,
+    chosen_out,
     make_env,
     one_line_warnings,
     parse_env_options,
@@ -138,8 +138,14 @@ def _train(arguments: argparse.Namespace) -> int:
     run = _requested_run(arguments)
     use_all_cpu_cores()
     run.make_config()  # refuses bad values before an environment is built
-    return train_and_exit_code(
-        make_env(run.env, run.env_options), run.algorithm, seeds=run.seeds,
-        out=arguments.out or default_out(run.env, run.algorithm), progress=arguments.progress, loggers=arguments.log,
-        **run.config,
-    )  # fmt: skip
+    env = make_env(run.env, run.env_options)
+    with chosen_out(arguments.out, run.env, run.algorithm, announce=arguments.progress == "none") as out:
+        return train_and_exit_code(
+            env,
+            run.algorithm,
+            seeds=run.seeds,
+            out=out,
+            progress=arguments.progress,
+            loggers=arguments.log,
+            **run.config,
+        )

@@ -274,6 +274,16 @@ def test_a_folder_of_a_clock_that_stands_still_is_another_one(tmp_path, monkeypa
     monkeypatch.setattr(options.datetime, "datetime", Clock)
     monkeypatch.chdir(tmp_path)
     for name in ("a-b-20010203-040506", "a-b-20010203-040506-2", "a-b-20010203-040506-3"):
-        out = options.default_out("a", "b")
-        assert str(out) == f"runs/{name}"
-        out.mkdir(parents=True)
+        with options.chosen_out(None, "a", "b") as out:
+            assert str(out) == f"runs/{name}"
+            (out / "run.json").touch()
+
+
+def test_a_folder_to_which_nothing_was_written_is_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError), options.chosen_out(None, "my.module:make", "b", announce=True) as out:
+        assert out.is_dir() and out.name.startswith("my.module-make-b-")
+        raise ValueError
+    assert not out.exists() and capsys.readouterr().out == f"{out}\n"
+    with options.chosen_out(tmp_path / "given", "a", "b") as out:
+        assert not out.exists()
