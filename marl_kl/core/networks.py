@@ -187,7 +187,6 @@ class Recurrent(nn.Module):
         return self.head(hidden), hidden
 
 
-@functools.lru_cache(maxsize=64)
 def make_encoder(path: str, spec: EnvSpec, input_size: int) -> nn.Module | None:
     """The module that the function at `path` makes for an environment; None for an empty path.
 
@@ -199,9 +198,12 @@ def make_encoder(path: str, spec: EnvSpec, input_size: int) -> nn.Module | None:
     Raises:
         ValueError: the path leads nowhere, or the module does not encode inputs of this size.
     """
-    if not path:
-        return None
-    module = imported(path, "encoder")(spec)
+    return _checked_encoder(imported(path, "encoder"), path, spec, input_size) if path else None
+
+
+@functools.lru_cache(maxsize=64)
+def _checked_encoder(make: Callable[[EnvSpec], nn.Module], path: str, spec: EnvSpec, input_size: int) -> nn.Module:
+    module = make(spec)
     if not isinstance(module, nn.Module):
         raise ValueError(f"encoder {path!r} returns a {type(module).__name__}; it must return a flax.linen.Module")
     blank = jax.ShapeDtypeStruct((2, 3, input_size), jnp.float32)
