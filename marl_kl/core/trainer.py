@@ -104,10 +104,12 @@ def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Conf
         )
         estimates, advantage = _estimate_values(config, components, state, trajectory, spec.team_reward)
         batch = make_batch(actor, state, trajectory, advantage, spec.num_agents)
-        actors, algorithm_state, metrics = components.algorithm.update(key_actors, old.actors, old.algorithm, batch)
         to_rows = sequences.batch_major if config.recurrent_critic else _flatten
         value, advantage = to_rows(estimates.value), to_rows(advantage)
-        critic_state, value_loss = critic.fit(key_critic, config, old.critic, estimates.inputs, value + advantage)
+        # accelerators multiply float32 matrices in fewer digits by default, which conjugate gradient cannot do without
+        with jax.default_matmul_precision("float32"):
+            actors, algorithm_state, metrics = components.algorithm.update(key_actors, old.actors, old.algorithm, batch)
+            critic_state, value_loss = critic.fit(key_critic, config, old.critic, estimates.inputs, value + advantage)
         new = Learner(actors, critic_state, *_update_moments(config, old, trajectory), algorithm_state)
 
         watched = (
