@@ -12,7 +12,13 @@ from marl_kl.core import algorithms, evaluation
 from tests.support.grids import slow_unless
 from tests.support.kinds_env import KINDS, kinds_env
 
-FAST = (("hatrpo_w", "continuous", True), ("mappo", "discrete", False))
+CASES = dict.fromkeys(
+    [
+        *((name, kind, kind == "discrete") for name in algorithms.names() for kind in ("continuous", "discrete")),
+        *((name, kind, recurrent) for name in ("hatrpo_w", "ippo") for kind in KINDS for recurrent in (False, True)),
+    ]
+)
+"""(algorithm, kind of action, recurrent): every algorithm with two kinds, one of each family with all."""
 
 
 def config_of(algorithm, kind="continuous", recurrent=False, **fields):
@@ -39,7 +45,7 @@ def check_float32(env, algorithm, config):
 
 @pytest.mark.parametrize(
     ("algorithm", "kind", "recurrent"),
-    slow_unless(FAST, [(name, kind, r) for name in algorithms.names() for kind in KINDS for r in (False, True)]),
+    slow_unless({("hatrpo_w", "continuous", True), ("mappo", "discrete", True)}, CASES),
 )
 def test_every_algorithm_and_kind_of_action(algorithm, kind, recurrent, float64):
     check_float32(kinds_env(kind), algorithm, config_of(algorithm, kind, recurrent))
@@ -63,11 +69,14 @@ def test_games(name, float64):
     check_float32(envs.make(name), "hatrpo_w", config_of("hatrpo_w"))
 
 
-@pytest.mark.slow
 @pytest.mark.physics
-@pytest.mark.parametrize("options", [{"backend": "spring"}, {"engine": "mjx"}], ids=str)
-def test_bodies(options, float64):
-    check_float32(envs.make("reacher_2x1", **options), "hatrpo_w", config_of("hatrpo_w"))
+@pytest.mark.parametrize(
+    ("engine", "backend"),
+    [pytest.param("brax", "spring", marks=pytest.mark.slow), pytest.param("mjx", None, marks=pytest.mark.rare)],
+)
+def test_bodies(engine, backend, float64):
+    env = envs.make("reacher_2x1", engine=engine, backend=backend)
+    check_float32(env, "hatrpo_w", config_of("hatrpo_w"))
 
 
 @pytest.mark.slow

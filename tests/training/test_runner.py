@@ -147,7 +147,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Programs, "chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(counting_env(), seeds=[4, 7], out=tmp_path / "run", **AS_FINISHED)
+        train(counting_env(), seeds=[4, 7], out=tmp_path / "run", eval_interval=0, **AS_FINISHED)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 2 * 9
     assert marl_kl.load(tmp_path / "run").update == 9
