@@ -337,7 +337,7 @@ def cast_like(tree: Any, like: Any) -> Any:
 def with_declared_dtypes(env: Env) -> Env:
     """`env` whose time steps have the dtypes of the protocol and whose state keeps those of its reset.
 
-    With `jax_enable_x64`, environments compute in float64 where nothing else is said; policies and critics do not.
+    With `jax_enable_x64`, environments compute in float64 unless they say otherwise; policies and critics do not.
     """
 
     def declared(timestep: TimeStep) -> TimeStep:
