@@ -75,7 +75,13 @@ def test_a_scenario_s_fields_come_before_the_preset_s_and_changes_before_both():
     assert (ant.total_env_steps, cheetah.total_env_steps) == (400_000, 200_000)
     assert ant.gamma == 0.97 and ant.actor_lr == 2e-3
     assert presets.config("quick", "ant_4x2", "hatrpo", gamma=0.5, cg_iters=3) == TrustRegionConfig(
-        gamma=0.5, gae_lambda=0.9, eval_episodes=8, cg_damping=1.0, total_env_steps=400_000, cg_iters=3
+        gamma=0.5,
+        gae_lambda=0.9,
+        eval_episodes=8,
+        eval_interval=10,
+        cg_damping=1.0,
+        total_env_steps=400_000,
+        cg_iters=3,
     )
 
 
@@ -93,7 +99,7 @@ def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
     assert main.main(["train", "Ant-v2-4x2", *words, "--config", str(file), "--out", str(tmp_path / "run")]) == 0
     assert calls == [
         {"seeds": 1, "out": tmp_path / "run", "progress": "auto", "loggers": [], "gamma": 0.9, "gae_lambda": 0.9,
-         "eval_episodes": 8, "cg_damping": 0.5, "total_env_steps": 400_000}
+         "eval_episodes": 8, "eval_interval": 10, "cg_damping": 0.5, "total_env_steps": 400_000}
     ]  # fmt: skip
     assert main.main(["presets"]) == 0
     said = capsys.readouterr().out
