@@ -88,7 +88,6 @@ def precision(num_agents: int) -> list[Row]:
 
     steps = {}
     for name in ("float32", "default"):
-        jax.clear_caches()
         with jax.default_matmul_precision(name):
             steps[name] = step(actors, batch)
     with jax.enable_x64(True):

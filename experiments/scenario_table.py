@@ -68,11 +68,8 @@ def default_engine(body: str) -> tuple[str, str]:
 
 def difference_row(body: str) -> list[str]:
     """One line of the table of differences; what can touch what is counted in the models."""
-    derived = (
-        ()
-        if default_engine(body)[0] == "mjx"
-        else mujoco_check.counterpart(envs.make(scenario(body), obs=1)).differences
-    )
+    is_mjx = default_engine(body)[0] == "mjx"
+    derived = () if is_mjx else mujoco_check.counterpart(envs.make(scenario(body), obs=1)).differences
     phrases = (*derived, *_MORE_DIFFERENCES.get(body, ()))
     return [body, "; ".join(phrases) if phrases else "none but rounding"]
 

@@ -9,9 +9,9 @@ import contextlib
 import functools
 import hashlib
 import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from platform import machine
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
         return
     features = next((line for line in _text(_CPU).splitlines() if line.startswith(("flags", "Features"))), "")
-    kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
+    kind = hashlib.sha256(f"{machine()} {features}".encode()).hexdigest()[:8]
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marl_kl" / f"programs-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,9 +214,9 @@ def over_seeds(
 _ONE_AT_A_TIME = ("xla_cpu_enable_concurrency_optimized_scheduler", False)
 
 
-def compiler_options(platform_name: str, cpu_options: CompilerOptions = ()) -> dict[str, bool] | None:
-    """What `jax.jit` is given to compile for a platform: on CPUs, those of the options that this XLA knows."""
-    if platform_name != "cpu":
+def compiler_options(platform: str, cpu_options: CompilerOptions = ()) -> dict[str, bool] | None:
+    """What `jax.jit` is given to compile for `platform`: on CPUs, those of the options that this XLA knows."""
+    if platform != "cpu":
         return None
     return {name: value for name, value in (_ONE_AT_A_TIME, *cpu_options) if _xla_knows(name, value)}
 

@@ -1,7 +1,5 @@
 """`jax_enable_x64` changes what arrays are by default, not what is trained: everything stays float32, in every algorithm."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -81,5 +79,5 @@ def test_bodies(engine, backend, float64):
 
 @pytest.mark.slow
 def test_it_trains(float64):
-    result = functools.partial(marl_kl.train, kinds_env("continuous"), progress="none", total_env_steps=64)
-    assert not result("hatrpo_w", config=config_of("hatrpo_w")).failures
+    config = config_of("hatrpo_w", total_env_steps=64)
+    assert not marl_kl.train(kinds_env("continuous"), "hatrpo_w", config=config, progress="none").failures

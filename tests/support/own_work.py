@@ -1,4 +1,4 @@
-"""What users write in modules of their own: an environment of images, an encoder, an algorithm and its config."""
+"""What users write in their own modules: an environment of images, an encoder, an algorithm and its config."""
 
 import dataclasses
 import math

@@ -20,7 +20,7 @@ class AlgorithmSpec(NamedTuple):
     """The static description of an algorithm.
 
     Attributes:
-        name: the name users type; of an algorithm of their own its path, "my_package.algorithms:mine", where it has one.
+        name: the name users type; of their own algorithms the path, "my_package.algorithms:mine", where it has one.
         build: `(actor, config) -> Algorithm`, `config` a `config_class`.
         config_class: the class of its config.
         agent_metrics: names of the metrics per agent that it always reports.
@@ -117,7 +117,7 @@ def refuse_not_importable(spec: AlgorithmSpec, config: Config) -> None:
     for field in dataclasses.fields(config):
         if str(getattr(config, field.name)).startswith("__main__:"):
             raise ValueError(
-                f"{field.name}={getattr(config, field.name)!r} cannot be stored in out: it must be in a module of its own, not "
+                f"{field.name}={getattr(config, field.name)!r} cannot be stored in out: it must be in an importable module, not "
                 "in a script or a notebook"
             )
 
