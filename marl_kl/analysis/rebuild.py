@@ -10,10 +10,10 @@ from typing import Literal
 import envs
 from envs.base import Env
 from marl_kl.results import what_failed
-from marl_kl.storage import checkpoints, loading, run_folder, stored_sweeps
+from marl_kl.storage import array_trees, loading, run_folder, run_record, stored_sweeps
 
 
-def rebuild_env(record: run_folder.RunRecord, path: str | os.PathLike, advice: str) -> Env:
+def rebuild_env(record: run_record.RunRecord, path: str | os.PathLike, advice: str) -> Env:
     """The environment of a run, by `envs.make`.
 
     Args:
@@ -25,7 +25,7 @@ def rebuild_env(record: run_folder.RunRecord, path: str | os.PathLike, advice: s
     """
     spec = record.spec
     env = None if spec.options is None else envs.make(spec.name, **dict(spec.options))
-    if env is None or checkpoints.digest(env.params) != record.document.get("env_params"):
+    if env is None or array_trees.digest(env.params) != record.document.get("env_params"):
         raise ValueError(f"envs.make cannot make the environment '{spec.name}' of {path}; {advice}")
     return env
 
@@ -52,8 +52,8 @@ def load_with_env(
     """
     record = stored_sweeps.record_of(path, setting)
     env = rebuild_env(record, path, advice) if env is None else env
-    stored, ours = ({"env": run_folder.env_identity(dataclasses.asdict(spec))} for spec in (record.spec, env.spec))
-    mismatch = run_folder.first_mismatch(stored, ours)
+    stored, ours = ({"env": run_record.env_identity(dataclasses.asdict(spec))} for spec in (record.spec, env.spec))
+    mismatch = run_record.first_mismatch(stored, ours)
     if mismatch:
         raise run_folder.RunFolderError(f"the environment '{record.spec.name}' of {path} has changed: {mismatch}")
     for failure in record.failures:

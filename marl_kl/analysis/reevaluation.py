@@ -15,7 +15,7 @@ from envs.base import Env, EnvSpec
 from marl_kl.analysis.rebuild import load_with_env, rebuild_env
 from marl_kl.core import evaluation
 from marl_kl.results import EpisodeStatistics
-from marl_kl.storage import run_folder, run_tables, stored_sweeps
+from marl_kl.storage import run_folder, run_record, run_tables, stored_sweeps
 from marl_kl.storage.files import one_line_error
 from marl_kl.storage.loading import Run
 
@@ -124,8 +124,8 @@ def _loaded(
     if which == "best" and run.best_updates is None:
         raise ValueError("these are the last policies, not the best ones; load them with load(path, which='best')")
     if env is None:
-        name = run_folder.SWEEP if run_folder.is_sweep(path) else run_folder.RUN
-        env = rebuild_env(run_folder.read_record(path, name), path, advice)
+        name = run_record.SWEEP if run_folder.is_sweep(path) else run_record.RUN
+        env = rebuild_env(run_record.read_record(path, name), path, advice)
     return run, env
 
 

@@ -21,7 +21,7 @@ import envs
 import marl_kl
 from envs.base import Env
 from envs.validation import first_line
-from marl_kl.storage import run_folder
+from marl_kl.storage import run_folder, run_record
 from marl_kl.storage.files import one_line_error
 from marl_kl.training import loggers
 from marl_kl.training.progress import MODES
@@ -185,9 +185,9 @@ def make_env(name: str, options: dict[str, Any]) -> Env:
         raise ValueError(f"env {name!r} does not take {options}: {first_line(error)}") from error
 
 
-def use_devices_of(record: run_folder.RunRecord) -> None:
+def use_devices_of(record: run_record.RunRecord) -> None:
     """All CPU cores as devices if the run used several devices: results are bitwise equal on as many devices only."""
-    if run_folder.last_session(record.document)["device"]["count"] > 1:
+    if run_record.last_session(record.document)["device"]["count"] > 1:
         use_all_cpu_cores()
 
 

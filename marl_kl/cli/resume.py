@@ -8,7 +8,7 @@ from pathlib import Path
 
 from marl_kl.cli.options import add_command, add_log, add_progress, parse_field, use_devices_of
 from marl_kl.cli.train import train_and_exit_code
-from marl_kl.storage import run_folder
+from marl_kl.storage import run_folder, run_record
 
 
 def add_resume(commands) -> None:
@@ -34,7 +34,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     out = arguments.run
     if run_folder.is_sweep(out):
         raise ValueError(f"{str(out)!r} holds a sweep; resume it with marl-kl sweep FILE.toml --out {out} --resume")
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     config = record.config
     if arguments.total_env_steps is not None:
         field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")

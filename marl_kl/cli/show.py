@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from marl_kl.cli.options import add_command, add_setting, default_text
-from marl_kl.storage import run_folder, stored_sweeps
+from marl_kl.storage import run_folder, run_record, stored_sweeps
 
 
 def add_show(commands) -> None:
@@ -57,17 +57,17 @@ def _show_run(arguments: argparse.Namespace, console: Console) -> None:
 def _show_sweep(arguments: argparse.Namespace, console: Console) -> None:
     from marl_kl.analysis import sweep_tables
 
-    record = run_folder.read_record(arguments.run, run_folder.SWEEP)
+    record = run_record.read_record(arguments.run, run_record.SWEEP)
     result = stored_sweeps.read(arguments.run)
     for line in record_lines(record, list(result.settings[0]), arguments.all):
         console.print(line, soft_wrap=True, markup=False)
     sweep_tables.show(result, console)
 
 
-def record_lines(record: run_folder.RunRecord, swept: Sequence[str] = (), every_field: bool = False) -> list[str]:
+def record_lines(record: run_record.RunRecord, swept: Sequence[str] = (), every_field: bool = False) -> list[str]:
     """Status, environment, versions and config; of every field, "*" marks values other than the default."""
     document, spec = record.document, record.spec
-    session = run_folder.last_session(document)
+    session = run_record.last_session(document)
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items() if version)
     ended = f", ended {document['ended']}" if document.get("ended") else ""
     config = []

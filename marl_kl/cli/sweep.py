@@ -17,7 +17,7 @@ from marl_kl.cli.options import (
     one_line_warnings,
     use_all_cpu_cores,
 )
-from marl_kl.storage import run_folder
+from marl_kl.storage import run_folder, run_record
 from marl_kl.training import sweep_file
 
 
@@ -65,6 +65,6 @@ def _sweep_and_exit_code(arguments: argparse.Namespace, description: sweep_file.
     except KeyboardInterrupt:
         again = f"marl-kl sweep {arguments.file} --out {out} --resume"
         saved = f"; finished runs are saved in {out}, continue with: {again}"
-        print(f"marl-kl: interrupted{saved if run_folder.holds_run(out, run_folder.SWEEP) else ''}", file=sys.stderr)
+        print(f"marl-kl: interrupted{saved if run_folder.holds_run(out, run_record.SWEEP) else ''}", file=sys.stderr)
         return 130
     return 1 if len(result.failures) == len(result.settings) * len(result.seeds) else 0

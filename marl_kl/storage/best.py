@@ -14,7 +14,7 @@ class Best(NamedTuple):
     Attributes:
         update: [seed] int64, updates made before that evaluation.
         episode_return: [seed] float64, mean team return of its episodes.
-        learner: the `Learner`, flat (`checkpoints.flatten_tree`): leaves [seed, ...].
+        learner: the `Learner`, flat (`array_trees.flatten_tree`): leaves [seed, ...].
     """
 
     update: np.ndarray

@@ -5,10 +5,9 @@
     checkpoints/<update>/manifest.json  format, and checksums of all other files
     checkpoints/<update>~/              the older one, while a newer one of the same update replaces it
 
-A checkpoint is written under a temporary name and renamed when its last file is on disk. The arrays are stored flat, by
-the path of each leaf, whatever the containers (NamedTuples, dataclasses, dicts); typed PRNG keys are stored as their
-data. The learner is part of the train state: `marl_kl.load` reads it from here. The best learners so far are in every
-checkpoint, so that each is consistent in itself.
+A checkpoint is written under a temporary name and renamed when its last file is on disk. The learner is part of the train
+state: `marl_kl.load` reads it from here. The best learners so far are in every checkpoint, so that each is consistent in
+itself.
 
 Orbax writes and reads the arrays. The commit, the pruning and the reading around it are ours, since Orbax's
 `CheckpointManager` (tried with 0.12.8) does not do what `tests/storage/test_checkpoints.py` requires:
@@ -27,14 +26,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
-import logging
 import os
-import re
 import shutil
-import tempfile
 import time
 import uuid
 import warnings
@@ -42,11 +37,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from envs.validation import first_line
 from marl_kl.results import Evaluation, SweepFailure, Timing
+from marl_kl.storage.array_files import read_arrays, write_arrays
+from marl_kl.storage.array_trees import flatten_tree, subtree
 from marl_kl.storage.best import Best
 from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
@@ -57,16 +53,14 @@ from marl_kl.storage.files import (  # fmt: skip
     write_synced,
 )
 from marl_kl.storage.interrupts import interrupts_wait
-from marl_kl.storage.run_folder import RunWarning, first_mismatch
+from marl_kl.storage.run_folder import RunWarning
+from marl_kl.storage.run_record import first_mismatch
 
 FORMAT = 2
 """The version of the layout above; a checkpoint with a larger one is refused."""
 
 _NO_ARRAYS = ("update", "env_steps")
 """The fields of an `Evaluation` that are stored as text: int64, which jax would cut to 32 bits."""
-
-_SINCE_0_2 = tuple(f"algorithm.{name}" for name in ("total", "squares", "weight", "weight_squares"))
-"""Leaves that older checkpoints lack, the averages of utilities: zero means none yet."""
 
 _ATTEMPTS = 20
 """How often `load` tries if the checkpoints change each time; already two changes are unlikely."""
@@ -82,7 +76,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         update: updates made.
-        state: the `TrainState`, flat (see `flatten_tree`): leaves [seed, ...].
+        state: the `TrainState`, flat (see `array_trees.flatten_tree`): leaves [seed, ...].
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
         failures: the trials (of a run: setting 0) that met a non-finite number so far.
@@ -117,90 +111,6 @@ class _Changed(Exception):
     """The checkpoints have changed while they were read; another attempt may succeed."""
 
 
-# Trees of arrays
-
-
-def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
-    """Host copies of a tree's leaves by their path (`learner.actors.params.Dense_0.kernel`); keys as their data."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = _leaf_name(path)
-        if name in leaves:
-            raise ValueError(f"two leaves have the path '{name}'")
-        leaves[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return leaves
-
-
-def digest(tree: Any) -> str:
-    """A short hash of the arrays in a tree."""
-    total = hashlib.sha256()
-    for name, leaf in flatten_tree(tree).items():
-        total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
-    return total.hexdigest()[:16]
-
-
-def subtree(leaves: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The subtree `name` of a flat tree, flat."""
-    return {path.removeprefix(f"{name}."): leaf for path, leaf in leaves.items() if path.startswith(f"{name}.")}
-
-
-def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -> Any:
-    """The inverse of `flatten_tree`.
-
-    Args:
-        template: a pytree of arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`, say).
-        leaves: leaf path -> array; arrays without elements may be missing.
-        source: the origin of `leaves`, for messages.
-
-    Returns:
-        numpy arrays in the structure of `template`; typed PRNG keys are jax arrays.
-
-    Raises:
-        RunFolderError: `leaves` are those of another tree.
-    """
-    paths, structure = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {_leaf_name(path): leaf for path, leaf in paths}
-    surplus = sorted(set(leaves) - set(wanted))
-    if surplus:
-        raise RunFolderError(f"{source} holds '{surplus[0]}', which this run does not have")
-    return jax.tree_util.tree_unflatten(
-        structure, [_restore_leaf(name, leaf, leaves, source) for name, leaf in wanted.items()]
-    )
-
-
-def _restore_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
-    shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
-    if 0 in shape.shape or (name not in leaves and name.endswith(_SINCE_0_2)):
-        return np.zeros(shape.shape, shape.dtype)
-    if name not in leaves:
-        raise RunFolderError(f"{source} lacks '{name}' of this run")
-    found = leaves[name]
-    if found.shape != shape.shape:
-        raise RunFolderError(f"{source} holds '{name}' with shape {found.shape}; this run needs {shape.shape}")
-    if found.dtype != shape.dtype:
-        raise RunFolderError(f"{source} holds '{name}' as {found.dtype}; this run needs {shape.dtype}")
-    return jax.random.wrap_key_data(found, impl=_key_impl(wanted)) if _is_key(wanted) else found
-
-
-def _leaf_name(path) -> str:
-    # A bare array is a tree whose only leaf has an empty path.
-    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-
-
-def _is_key(leaf) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_impl(key) -> Any:
-    # `key_impl` refuses a ShapeDtypeStruct, but not the tracer of one.
-    found = []
-    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
-    return found[0]
-
-
-# To disk and back
-
-
 def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, Any], keep: int) -> None:
     """Stores a snapshot; of all checkpoints, those of the last `keep` updates up to this one stay.
 
@@ -210,7 +120,7 @@ def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, A
     Args:
         out: the run folder, held by this process.
         snapshot: what to store.
-        fingerprint: of the run it belongs to (`run_folder.fingerprint`).
+        fingerprint: of the run it belongs to (`run_record.fingerprint`).
         keep: how many checkpoints stay, at least 1.
 
     Raises:
@@ -379,7 +289,7 @@ def _write(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> 
         "best": {} if best is None else best.learner,
     }
     folder.mkdir()
-    _write_arrays(folder / "arrays", flatten_tree(arrays))
+    write_arrays(folder / "arrays", flatten_tree(arrays))
     write_synced(folder / "snapshot.json", _as_json(about))
     manifest = {"program": "marl_kl", "format": FORMAT, "files": _checksums(folder)}
     write_synced(folder / "manifest.json", _as_json(manifest))
@@ -399,7 +309,11 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
             raise RunFolderError(f"the checkpoint {checkpoint} belongs to another run: {other}")
         if about["update"] != _update(checkpoint):
             raise RunFolderError(f"the checkpoint {checkpoint} has another name than its update, {about['update']}")
-        leaves = {_current_name(name): leaf for name, leaf in _read_arrays(checkpoint / "arrays").items()}
+        try:
+            arrays = read_arrays(checkpoint / "arrays")
+        except (ValueError, KeyError) as error:
+            raise _Damaged(f"the checkpoint {checkpoint} is damaged: {first_line(error)}") from error
+    leaves = {_current_name(name): leaf for name, leaf in arrays.items()}
     texts = {name: np.asarray(value, np.int64) for name, value in about["evaluation"].items()}
     best = about.get("best")
     return Snapshot(
@@ -459,53 +373,3 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
-    import orbax.checkpoint as ocp
-
-    # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
-    leaves = {name: leaf for name, leaf in leaves.items() if leaf.size}
-    try:
-        with _orbax_path(path) as known, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(known, leaves)
-    except ValueError as error:
-        raise _as_os_error(error) from error
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    try:
-        with _orbax_path(path) as known, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            leaves = checkpointer.restore(known)
-    except (ValueError, KeyError) as error:
-        raise _Damaged(f"the checkpoint {path.parent} is damaged: {first_line(error)}") from error
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
-
-
-@contextlib.contextmanager
-def _orbax_path(path: Path) -> Iterator[Path]:
-    """`path` for Orbax, which in this context logs nothing.
-
-    It would log the traceback of each of its threads before it raises the same error. And it searches its own folder by
-    patterns, in which the brackets of "runs/hatrpo[kl=0.1]" mean something else: a link without them leads there.
-    """
-    logger = logging.getLogger("absl")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        if not glob.has_magic(str(path)):
-            yield path
-            return
-        with tempfile.TemporaryDirectory(prefix="marl_kl-") as folder:
-            link = Path(folder) / "checkpoint"
-            link.symlink_to(path.parent.absolute(), target_is_directory=True)
-            yield link / path.name
-    finally:
-        logger.disabled = was_disabled
-
-
-def _as_os_error(error: ValueError) -> OSError:
-    # The storage library reports a full disk, say, as a ValueError that quotes the system's error code.
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(first_line(error))

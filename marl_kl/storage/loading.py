@@ -18,7 +18,7 @@ from marl_kl.config import Config
 from marl_kl.core import agents
 from marl_kl.core.policies import Team, make_actor, team_shapes
 from marl_kl.core.types import Carry
-from marl_kl.storage import checkpoints, run_folder, stored_sweeps
+from marl_kl.storage import array_trees, checkpoints, run_folder, run_record, stored_sweeps
 
 if TYPE_CHECKING:
     from marl_kl.core.trainer import Learner
@@ -57,7 +57,7 @@ class Run:
         update: updates made when it was stored.
         best_updates: per seed, the updates made before its best evaluation, if these teams are loaded; None: the last
             teams are.
-        leaves: the learner, flat (`checkpoints.flatten_tree`). source: its origin, for messages.
+        leaves: the learner, flat (`array_trees.flatten_tree`). source: its origin, for messages.
     """
 
     path: Path
@@ -223,13 +223,13 @@ def load(path: str | PathLike, which: Literal["last", "best"] = "last", setting:
 
 
 def _of_run(path: str | PathLike, which: str) -> Run:
-    record = run_folder.read_record(path)
-    snapshot = checkpoints.load(path, run_folder.fingerprint(record.document))
+    record = run_record.read_record(path)
+    snapshot = checkpoints.load(path, run_record.fingerprint(record.document))
     if snapshot is None:
         raise run_folder.RunFolderError(f"there is no checkpoint in {str(path)!r}")
     if which == "best" and snapshot.best is None:
         raise run_folder.RunFolderError(f"the run in {str(path)!r} has kept no best teams; load the last ones")
-    leaves = checkpoints.subtree(snapshot.state, "learner") if which == "last" else snapshot.best.learner
+    leaves = array_trees.subtree(snapshot.state, "learner") if which == "last" else snapshot.best.learner
     best_updates = None if which == "last" else tuple(map(int, snapshot.best.update))
     source = checkpoints.source(path, snapshot.update)
     return _restored(path, record, leaves, snapshot.update, best_updates, source)
@@ -243,7 +243,7 @@ def _of_setting(path: str | PathLike, which: str, setting: int | None) -> Run:
 
 
 def _restored(
-    path: str | PathLike, record: run_folder.RunRecord, leaves: Mapping[str, np.ndarray], update: int,
+    path: str | PathLike, record: run_record.RunRecord, leaves: Mapping[str, np.ndarray], update: int,
     best_updates: tuple[int, ...] | None, source: str,
 ) -> Run:  # fmt: skip
     """Of the learner's flat `leaves`."""
@@ -266,4 +266,4 @@ def _restored(
 def _of_seeds(template, num_seeds: int, leaves: Mapping[str, np.ndarray], source: str):
     """`template`, the shapes of one seed, filled with the leaves [seed, ...]."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), template)
-    return checkpoints.restore_tree(stacked, leaves, source)
+    return array_trees.restore_tree(stacked, leaves, source)

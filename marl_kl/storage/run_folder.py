@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves on disk, its record and its lock.
+"""The run folder: what a run leaves on disk, its lock and its status; the record is `marl_kl.storage.run_record`'s.
 
     run.json          what was run: environment, algorithm, config, seeds, versions, device, status
     config.toml       the same run again: `marl_kl.training.run_file`
@@ -18,42 +18,22 @@ appended. Every other file is written whole (`marl_kl.storage.files`). Whatever 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
+from marl_kl.results import Failure, Timing
+from marl_kl.storage import run_record
+from marl_kl.storage.files import TEMPORARY, RunFolderError, one_line_error, remove_leftovers
+from marl_kl.storage.run_record import RUN, SWEEP
 
-from envs.base import EnvSpec
-from envs.validation import first_line, imported, is_path
-from marl_kl.config import SCHEDULE, Config, free_schedule
-from marl_kl.results import Failure, SweepFailure, Timing
-from marl_kl.storage.files import TEMPORARY, RunFolderError, one_line_error, remove_leftovers, write_file
-
-_TRUST_REGION_0_1 = {"line_search": "geometric"}
-"""What version 0.1 did where it had no field yet and the default is another now."""
-
-FORMAT = 2
-"""The version of the layout above; a folder with a larger one is refused."""
-
-RUN, SWEEP = "run.json", "sweep.json"
-"""What a folder's record is called: that of a run, and that of a sweep (`marl_kl.training`)."""
-
-STATUSES = ("running", "finished", "interrupted", "failed")
-
-_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
 _LOCK = ".lock"
 
 
@@ -65,110 +45,11 @@ class RunWarning(UserWarning):
     """Something about a run folder is not as it should be, but the run continues; the message is one line."""
 
 
-class RunRecord(NamedTuple):
-    """The content of `run.json`.
-
-    Attributes:
-        spec: the environment's static description.
-        algorithm: the algorithm's name.
-        config: the resolved config.
-        seeds: the seeds, in the order of every seed axis.
-        status: one of `STATUSES`.
-        failures: one entry per seed (in a sweep: setting and seed) that met a non-finite number.
-        document: the whole file, versions and device included.
-    """
-
-    spec: EnvSpec
-    algorithm: str
-    config: Config
-    seeds: tuple[int, ...]
-    status: str
-    failures: tuple[Failure | SweepFailure, ...]
-    document: dict[str, Any]
-
-
-# run.json
-
-
-def record(
-    spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int], env_params: str | None = None, **more
-) -> dict[str, Any]:
-    """The content of a new run's `run.json`: what is run, on which versions and devices, since when.
-
-    `env_params` is what `checkpoints.digest` makes of the environment's params; `more` is what a sweep adds.
-    """
-    from marl_kl import __version__  # this module may be a part of that import
-
-    devices = jax.devices()
-    packages = {name: _version(name) for name in _PACKAGES}
-    return {
-        "format": FORMAT,
-        "program": "marl_kl",
-        "status": "running",
-        "started": _now(),
-        "ended": None,
-        "algorithm": algorithm,
-        "seeds": [int(seed) for seed in seeds],
-        "env": _jsonable(dataclasses.asdict(spec)),
-        "env_params": env_params,
-        "config_class": type(config).__name__,
-        "config": _jsonable({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
-        "failures": [],
-        "versions": {"marl_kl": __version__, "python": platform.python_version(), **packages},
-        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
-        **_jsonable(more),
-    }
-
-
-def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a `run.json` that identifies the run: all that its results depend on.
-
-    Of a `sweep.json` also the length of its runs, its settings, and `runs_at_once`.
-    """
-    config = document["config"]
-    free = free_schedule(config)
-    # those of SCHEDULE last: they matter less if another field differs as well
-    names = sorted((name for name in config if name not in free), key=SCHEDULE.__contains__)
-    of_run = {
-        **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
-        "config": {name: config[name] for name in names},
-        "env": env_identity(document["env"]),
-    }
-    if "settings" not in document:
-        return of_run
-    return of_run | {
-        "total_env_steps": config["total_env_steps"],
-        "eval_interval": config["eval_interval"],
-        "number of settings": len(document["settings"]),
-        "settings": {str(index): fields for index, fields in enumerate(document["settings"])},
-        "runs_at_once": document.get("runs_at_once"),
-    }
-
-
 def stable_id(out: Path, fingerprint: Mapping[str, Any], name: str = RUN) -> str:
     """A unique id of the run (or sweep) in `out`, the same when it is resumed."""
-    started = _read_document(out, name)["started"]
+    started = run_record.read_document(out, name)["started"]
     content = json.dumps([out.absolute().name, started, fingerprint], default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def env_identity(env: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an `EnvSpec` as a dict, what the environment is, without how it is made and compiled."""
-    how_made = ("options", "cpu_compiler_options")
-    what_it_is = {name: value for name, value in _jsonable(env).items() if name not in how_made}
-    return {**what_it_is, "metadata": dict(what_it_is["metadata"])}
-
-
-def first_mismatch(stored: Any, wanted: Any, name: str = "") -> str | None:
-    """The first entry that `stored` and `wanted` have otherwise, as text; None if they agree.
-
-    Entries that `stored` lacks do not count: the version that wrote it did not know them.
-    """
-    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        prefix = f"{name}." if name else ""
-        found = (first_mismatch(value, wanted.get(key), f"{prefix}{key}") for key, value in stored.items())
-        return next((text for text in found if text), None)
-    return None if stored == wanted else f"{name} is {stored!r} there and {wanted!r} here"
 
 
 @contextlib.contextmanager
@@ -202,7 +83,7 @@ def lock_folder(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str
 def _begin(out: Path, new: Mapping[str, Any], is_made: bool, name: str) -> None:
     _refuse_if_taken(out)
     try:
-        write_file(out / name, _as_json(_jsonable(new)))
+        run_record.write_record(out, new, name)
     except RunFolderError:
         if is_made:
             shutil.rmtree(out, ignore_errors=True)
@@ -231,8 +112,8 @@ def same_record(out: Path, document: Mapping[str, Any], name: str = RUN) -> dict
     Raises:
         RunFolderError: it cannot be read, or is another one's; the message names the first difference.
     """
-    stored = read_record(out, name).document
-    other = first_mismatch(*map(fingerprint, (stored, document)))
+    stored = run_record.read_record(out, name).document
+    other = run_record.first_mismatch(*map(run_record.fingerprint, (stored, document)))
     if other:
         what = "another sweep" if name == SWEEP else "another run"
         advice = "" if name == SWEEP else _ADVICE.get(other.split()[0], "")
@@ -257,11 +138,11 @@ def record_resume(out: str | os.PathLike, document: Mapping[str, Any], update: i
         update: updates already made; None in a sweep, whose runs have made different ones.
         name: `RUN`, or `SWEEP`.
     """
-    stored = _read_document(Path(out), name)
+    stored = run_record.read_document(Path(out), name)
     _warn_of_other_hardware(stored, document)
-    here = {"time": _now(), "update": update, "versions": document["versions"], "device": document["device"]}
-    changed = {"format": FORMAT, "status": "running", "ended": None, "config": document["config"]}
-    update_record(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
+    here = {"time": run_record.now(), "update": update, "versions": document["versions"], "device": document["device"]}
+    changed = {"format": run_record.FORMAT, "status": "running", "ended": None, "config": document["config"]}
+    run_record.update_record(out, name, **changed, resumed=[*stored.get("resumed", ()), here])
 
 
 @contextlib.contextmanager
@@ -288,27 +169,12 @@ def status_recorded(out: Path | None, name: str = RUN) -> Iterator[dict[str, Any
             set_status(out, status, name=name, **entries)
 
 
-def update_record(out: str | os.PathLike, name: str, **entries) -> None:
-    """Replaces `entries` in `run.json` (or in `sweep.json`, as `name`)."""
-    write_file(Path(out) / name, _as_json(_jsonable({**_read_document(Path(out), name), **entries})))
-
-
 def _warn_of_other_hardware(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before = last_session(stored)
-    other = first_mismatch(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
+    before = run_record.last_session(stored)
+    other = run_record.first_mismatch(*({"versions": d["versions"], "device": d["device"]} for d in (before, now)))
     if other:
         message = f"resuming, but perhaps not bit for bit: {other.replace(' there and ', ' before and ')}"
         warnings.warn(message.removesuffix(" here") + " now", RunWarning, stacklevel=4)
-
-
-def sessions(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entries in `run.json` of each process that trained, oldest first: `versions` and `device`."""
-    return [document, *document.get("resumed", ())]
-
-
-def last_session(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The last one of `sessions`."""
-    return sessions(document)[-1]
 
 
 def set_status(
@@ -323,76 +189,14 @@ def set_status(
         name: `RUN`, or `SWEEP`.
         timing: of a sweep; that of a run is in its checkpoints.
     """
-    if status not in STATUSES:
-        raise ValueError(f"status={status!r}; it must be one of {', '.join(STATUSES)}")
+    if status not in run_record.STATUSES:
+        raise ValueError(f"status={status!r}; it must be one of {', '.join(run_record.STATUSES)}")
     entries = {"status": status, "failures": [failure._asdict() for failure in failures]}
-    if _read_document(Path(out), name)["status"] != status:
-        entries["ended"] = None if status == "running" else _now()
+    if run_record.read_document(Path(out), name)["status"] != status:
+        entries["ended"] = None if status == "running" else run_record.now()
     if timing is not None:
         entries["timing"] = timing._asdict()
-    update_record(out, name, **entries)
-
-
-def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
-    """What was run in the folder `out`; with `SWEEP`, what was swept: the config is then that of its first setting.
-
-    Raises:
-        RunFolderError: no such folder, no run in it, a damaged `run.json`, or one of a newer format.
-    """
-    path = Path(out) / name
-    document = _read_document(Path(out), name)
-    failure_class = Failure if name == RUN else SweepFailure
-    try:
-        _refuse_other_kinds(document, name)
-        spec = EnvSpec(**{name: _tuples(value) for name, value in document["env"].items()})
-        config = _config_class(document)(**document["config"])
-        failures = tuple(failure_class(**failure) for failure in document["failures"])
-        fingerprint(document)
-        return RunRecord(
-            spec, document["algorithm"], config, tuple(document["seeds"]), document["status"], failures, document
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
-        raise RunFolderError(f"{path} does not describe a run that this version can read: {reason}") from error
-
-
-_KINDS = {
-    "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]",
-    "failures": "[dict]", "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]",
-    "settings": "[dict]", "sizes": "dict", "timing": "dict",
-}  # fmt: skip
-"""Of what kind the entries of a record are that are not looked at by the classes that are made of them."""
-
-_ENV_KINDS = {
-    "name": "str", "agents": "[str]", "observation_sizes": "[int]", "action_sizes": "[int]", "state_size": "int",
-    "episode_length": "int", "team_reward": "bool", "metadata": "[list]",
-}  # fmt: skip
-
-
-_DEVICE_KINDS = {"kind": "str", "platform": "str", "count": "int"}
-
-
-def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:
-    """ValueError if what readers rely on is something else; KeyError where it is missing."""
-    needed = ("status", "started", "seeds", "env", *(("settings",) if name == SWEEP else ()))
-    _check_kinds({name: document[name] for name in needed} | dict(document), _KINDS, "")
-    _check_kinds(document["env"], _ENV_KINDS, "env.")
-    for number, session in enumerate(sessions(document)):
-        where = f"resumed[{number - 1}]." if number else ""
-        _check_kinds({name: session[name] for name in ("versions", "device")}, _KINDS, where)
-        device = {name: session["device"][name] for name in _DEVICE_KINDS}
-        _check_kinds(device, _DEVICE_KINDS, f"{where}device.")
-    if not document["seeds"] or len(set(document["seeds"])) < len(document["seeds"]):
-        raise ValueError(f"seeds is {document['seeds']!r}")
-    if document["status"] not in STATUSES:
-        raise ValueError(f"status is {document['status']!r}, which is none of {', '.join(STATUSES)}")
-
-
-def _check_kinds(entries: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> None:
-    for name, kind in kinds.items():
-        items = [] if name not in entries else entries[name] if kind[0] == "[" else [entries[name]]
-        if not isinstance(items, list) or not all(type(item).__name__ == kind.strip("[]") for item in items):
-            raise ValueError(f"{where}{name} is {str(entries[name])[:80]!r}")
+    run_record.update_record(out, name, **entries)
 
 
 def _refuse_if_taken(out: Path) -> None:
@@ -435,82 +239,3 @@ def _locked(out: Path):
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
         yield
-
-
-def _read_document(out: Path, name: str = RUN) -> dict[str, Any]:
-    path = out / name
-    with one_line_error("read", path):
-        if not out.exists():
-            raise RunFolderError(f"there is no run folder {str(out)!r}")
-        if not path.exists():
-            raise RunFolderError(f"{str(out)!r} is not a run folder: it has no {name}")
-        content = path.read_bytes()
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise RunFolderError(f"{path} is truncated or damaged: {error}") from error
-    if not isinstance(document, dict) or document.get("program") != "marl_kl":
-        raise RunFolderError(f"{path} was not written by marl_kl")
-    version = document.get("format")
-    if not isinstance(version, int):
-        raise RunFolderError(f"{path} is damaged: its format is {version!r}, not a whole number")
-    if version > FORMAT:
-        raise RunFolderError(f"{path} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})")
-    if document.get("config_class") == "TrustRegionConfig" and isinstance(document.get("config"), dict):
-        document["config"] = {**_TRUST_REGION_0_1, **document["config"]}
-    return document
-
-
-def _config_class(document: Mapping[str, Any]) -> type[Config]:
-    name, algorithm = document["config_class"], document["algorithm"]
-    known = _config_classes()
-    if name not in known and is_path(algorithm):
-        imported(algorithm, "algorithm")  # makes the config class of a user's own algorithm a known subclass
-        known = _config_classes()
-    if name not in known:
-        raise ValueError(f"config class '{name}' is unknown; known: {', '.join(sorted(known))}")
-    return known[name]
-
-
-def _config_classes() -> dict[str, type[Config]]:
-    known = {Config.__name__: Config}
-    waiting = [Config]
-    while waiting:
-        subclasses = waiting.pop().__subclasses__()
-        known.update({kind.__name__: kind for kind in subclasses})
-        waiting.extend(subclasses)
-    return known
-
-
-def _jsonable(value):
-    """`value` in JSON's types; non-finite numbers, which JSON lacks, become strings that `float` reads."""
-    if isinstance(value, Mapping):
-        return {str(name): _jsonable(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-        return _jsonable(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _as_json(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

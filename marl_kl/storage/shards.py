@@ -16,7 +16,7 @@ import numpy as np
 
 from marl_kl.config import Config, is_due
 from marl_kl.results import SweepFailure, first_nonfinite
-from marl_kl.storage import checkpoints
+from marl_kl.storage import array_trees, checkpoints
 from marl_kl.storage.checkpoints import START, Snapshot
 from marl_kl.storage.files import RunFolderError
 
@@ -53,7 +53,7 @@ class Shard(NamedTuple):
         trials: they differ in seed and traced fields only.
         padding: further trials that fill up the program; their results are dropped.
         folder: where its checkpoints go; None: nothing is stored.
-        fingerprint: what its checkpoints must belong to (`run_folder.fingerprint`).
+        fingerprint: what its checkpoints must belong to (`run_record.fingerprint`).
         is_extendable: whether the last checkpoint has the whole train state.
     """
 
@@ -104,12 +104,12 @@ class Shard(NamedTuple):
         if self.is_complete(snapshot) and not self.is_extendable:
             leaves, keep = {f"learner.{name}": leaf for name, leaf in self.learners(state.learner).items()}, 1
         else:
-            leaves = checkpoints.flatten_tree(state)
+            leaves = array_trees.flatten_tree(state)
         checkpoints.save(self.folder, snapshot._replace(state=leaves), self.fingerprint, keep)
 
     def learners(self, learner: Any) -> dict[str, np.ndarray]:
         """The learners of the trials, without the padding: flat, on the host."""
-        return {name: leaf[: len(self.trials)] for name, leaf in checkpoints.flatten_tree(learner).items()}
+        return {name: leaf[: len(self.trials)] for name, leaf in array_trees.flatten_tree(learner).items()}
 
     def is_complete(self, snapshot: Snapshot) -> bool:
         """Whether the last update has been made and evaluated."""

@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from marl_kl.results import Evaluation, Timing, TrainResult
-from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage import checkpoints, run_record, run_tables
 from marl_kl.storage.files import RunFolderError
 
 UNTIMED = Timing(np.nan, np.nan, np.nan)
 """Of runs without a checkpoint that records it."""
 
 
-def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = None) -> TrainResult:
+def read_result(out: str | os.PathLike, record: run_record.RunRecord | None = None) -> TrainResult:
     """The result of the run in `out`, as of its last save.
 
     Metrics are those of the tables, in double precision; times are those of the newest checkpoint, or `UNTIMED`.
 
     Args:
         out: the run folder.
-        record: its `run_folder.read_record`, if that has been read already.
+        record: its `run_record.read_record`, if that has been read already.
 
     Raises:
         RunFolderError: no run there, a damaged one, one of a newer format, or one without a table.
     """
     out = Path(out)
-    record = run_folder.read_record(out) if record is None else record
+    record = run_record.read_record(out) if record is None else record
     if not (out / "evaluation.csv").exists():
         raise RunFolderError(f"{str(out)!r} holds a run of which nothing was saved yet")
     evaluated = run_tables.read_evaluation(out, record.status == "finished")
@@ -50,7 +50,7 @@ def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = No
     )
 
 
-def _metrics(out: Path, record: run_folder.RunRecord) -> run_tables.StoredMetrics:
+def _metrics(out: Path, record: run_record.RunRecord) -> run_tables.StoredMetrics:
     """Empty ones for a run that was evaluated and stopped before its first update was saved."""
     if not (out / "metrics.csv").exists():
         return run_tables.StoredMetrics(record.seeds, np.empty(0, np.int64), {})

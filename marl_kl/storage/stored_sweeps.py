@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marl_kl.results import Evaluation, Failure, SweepResult, Timing
-from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_runs, sweep_results
+from marl_kl.storage import array_trees, run_folder, run_record, run_tables, shards, stored_runs, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.files import RunFolderError, one_line_error
 from marl_kl.storage.shards import Setting, Shard
@@ -22,12 +22,12 @@ class Learners(NamedTuple):
 
     Attributes:
         record: the sweep's, with the config and the failures of the setting.
-        learner: flat (`checkpoints.flatten_tree`): leaves [seed, ...], in the order of `record.seeds`.
+        learner: flat (`array_trees.flatten_tree`): leaves [seed, ...], in the order of `record.seeds`.
         updates: [seed] updates made by each of these learners.
         source: the origin, for messages.
     """
 
-    record: run_folder.RunRecord
+    record: run_record.RunRecord
     learner: dict[str, np.ndarray]
     updates: tuple[int, ...]
     source: str
@@ -38,7 +38,7 @@ def folder_of(path: str | os.PathLike, setting: int) -> Path:
     return Path(path) / f"setting{setting}"
 
 
-def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRecord:
+def record_of(path: str | os.PathLike, setting: int | None) -> run_record.RunRecord:
     """The record of a run, or of one setting of a sweep, as if it were a run's.
 
     Args:
@@ -50,11 +50,11 @@ def record_of(path: str | os.PathLike, setting: int | None) -> run_folder.RunRec
         RunFolderError: neither a run nor a sweep, or one that cannot be read.
     """
     if not run_folder.is_sweep(path):
-        record = run_folder.read_record(path)
+        record = run_record.read_record(path)
         if setting is not None:
             raise ValueError(f"setting={setting!r}, but {str(path)!r} holds a run, which has no settings")
         return record
-    record = run_folder.read_record(path, run_folder.SWEEP)
+    record = run_record.read_record(path, run_record.SWEEP)
     settings = _settings(Path(path), record)
     last = len(settings) - 1
     if setting is None:
@@ -78,7 +78,7 @@ def learners(path: str | os.PathLike, setting: int, which: str) -> Learners:
         RunFolderError: the setting is not finished, or the sweep was stored without learners.
     """
     record = record_of(path, setting)
-    of_sweep = run_folder.read_record(path, run_folder.SWEEP)
+    of_sweep = run_record.read_record(path, run_record.SWEEP)
     if of_sweep.status == "finished" and not (Path(path) / shards.FOLDER).exists():
         raise RunFolderError(
             f"there is no folder {shards.FOLDER!r} in {str(path)!r}: of this sweep only tables are left"
@@ -99,14 +99,14 @@ def learners(path: str | os.PathLike, setting: int, which: str) -> Learners:
 
 def _learner(now: Snapshot, row: int, which: str) -> tuple[dict[str, np.ndarray], int]:
     if which == "last":
-        return {name: leaf[row] for name, leaf in checkpoints.subtree(now.state, "learner").items()}, now.update
+        return {name: leaf[row] for name, leaf in array_trees.subtree(now.state, "learner").items()}, now.update
     return {name: leaf[row] for name, leaf in now.best.learner.items()}, int(now.best.update[row])
 
 
 def _refuse_without_learners(path: str | os.PathLike, setting: int, shard: Shard, now: Snapshot) -> None:
     if not shard.is_complete(now):
         raise _unfinished(path, setting)
-    if not checkpoints.subtree(now.state, "learner") or now.best is None:
+    if not array_trees.subtree(now.state, "learner") or now.best is None:
         raise RunFolderError(
             f"the sweep in {str(path)!r} was stored without learners, by an older version; to have them, sweep again "
             "into another folder"
@@ -129,7 +129,7 @@ def read(out: str | os.PathLike) -> SweepResult:
         RunFolderError: no sweep there, a damaged one, or one of a newer format.
     """
     out = Path(out)
-    record = run_folder.read_record(out, run_folder.SWEEP)
+    record = run_record.read_record(out, run_record.SWEEP)
     settings = _settings(out, record)
     if not (out / shards.FOLDER).exists() and (out / "table.csv").exists():
         return _from_tables(out, record, settings)
@@ -139,16 +139,16 @@ def read(out: str | os.PathLike) -> SweepResult:
     return sweep_results.combine(record.spec, record.algorithm, settings, record.seeds, results, timing, out)
 
 
-def _settings(out: Path, record: run_folder.RunRecord) -> tuple[Setting, ...]:
+def _settings(out: Path, record: run_record.RunRecord) -> tuple[Setting, ...]:
     settings = []
     for fields in record.document["settings"]:
         try:
             config = record.config.replace(**fields)
         except ValueError as error:
-            raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: {error}") from error
+            raise RunFolderError(f"{out / run_record.SWEEP} is damaged: {error}") from error
         settings.append(Setting({name: getattr(config, name) for name in fields}, config))
     if not settings:
-        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: it names no settings")
+        raise RunFolderError(f"{out / run_record.SWEEP} is damaged: it names no settings")
     return tuple(settings)
 
 
@@ -159,12 +159,12 @@ def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
     try:
         return Timing(*(float(document["timing"][name]) for name in Timing._fields))
     except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{out / run_folder.SWEEP} is damaged: its timing is {document['timing']!r}") from error
+        raise RunFolderError(f"{out / run_record.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
 
-def _shards(out: Path, record: run_folder.RunRecord) -> list[Shard]:
+def _shards(out: Path, record: run_record.RunRecord) -> list[Shard]:
     """Of the programs that have begun: before that, the size of their shards is open."""
-    fingerprint = run_folder.fingerprint(record.document)
+    fingerprint = run_record.fingerprint(record.document)
     sizes = record.document.get("sizes", {})
     groups = shards.group_by_program([setting.config for setting in _settings(out, record)], record.seeds)
     return [
@@ -175,7 +175,7 @@ def _shards(out: Path, record: run_folder.RunRecord) -> list[Shard]:
     ]
 
 
-def _from_tables(out: Path, record: run_folder.RunRecord, settings: tuple[Setting, ...]) -> SweepResult:
+def _from_tables(out: Path, record: run_record.RunRecord, settings: tuple[Setting, ...]) -> SweepResult:
     shape = (len(settings), len(record.seeds), 1)
     means = _means(out / "table.csv", shape)
     env_steps, metrics = np.zeros((len(settings), 0), np.int64), {}

@@ -21,7 +21,7 @@ from marl_kl.core import algorithms
 from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import make_train
 from marl_kl.results import Failure, TrainResult
-from marl_kl.storage import checkpoints, files, run_folder
+from marl_kl.storage import array_trees, files, run_folder, run_record
 from marl_kl.storage.checkpoints import START, Snapshot
 from marl_kl.storage.run_tables import ABSOLUTE, TableWriter
 from marl_kl.storage.shards import Shard, Trial
@@ -96,10 +96,10 @@ def train(
             raise ValueError("resume=True needs out, the folder of the run to resume")
         return run.result(run.shard(None, {}), START)
     algorithms.refuse_not_importable(spec, config)
-    document = run_folder.record(env.spec, spec.name, config, seeds, checkpoints.digest(env.params))
+    document = run_record.record(env.spec, spec.name, config, seeds, array_trees.digest(env.params))
     is_resumed = resume and run_folder.holds_run(out)
     with run_folder.lock_folder(out, None if is_resumed else document) as out:
-        shard = run.shard(out, run_folder.fingerprint(document))
+        shard = run.shard(out, run_record.fingerprint(document))
         return run.result(shard, _resumed(shard, document) if is_resumed else START)
 
 
@@ -108,7 +108,7 @@ def _resumed(shard: Shard, document: Mapping[str, Any]) -> Snapshot:
 
     Args:
         shard: of the run.
-        document: the `run_folder.record` of this call.
+        document: the `run_record.record` of this call.
 
     Raises:
         RunFolderError: the folder holds another run, or has no usable checkpoint.

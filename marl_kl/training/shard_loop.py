@@ -11,7 +11,7 @@ import jax
 from marl_kl.config import is_due
 from marl_kl.core.trainer import TrainState
 from marl_kl.results import appended, evaluated
-from marl_kl.storage import checkpoints, shards
+from marl_kl.storage import array_trees, checkpoints, shards
 from marl_kl.storage.best import update_best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.interrupts import interrupts_wait
@@ -80,7 +80,7 @@ class ShardLoop:
         self._traced_fields = programs.traced_fields([trial.config for trial in self.shard.padded])
         if now.update:
             source = checkpoints.source(self.shard.folder, now.update)
-            state = programs.shard(checkpoints.restore_tree(programs.shapes, now.state, source))
+            state = programs.shard(array_trees.restore_tree(programs.shapes, now.state, source))
         else:
             state = jax.block_until_ready(programs.init(self._traced_fields, programs.keys(self._seeds)))
         self.now = now._replace(state={}, timing=now.timing.since(begin, "compile"))

@@ -25,7 +25,7 @@ from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.core.trainer import make_train
 from marl_kl.results import SweepResult, Timing
-from marl_kl.storage import checkpoints, run_folder, shards, sweep_results
+from marl_kl.storage import array_trees, run_folder, run_record, shards, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.shards import Shard, Trial
 from marl_kl.training.loggers import Logger, chosen_loggers
@@ -116,8 +116,8 @@ def sweep(
         return result
     for setting in settings:
         algorithms.refuse_not_importable(spec, setting.config)
-    document = run_folder.record(
-        env.spec, spec.name, settings[0].config, seeds, checkpoints.digest(env.params),
+    document = run_record.record(
+        env.spec, spec.name, settings[0].config, seeds, array_trees.digest(env.params),
         grid={name: list(values) for name, values in (grid or {}).items()},
         random={name: distribution.text for name, distribution in (random or {}).items()},
         samples=samples,
@@ -125,15 +125,15 @@ def sweep(
         settings=[setting.fields for setting in settings],
         runs_at_once=runs_at_once,
     )  # fmt: skip
-    is_resumed = resume and run_folder.holds_run(out, run_folder.SWEEP)
-    with run_folder.lock_folder(out, None if is_resumed else document, run_folder.SWEEP) as out:
+    is_resumed = resume and run_folder.holds_run(out, run_record.SWEEP)
+    with run_folder.lock_folder(out, None if is_resumed else document, run_record.SWEEP) as out:
         if is_resumed:
             _resume(out, document)
-        fingerprint = run_folder.fingerprint(document)
-        run_id = run_folder.stable_id(out, fingerprint, run_folder.SWEEP)
+        fingerprint = run_record.fingerprint(document)
+        run_id = run_folder.stable_id(out, fingerprint, run_record.SWEEP)
         with (
             SweepLogs(loggers, env.spec, spec.name, out.absolute().name, run_id, out) as logs,
-            run_folder.status_recorded(out, run_folder.SWEEP) as status,
+            run_folder.status_recorded(out, run_record.SWEEP) as status,
         ):
             result = _Sweep(*swept, logs, out, fingerprint).result()
             status |= {"failures": result.failures, "timing": result.timing}
@@ -147,13 +147,13 @@ def _resume(out: Path, document: Mapping[str, Any]) -> None:
 
     Args:
         out: a folder with a `sweep.json`.
-        document: the `run_folder.record` of this call.
+        document: the `run_record.record` of this call.
     """
-    stored = run_folder.same_record(out, document, run_folder.SWEEP)
+    stored = run_folder.same_record(out, document, run_record.SWEEP)
     if (out / "table.csv").exists() and not (out / shards.FOLDER).exists():
         raise run_folder.RunFolderError(f"there is no folder {shards.FOLDER!r} in {str(out)!r}, only table.csv")
     if stored["status"] != "finished":
-        run_folder.record_resume(out, document, None, run_folder.SWEEP)
+        run_folder.record_resume(out, document, None, run_record.SWEEP)
 
 
 class _Show:
@@ -200,7 +200,7 @@ class _Sweep:
         self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
         self.out, self.fingerprint = out, fingerprint or {}
         # program -> trials per shard
-        self._sizes = {} if out is None else run_folder.read_record(out, run_folder.SWEEP).document.get("sizes", {})
+        self._sizes = {} if out is None else run_record.read_record(out, run_record.SWEEP).document.get("sizes", {})
         self._compiling = 0.0
         self._timing = Timing(0.0, 0.0, 0.0)
 
@@ -222,7 +222,7 @@ class _Sweep:
         if size is None:
             self._sizes[str(number)] = programs.num_runs
             if self.out is not None:
-                run_folder.update_record(self.out, run_folder.SWEEP, sizes=self._sizes)
+                run_record.update_record(self.out, run_record.SWEEP, sizes=self._sizes)
         of_program = shards.cut(self.out, number, trials, programs.num_runs, self.fingerprint)
         snapshots = [shard.load() for shard in of_program]
         complete = [shard.is_complete(snapshot) for shard, snapshot in zip(of_program, snapshots)]

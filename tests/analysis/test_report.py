@@ -20,7 +20,7 @@ from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import WATCHED, Evaluation, Failure, SweepFailure, Timing
-from marl_kl.storage import checkpoints, run_folder, run_tables, shards, stored_runs
+from marl_kl.storage import checkpoints, run_folder, run_record, run_tables, shards, stored_runs
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.checkpoints import Snapshot
 from tests.support import synthetic
@@ -33,7 +33,7 @@ def run(out, env_spec=None, failures=(), status="finished", **changes):
     result = synthetic.result(num_evaluations=5, num_agents=4 if env_spec is None else env_spec.num_agents)
     result = dataclasses.replace(result, **changes)
     env_spec = result.spec if env_spec is None else env_spec
-    with run_folder.lock_folder(out, run_folder.record(env_spec, result.algorithm, result.config, result.seeds)):
+    with run_folder.lock_folder(out, run_record.record(env_spec, result.algorithm, result.config, result.seeds)):
         run_tables.write_metrics(out, env_spec.agents, result.seeds, result.env_steps, result.metrics)
         run_tables.write_evaluation(out, result.seeds, result.evaluation)
         run_folder.set_status(out, status, failures)
@@ -49,17 +49,17 @@ def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
     fields = [{"kl_budget": 0.01 * (k + 1), "hidden_sizes": [8 + k]} for k in range(8)]
     config = TrustRegionConfig(total_env_steps=20 * 4096, eval_episodes=2).replace(**fields[0])
     sizes = {str(k + 1): len(seeds) for k in range(8)}
-    document = run_folder.record(env_spec, "hatrpo_w", config, seeds, settings=fields, sizes=sizes)
-    with run_folder.lock_folder(out, document, run_folder.SWEEP):
-        record = run_folder.read_record(out, run_folder.SWEEP)
-        fingerprint = run_folder.fingerprint(record.document)
+    document = run_record.record(env_spec, "hatrpo_w", config, seeds, settings=fields, sizes=sizes)
+    with run_folder.lock_folder(out, document, run_record.SWEEP):
+        record = run_record.read_record(out, run_record.SWEEP)
+        fingerprint = run_record.fingerprint(record.document)
         for k, runs in enumerate(shards.group_by_program([config.replace(**one) for one in fields], seeds)[:done]):
             (shard,) = shards.cut(out, k + 1, runs, len(seeds), fingerprint)
             checkpoints.save(shard.folder, _snapshot(k, seeds, failures), shard.fingerprint, keep=1)
         result = sweep_folders.read(out)
         if done is None:
             sweep_tables.write(result)
-        run_folder.set_status(out, "interrupted" if done else "finished", failures, run_folder.SWEEP, result.timing)
+        run_folder.set_status(out, "interrupted" if done else "finished", failures, run_record.SWEEP, result.timing)
     return result
 
 
@@ -145,7 +145,7 @@ def test_the_page_of_a_run_on_a_body(ant, capsys):
     page = page_of(ant / "report.html")
     alternatives = " ".join(picture["alt"] for picture in page.pictures)
     assert len(page.pictures) == 4 and "body of ant_4x2" in alternatives and "Share of the KL budget" in alternatives
-    record = run_folder.read_record(ant)
+    record = run_record.read_record(ant)
     for agent, colour in zip(record.spec.agents, drawing.colours(4)):
         assert agent in page.text and colour.lower() in (ant / "report.html").read_text()
     result = stored_runs.read_result(ant)
@@ -194,7 +194,7 @@ def test_markup_in_names_stays_text(tmp_path):
 @pytest.mark.slow
 def test_the_page_of_a_sweep(ant, tmp_path):
     """On a body; the agents of the best three settings have pictures, all settings a row."""
-    result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")], env_spec=run_folder.read_record(ant).spec)
+    result = sweep(tmp_path / "sweep", [SweepFailure(7, 9, 3, "reward")], env_spec=run_record.read_record(ant).spec)
     assert main.main(["report", str(tmp_path / "sweep")]) == 0
     page = page_of(tmp_path / "sweep" / "report.html")
     alternatives = [picture["alt"] for picture in page.pictures]
@@ -222,13 +222,13 @@ def test_the_page_of_an_interrupted_sweep_shows_its_finished_runs(tmp_path):
     page = page_of(pages.write(tmp_path / "some"))
     assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
     assert len(page.pictures) == 1 + 2 * 2
-    with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_folder.SWEEP):
+    with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_record.SWEEP):
         page = page_of(pages.write(tmp_path / "none"))
     assert "0 of 24 runs are finished" in page.text and not page.pictures
 
 
 def _document(out):
-    return {**run_folder.read_record(out, run_folder.SWEEP).document, "sizes": {}}
+    return {**run_record.read_record(out, run_record.SWEEP).document, "sizes": {}}
 
 
 def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
@@ -276,7 +276,7 @@ def test_show(tmp_path, capsys):
 
 def test_show_of_a_run_without_results(tmp_path, capsys):
     with run_folder.lock_folder(
-        tmp_path / "new", run_folder.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
+        tmp_path / "new", run_record.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
     ):
         assert main.main(["show", str(tmp_path / "new")]) == 0
     assert "nothing is saved yet" in capsys.readouterr().out
@@ -296,7 +296,7 @@ def test_a_browser_draws_every_picture(ant, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium here to open the page with")
-    sweep(tmp_path / "sweep", env_spec=run_folder.read_record(ant).spec)
+    sweep(tmp_path / "sweep", env_spec=run_record.read_record(ant).spec)
     page = pages.write(tmp_path / "sweep", tmp_path / "page.html")
     (tmp_path / "look.html").write_text(_LOOK.format(page=page.name))
     options = [

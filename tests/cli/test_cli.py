@@ -15,7 +15,7 @@ from marl_kl.cli import main, options
 from marl_kl.config import TrustRegionConfig
 from marl_kl.core import algorithms
 from marl_kl.results import Failure
-from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import array_trees, run_folder, run_record
 from tests.support import synthetic
 from tests.support.counting_env import counting_env
 
@@ -193,8 +193,8 @@ def test_ctrl_c_prints_one_line_and_exits_with_130(monkeypatch, capsys, tmp_path
 
 
 def _stopped(out, env):
-    digest = checkpoints.digest(env.params)
-    document = run_folder.record(env.spec, "hatrpo_g", TrustRegionConfig(kl_budget=0.3), (4, 7), digest)
+    digest = array_trees.digest(env.params)
+    document = run_record.record(env.spec, "hatrpo_g", TrustRegionConfig(kl_budget=0.3), (4, 7), digest)
     with run_folder.lock_folder(out, document):
         return out
 

@@ -29,7 +29,7 @@ from marl_kl.core.policies import init_actors, init_obs_moments, make_actor
 from marl_kl.core.trainer import make_train
 from marl_kl.core.trust_region import AgentBatch
 from marl_kl.core.types import Batch, Sequences
-from marl_kl.storage import checkpoints, loading
+from marl_kl.storage import array_trees, loading
 from tests.support import random_run
 from tests.support.counting_env import counting_env
 from tests.support.recall_env import recall_env
@@ -395,12 +395,12 @@ def test_a_resumed_recurrent_run_equals_an_uninterrupted_one():
     """Bit for bit, within episodes: the memories of actors and critic are stored with the rest."""
     init, update = compiled("mappo", **OF_ALL)
     state, metrics = update(init(jax.vmap(jax.random.key)(jnp.arange(3))))
-    stored = checkpoints.flatten_tree(state)
+    stored = array_trees.flatten_tree(state)
     assert all(np.any(stored[name]) for name in ("env_batch.hidden", "critic_hidden"))
-    resumed = update(jax.tree.map(jnp.asarray, checkpoints.restore_tree(state, stored, "memory")))
-    assert checkpoints.digest(resumed) == checkpoints.digest(update(state))
+    resumed = update(jax.tree.map(jnp.asarray, array_trees.restore_tree(state, stored, "memory")))
+    assert array_trees.digest(resumed) == array_trees.digest(update(state))
     without = state._replace(env_batch=state.env_batch._replace(hidden=jnp.zeros_like(state.env_batch.hidden)))
-    assert checkpoints.digest(update(without)) != checkpoints.digest(resumed)
+    assert array_trees.digest(update(without)) != array_trees.digest(resumed)
 
 
 def test_feed_forward_checkpoints_have_no_hidden_state():

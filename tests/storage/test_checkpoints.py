@@ -8,41 +8,19 @@ import os
 import shutil
 import signal
 import time
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marl_kl.cli.ctrl_c import end_on_second_interrupt
 from marl_kl.results import Evaluation, SweepFailure, Timing
-from marl_kl.storage import checkpoints
+from marl_kl.storage import array_trees, checkpoints
 from marl_kl.storage.best import Best
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunFolderError, RunWarning
+from tests.support.example_state import example_state
 from tests.support.grids import slow_unless
 
 RUN = {"algorithm": "hatrpo_w", "seeds": [3, 5, 8], "config": {"gamma": 0.99, "value_clip": "inf"}}
-
-
-class _State(NamedTuple):
-    actors: Any
-    odd: Any
-    key: Any
-    other_key: Any
-    empty: Any
-
-
-def _state(seeds=3, value=1.0):
-    return _State(
-        actors={"Dense_0": {"kernel": jnp.full((seeds, 2, 5), value), "a/b.c": jnp.ones((seeds,), jnp.bfloat16)}},
-        odd=((), [jnp.arange(seeds), jnp.full((seeds,), jnp.nan)], None, np.arange(seeds) > 0),
-        key=jax.random.split(jax.random.key(0), seeds),
-        other_key=jax.vmap(lambda seed: jax.random.split(jax.random.key(seed, impl="rbg"), 2))(jnp.arange(seeds)),
-        empty=jnp.zeros((seeds, 0)),
-    )
 
 
 def _snapshot(update, **state):
@@ -53,7 +31,7 @@ def _snapshot(update, **state):
     )  # fmt: skip
     return Snapshot(
         update,
-        checkpoints.flatten_tree(_state(**state)),
+        array_trees.flatten_tree(example_state(**state)),
         {"kl": generator.normal(size=(3, update, 2)).astype(np.float32), "return": generator.normal(size=(3, update))},
         evaluation,
         (SweepFailure(0, 5, 1, "value"),),
@@ -61,7 +39,7 @@ def _snapshot(update, **state):
         Best(
             np.array([0, update, 3]),
             np.array([0.1 + 0.2, -np.inf, np.nan]),
-            checkpoints.flatten_tree(_state(value=2.0)),
+            array_trees.flatten_tree(example_state(value=2.0)),
         ),
     )
 
@@ -91,51 +69,6 @@ def _assert_same(found: Snapshot, wanted: Snapshot):
         for name in b:
             assert isinstance(a[name], np.ndarray) and a[name].dtype == b[name].dtype, name
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-# Trees
-
-
-def test_a_tree_comes_back_in_the_template_s_structure():
-    state = _state()
-    leaves = {name: leaf for name, leaf in checkpoints.flatten_tree(state).items() if leaf.size}
-    back = checkpoints.restore_tree(jax.eval_shape(lambda: state), leaves, "it")
-    assert jax.tree.structure(back) == jax.tree.structure(state)
-    for found, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(state)):
-        assert found.dtype == wanted.dtype
-        data = jax.random.key_data if jax.dtypes.issubdtype(wanted.dtype, jax.dtypes.prng_key) else np.asarray
-        np.testing.assert_array_equal(data(found), data(wanted))
-    assert checkpoints.flatten_tree(jnp.ones(3)).keys() == {"value"}
-
-
-def test_host_copies_do_not_share_memory_with_the_state():
-    array = jnp.ones(1000)
-    assert not np.shares_memory(checkpoints.flatten_tree(array)["value"], np.asarray(array))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda state: state._replace(actors={}), "which this run does not have"),
-        (lambda state: state._replace(empty=jnp.ones((3, 2))), "it lacks 'empty'"),
-        (lambda state: _state(seeds=4), r"with shape .*; this run needs"),
-        (lambda state: state._replace(odd=((), [jnp.zeros(3)] * 2, None, np.ones(3, bool))), "as int32; this run"),
-    ],
-)
-def test_a_tree_that_does_not_fit_is_named(change, message):
-    stored = {name: leaf for name, leaf in checkpoints.flatten_tree(_state()).items() if leaf.size}
-    with pytest.raises(RunFolderError, match=message) as error:
-        checkpoints.restore_tree(change(_state()), stored, "it")
-    _one_sentence(error)
-
-
-def test_other_numbers_have_another_digest():
-    trees = ((), jnp.zeros(2), jnp.zeros((1, 2)), jnp.ones(2), {"a": jnp.ones(2)})
-    digests = set(map(checkpoints.digest, trees))
-    assert len(digests) == 5 and checkpoints.digest(np.ones(2, np.float32)) in digests
-
-
-# To disk and back
 
 
 @pytest.mark.parametrize("folder", ["run", "hatrpo[kl=0.1]", "é *?{x} %d"])
@@ -409,33 +342,3 @@ def test_ctrl_c_waits_for_the_end_of_a_save(tmp_path, monkeypatch, capfd, caplog
         signal.signal(signal.SIGALRM, before)
     assert interrupted >= 3
     assert "Traceback" not in capfd.readouterr().err and not caplog.records
-
-
-def test_a_second_ctrl_c_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
-        with interrupts_wait():  # inside another one it is that one
-            signal.raise_signal(signal.SIGINT)
-        pytest.fail("the second one waited")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_on_the_command_line_a_ctrl_c_that_waited_is_not_the_second_one():
-    ends = []
-    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
-    assert not ends
-    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-    assert ends == [1]
-
-
-def test_where_ctrl_c_is_ignored_it_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupts_wait():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ import envs
 from marl_kl.analysis import sweep_tables as sweep_tables
 from marl_kl.cli import main, show
 from marl_kl.results import Evaluation
-from marl_kl.storage import run_folder, run_tables
+from marl_kl.storage import run_folder, run_record, run_tables
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.run_folder import RunFolderError
 from tests.analysis.test_report import sweep
@@ -75,10 +75,10 @@ def test_every_entry_of_a_run_s_record(damaged):
     for what, changed in _all_changes(document):
         path.write_text(json.dumps(changed))
         try:
-            record = run_folder.read_record(damaged)
+            record = run_record.read_record(damaged)
             assert "\n" not in "".join(show.record_lines(record)) or "a\nb" in what, what
-            run_folder.fingerprint(record.document)
-            run_folder.first_mismatch(run_folder.last_session(document), run_folder.last_session(record.document))
+            run_record.fingerprint(record.document)
+            run_record.first_mismatch(run_record.last_session(document), run_record.last_session(record.document))
         except RunFolderError as error:
             assert len(str(error).splitlines()) == 1 and str(path) in str(error), what
 

@@ -1,4 +1,4 @@
-"""Ctrl-C on the command line."""
+"""Ctrl-C: on the command line, and while a checkpoint is saved."""
 
 import signal
 import subprocess
@@ -6,7 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from marl_kl.cli.ctrl_c import STOPPING, end_on_second_interrupt
+from marl_kl.storage.interrupts import interrupts_wait
 
 _BUSY = """
 import os, signal, time
@@ -54,3 +57,33 @@ def test_outside_the_main_thread_it_has_no_effect():
     thread.start()
     thread.join()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        with interrupts_wait():  # inside another one it is that one
+            signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second one waited")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_on_the_command_line_a_ctrl_c_that_waited_is_not_the_second_one():
+    ends = []
+    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+    assert not ends
+    with pytest.raises(KeyboardInterrupt), end_on_second_interrupt(lambda: ends.append(1)), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert ends == [1]
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_wait():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -13,14 +13,14 @@ import pytest
 
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Failure
-from marl_kl.storage import run_folder
+from marl_kl.storage import run_folder, run_record
 from marl_kl.storage.run_folder import RunExistsError, RunFolderError
 from tests.support import synthetic
 from tests.support.faults import fail_with
 
 
 def _created(out, config=TrustRegionConfig()):
-    with run_folder.lock_folder(out, run_folder.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
+    with run_folder.lock_folder(out, run_record.record(synthetic.spec(), "hatrpo_w", config, (3, 5))):
         return out
 
 
@@ -36,7 +36,7 @@ def _one_sentence(error) -> str:
 def test_record_comes_back_as_it_was(tmp_path):
     config = TrustRegionConfig(kl_budget=0.1 + 0.2, value_clip=float("inf"), hidden_sizes=(3, 4))
     out = _created(tmp_path / "a" / "b", config)
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     assert record.spec == synthetic.spec() and record.config == config and type(record.config) is TrustRegionConfig
     assert (record.algorithm, record.seeds, record.status, record.failures) == ("hatrpo_w", (3, 5), "running", ())
     versions = record.document["versions"]
@@ -47,7 +47,7 @@ def test_record_comes_back_as_it_was(tmp_path):
 def test_status_and_failures_are_noted(tmp_path):
     out = _created(tmp_path / "run")
     run_folder.set_status(out, "finished", [Failure(5, 7, "value")])
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     assert record.status == "finished" and record.failures == (Failure(5, 7, "value"),) and record.document["ended"]
     with pytest.raises(ValueError, match="status='done'"):
         run_folder.set_status(out, "done")
@@ -117,7 +117,7 @@ def test_damaged_and_foreign_folders_are_named(tmp_path, damage, message):
     out = _created(tmp_path / "run")
     damage(out)
     with pytest.raises(RunFolderError, match=message) as error:
-        run_folder.read_record(out)
+        run_record.read_record(out)
     assert str(out) in _one_sentence(error)
 
 
@@ -168,13 +168,13 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch)
 def test_a_resumed_run_is_noted(tmp_path):
     out = _created(tmp_path / "run")
     run_folder.set_status(out, "interrupted")
-    longer = run_folder.record(synthetic.spec(), "hatrpo_w", TrustRegionConfig(total_env_steps=7), (3, 5))
+    longer = run_record.record(synthetic.spec(), "hatrpo_w", TrustRegionConfig(total_env_steps=7), (3, 5))
     device = {"kind": "cpu", "platform": "cpu", "count": 99}
     run_folder.record_resume(out, longer | {"device": device}, 12)
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     assert record.status == "running" and record.document["ended"] is None and record.config.total_env_steps == 7
     assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, device)]
-    assert run_folder.last_session(record.document)["device"] == device
+    assert run_record.last_session(record.document)["device"] == device
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,6 @@ def test_all_that_the_numbers_depend_on_tells_one_run_from_another(tmp_path, opt
         "seeds": (3, 5),
         "env_params": "f",
     }
-    stored = json.loads(json.dumps(run_folder.record(**same)))
-    found = run_folder.first_mismatch(*map(run_folder.fingerprint, (stored, run_folder.record(**same | options))))
+    stored = json.loads(json.dumps(run_record.record(**same)))
+    found = run_record.first_mismatch(*map(run_record.fingerprint, (stored, run_record.record(**same | options))))
     assert (found is None) if message is None else re.match(message, found)

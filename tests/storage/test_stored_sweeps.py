@@ -12,7 +12,7 @@ import envs
 import marl_kl
 from marl_kl.cli import main
 from marl_kl.core import evaluation
-from marl_kl.storage import checkpoints, run_folder
+from marl_kl.storage import checkpoints, run_folder, run_record
 from marl_kl.storage import stored_sweeps as sweep_folders
 from marl_kl.storage.files import RunFolderError
 from tests.support.grids import slow_unless
@@ -181,7 +181,7 @@ def test_compared_settings_are_methods(copy, tmp_path):
 
 def _lose_a_shard(out):
     shutil.rmtree(out / "pieces" / "1-2")
-    run_folder.set_status(out, "interrupted", name=run_folder.SWEEP)
+    run_folder.set_status(out, "interrupted", name=run_record.SWEEP)
 
 
 def _stored_by_an_older_version(out):

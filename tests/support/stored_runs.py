@@ -5,7 +5,7 @@ import numpy as np
 from envs.base import EnvSpec
 from marl_kl.config import TrustRegionConfig
 from marl_kl.results import Evaluation
-from marl_kl.storage import run_folder, run_tables
+from marl_kl.storage import run_folder, run_record, run_tables
 
 
 def spec(name="legs", **metadata) -> EnvSpec:
@@ -35,7 +35,7 @@ def store(
     seeds = tuple(range(len(returns))) if seeds is None else seeds
     update = np.arange(len(steps))
     episodes = returns[..., None] + np.array([-1.0, 1.0])
-    with run_folder.lock_folder(out, run_folder.record(spec, algorithm, config, seeds, params)):
+    with run_folder.lock_folder(out, run_record.record(spec, algorithm, config, seeds, params)):
         run_tables.write_evaluation(out, seeds, Evaluation(update, steps, episodes, np.full(episodes.shape, 100)))
         metrics = {"episode_return": returns[:, 1:], "kl_total": np.full(returns[:, 1:].shape, 0.01)}
         run_tables.write_metrics(out, spec.agents, seeds, steps[1:], metrics)

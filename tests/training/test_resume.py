@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl.storage import checkpoints, run_folder, run_tables, stored_runs
-from marl_kl.storage.run_folder import RUN, SWEEP, RunFolderError, RunWarning
+from marl_kl.storage import array_trees, checkpoints, run_folder, run_record, run_tables, stored_runs
+from marl_kl.storage.run_folder import RunFolderError, RunWarning
+from marl_kl.storage.run_record import RUN, SWEEP
 from marl_kl.training import runner, sweeper
 from marl_kl.training.programs import Programs
 from marl_kl.training.shard_loop import ShardLoop
@@ -441,7 +442,7 @@ def _measured(original, sizes):
 
 
 def test_the_state_is_copied_to_the_host_only_where_it_is_saved(tmp_path, monkeypatch):
-    copied, flatten = [], checkpoints.flatten_tree
+    copied, flatten = [], array_trees.flatten_tree
     monkeypatch.setattr(checkpoints, "flatten_tree", lambda tree: copied.append(type(tree).__name__) or flatten(tree))
     train(tmp_path / "run", save_interval=0)
     assert copied.count("TrainState") == 1
@@ -462,7 +463,7 @@ def test_a_finished_run_is_extended(whole_run, tmp_path, capsys):
     scheduled = long.evaluation.update != 40
     np.testing.assert_array_equal(long.evaluation.update[scheduled], whole_run[1].evaluation.update)
     np.testing.assert_array_equal(long.evaluation.episode_return[:, scheduled], whole_run[1].evaluation.episode_return)
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     assert record.config.total_env_steps == 32 * 60 and record.status == "finished"
     assert long.timing.train > short.timing.train and long.timing.compile > short.timing.compile
 
@@ -484,7 +485,7 @@ def test_a_run_is_resumed_on_another_number_of_devices(whole_run, tmp_path):
     command = [sys.executable, "-c", _ON_TWO_DEVICES, out]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=kills.as_here())
     here = jax.device_count()
-    assert here != 2 and run_folder.read_record(out).document["device"]["count"] == 2
+    assert here != 2 and run_record.read_record(out).document["device"]["count"] == 2
     with pytest.warns(RunWarning, match=f"perhaps not bit for bit: device.count is 2 before and {here} now"):
         result = train(out, resume=True)
     assert _document(out)["status"] == "finished" and result.evaluation.update[-1] == kills.UPDATES
@@ -566,7 +567,7 @@ def test_a_shard_that_is_missing_is_trained_again(whole, copy):
 
 def test_a_run_is_no_sweep(tmp_path):
     with run_folder.lock_folder(
-        tmp_path, run_folder.record(counting_env().spec, "hatrpo_w", marl_kl.TrustRegionConfig(), [4])
+        tmp_path, run_record.record(counting_env().spec, "hatrpo_w", marl_kl.TrustRegionConfig(), [4])
     ):
         pass
     with pytest.raises(RunFolderError, match="already holds another run"):

@@ -11,7 +11,7 @@ import envs
 import marl_kl
 from marl_kl.cli import main
 from marl_kl.core import algorithms
-from marl_kl.storage import run_folder
+from marl_kl.storage import run_record
 from marl_kl.training import run_file, toml_file
 from marl_kl.training.programs import Programs
 from tests.support import synthetic
@@ -94,9 +94,9 @@ def test_the_file_that_a_run_leaves_is_the_same_run_again(stopped_at_once, tmp_p
     with pytest.raises(KeyboardInterrupt):
         marl_kl.train(envs.make("matrix_game", **options), "hatrpo_n", seeds=[4, 7], out=first, **fields)
     assert main.main(["train", "--config", str(first / "config.toml"), "--out", str(second)]) == 130
-    records = [run_folder.read_record(out) for out in (first, second)]
+    records = [run_record.read_record(out) for out in (first, second)]
     assert records[0].config == records[1].config and records[0].config.hidden_sizes == (7, 3)
-    identities = [run_folder.fingerprint(record.document) for record in records]
+    identities = [run_record.fingerprint(record.document) for record in records]
     assert identities[0] == identities[1]
     assert (first / "config.toml").read_bytes() == (second / "config.toml").read_bytes()
 
@@ -106,7 +106,7 @@ def test_a_run_made_longer_says_so_in_its_file(stopped_at_once, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             marl_kl.train(envs.make("bilinear"), "hatrpo", out=tmp_path / "run", resume=True, total_env_steps=steps)
         plan = run_file.read(tmp_path / "run" / run_file.NAME)
-        assert plan.make_config() == run_folder.read_record(tmp_path / "run").config
+        assert plan.make_config() == run_record.read_record(tmp_path / "run").config
         assert plan.make_config(gamma=0.5).total_env_steps == steps
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from marl_kl.analysis.sweep_tables import finished_runs
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
-from marl_kl.storage import run_folder, run_tables, stored_runs, stored_sweeps
+from marl_kl.storage import run_folder, run_record, run_tables, stored_runs, stored_sweeps
 
 Metric = Literal["evaluation", "training"]
 METRICS: tuple[Metric, ...] = ("evaluation", "training")
@@ -72,7 +72,7 @@ class _StoredRun(NamedTuple):
     """task: the environment, as JSON text. method_fields: the config fields that distinguish methods."""
 
     path: Path
-    record: run_folder.RunRecord
+    record: run_record.RunRecord
     result: TrainResult
     task: str
     method_fields: dict[str, Any]
@@ -125,7 +125,7 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
 def _read_runs(path: Path, unfinished: list[str]) -> list[_StoredRun]:
     """The run in a folder, or the finished settings of a sweep; a note on others is added to `unfinished`."""
     if not run_folder.is_sweep(path):
-        record = run_folder.read_record(path)
+        record = run_record.read_record(path)
         return [_run(path, record, stored_runs.read_result(path, record))]
     result = stored_sweeps.read(path)
     finished = finished_runs(result).all(axis=1)
@@ -141,8 +141,8 @@ def _read_runs(path: Path, unfinished: list[str]) -> list[_StoredRun]:
     ]
 
 
-def _run(path: Path, record: run_folder.RunRecord, result: TrainResult) -> _StoredRun:
-    env = {"env": run_folder.env_identity(record.document["env"]), "params": record.document.get("env_params")}
+def _run(path: Path, record: run_record.RunRecord, result: TrainResult) -> _StoredRun:
+    env = {"env": run_record.env_identity(record.document["env"]), "params": record.document.get("env_params")}
     config = {field.name: getattr(record.config, field.name) for field in dataclasses.fields(record.config)}
     ignored = (*free_schedule(config), *_PRECISION_FIELDS)
     method_fields = {name: value for name, value in config.items() if name not in ignored}
@@ -280,7 +280,7 @@ def _differences_over_tasks(runs: Sequence[_StoredRun], methods: Sequence[str], 
 def _versions(runs: Sequence[_StoredRun]) -> list[str]:
     versions: dict[str, set] = {}
     for run in runs:
-        for package, version in run_folder.last_session(run.record.document)["versions"].items():
+        for package, version in run_record.last_session(run.record.document)["versions"].items():
             versions.setdefault(package, set()).add(version)
     several = [f"{package} {', '.join(sorted(map(str, v)))}" for package, v in versions.items() if len(v) > 1]
     return [f"the runs were made with different versions: {'; '.join(several)}"] if several else []

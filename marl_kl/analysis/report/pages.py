@@ -24,7 +24,7 @@ from marl_kl.analysis.report import report_figures
 from marl_kl.analysis.text_tables import percent_text
 from marl_kl.config import Config
 from marl_kl.results import SweepResult, TrainResult, what_failed
-from marl_kl.storage import run_folder, stored_runs, stored_sweeps
+from marl_kl.storage import run_folder, run_record, stored_runs, stored_sweeps
 from marl_kl.storage.files import write_file
 
 NAME = "report.html"
@@ -66,7 +66,7 @@ def write(out: str | os.PathLike, to: str | os.PathLike | None = None) -> Path:
 
 def run_page(out: str | os.PathLike) -> str:
     """The page of a run, finished or interrupted."""
-    record = run_folder.read_record(out)
+    record = run_record.read_record(out)
     result = stored_runs.read_result(out, record)
     env, colours = _body_and_colours(record.spec)
     per_seed, over_seeds = summary.rows(result)
@@ -94,7 +94,7 @@ def run_page(out: str | os.PathLike) -> str:
 
 def sweep_page(out: str | os.PathLike) -> str:
     """The page of a sweep, finished or interrupted."""
-    record = run_folder.read_record(out, run_folder.SWEEP)
+    record = run_record.read_record(out, run_record.SWEEP)
     result = stored_sweeps.read(out)
     env, colours = _body_and_colours(record.spec)
     settings = _settings_with_shares(result)
@@ -126,9 +126,9 @@ def sweep_page(out: str | os.PathLike) -> str:
     )
 
 
-def _shared_context(record: run_folder.RunRecord, swept: Sequence[str] = ()) -> dict[str, Any]:
+def _shared_context(record: run_record.RunRecord, swept: Sequence[str] = ()) -> dict[str, Any]:
     """What the skeleton of a page shows of a run or a sweep."""
-    session = run_folder.last_session(record.document)
+    session = run_record.last_session(record.document)
     config_rows = _config_rows(record.config, swept)
     changed = [k for k, (name, value, default, _) in enumerate(config_rows) if value != default and name not in swept]
     return {
