@@ -197,13 +197,22 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, SEEDS))
 
 
+def is_debugging() -> bool:
+    """Whether jax runs programs operation by operation (`JAX_DISABLE_JIT`), or does once a NaN is found
+    (`JAX_DEBUG_NANS`)."""
+    return jax.config.jax_disable_jit or jax.config.jax_debug_nans
+
+
 def over_seeds(
     function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, cpu_options: CompilerOptions = (), **jit_options
 ) -> Callable:
     """`function` of arrays with a seed axis, jitted so that each device works on its own seeds.
 
-    `cpu_options` are compiler options for CPUs (`EnvSpec.cpu_compiler_options`).
+    On the first one only while `is_debugging`. `cpu_options` are compiler options for CPUs
+    (`EnvSpec.cpu_compiler_options`).
     """
+    if is_debugging():
+        return jax.jit(function)  # no donation either: jax calls it again with the same arguments
     spread = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
     options = compiler_options(mesh.devices.flat[0].platform, cpu_options)

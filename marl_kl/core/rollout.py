@@ -19,7 +19,7 @@ class Episodes(NamedTuple):
 
     Attributes:
         running_return, running_length: of the current episode.
-        last_return, last_length: of the last finished episode, NaN before it.
+        last_return, last_length: of the last finished episode, 0 before it.
         finished: episodes finished since the start of this rollout.
     """
 
@@ -72,8 +72,8 @@ def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) 
     """
     env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
-    zeros, unknown = jnp.zeros(num_envs, jnp.float32), jnp.full(num_envs, jnp.nan, jnp.float32)
-    return EnvBatch(env_state, timestep, Episodes(zeros, zeros, unknown, unknown, zeros), hidden)
+    zeros = jnp.zeros(num_envs, jnp.float32)
+    return EnvBatch(env_state, timestep, Episodes(zeros, zeros, zeros, zeros, zeros), hidden)
 
 
 def policy_step(
@@ -139,10 +139,21 @@ def rollout(
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, jax.Array]:
-    """Means over the environments that have finished an episode; NaN before the first one."""
+    """Means over the environments that have finished an episode; NaN before the first one.
+
+    While jax searches for NaNs (`JAX_DEBUG_NANS`), 0 before the first one.
+    """
+    has_finished = episodes.last_length > 0
+    missing = 0.0 if jax.config.jax_debug_nans else jnp.nan
+
+    def mean(values):
+        known = has_finished & ~jnp.isnan(values)
+        total = jnp.sum(jnp.where(known, values, 0.0))
+        return jnp.where(jnp.any(known), total / jnp.maximum(jnp.sum(known), 1), missing)
+
     return {
-        "episode_return": jnp.nanmean(episodes.last_return),
-        "episode_length": jnp.nanmean(episodes.last_length),
+        "episode_return": mean(episodes.last_return),
+        "episode_length": mean(episodes.last_length),
         "episodes_finished": jnp.sum(episodes.finished),
     }
 

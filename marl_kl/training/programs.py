@@ -28,7 +28,8 @@ class Programs:
     """The programs of R trials with the same static fields, each with its own seed and traced fields.
 
     Every leading axis is the trial's, sharded over the devices of `mesh`. Nothing is traced before it is needed, and
-    each program is traced once, whatever the traced fields.
+    each program is traced once, whatever the traced fields. While `devices.is_debugging` none is compiled ahead, so that
+    jax can run it operation by operation.
 
     Args:
         env: the environment of all runs.
@@ -65,7 +66,7 @@ class Programs:
     @functools.cached_property
     def init(self) -> Callable[[TracedFields, jax.Array], TrainState]:
         """`init(traced_fields, keys)`: the initial train states; compiled on first use, since resumed trials have theirs."""
-        return self._traced_init.lower().compile()
+        return self._init if devices.is_debugging() else self._traced_init.lower().compile()
 
     @functools.cached_property
     def shapes(self) -> TrainState:
@@ -74,12 +75,16 @@ class Programs:
 
     def compile(self) -> None:
         """Traces and compiles `chunk` and `evaluate` in parallel: both step environments, which takes longest."""
+        chunk, evaluate = self._chunk_program(), evaluation.evaluate_seeds(self._env, self._config, self.mesh)
+        if devices.is_debugging():
+            self._chunk, self._evaluate = chunk, evaluate
+            return
         with ThreadPoolExecutor(1) as background:
             # lowered here: settings such as jax.enable_x64 do not reach another thread
-            evaluation = background.submit(self._lowered_evaluation().compile)
+            compiling = background.submit(evaluate.lower(self.shapes.key, self.shapes.learner).compile)
             # from the shapes, not from a state: a resumed run compiles the very same program
-            self._chunk = self._lowered_chunk().compile()
-            self._evaluate = evaluation.result()
+            self._chunk = chunk.lower(self._traced_shapes, self.shapes, 0).compile()
+            self._evaluate = compiling.result()
 
     def chunk(self, traced_fields: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """n <= `chunk_updates` updates of every trial.
@@ -107,6 +112,8 @@ class Programs:
     @property
     def bytes_per_run(self) -> float:
         """Bytes that one run takes on its device: by XLA's account of the compiled programs, where it gives one."""
+        if devices.is_debugging():
+            return self.state_bytes
         runs_per_device = self.num_runs / self.mesh.size
         chunk, episodes = (_program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
         # the train state stays where it is while the episodes are run
@@ -117,9 +124,13 @@ class Programs:
 
     @functools.cached_property
     def _traced_init(self) -> jax.stages.Traced:
-        init = jax.vmap(lambda traced_fields, key: self._train(traced_fields).init(key))
         keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
-        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS).trace(self._traced_shapes, keys)
+        return self._init.trace(self._traced_shapes, keys)
+
+    @functools.cached_property
+    def _init(self) -> Callable:
+        init = jax.vmap(lambda traced_fields, key: self._train(traced_fields).init(key))
+        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS)
 
     @property
     def _traced_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -129,7 +140,7 @@ class Programs:
         cpu_options = self._env.spec.cpu_compiler_options
         return devices.over_seeds(function, self.mesh, in_specs, out_specs, cpu_options, **jit_options)
 
-    def _lowered_chunk(self) -> jax.stages.Lowered:
+    def _chunk_program(self) -> Callable:
         length = self._config.chunk_updates
         one_update = jax.vmap(lambda traced_fields, state: self._train(traced_fields).update(state))
 
@@ -148,11 +159,7 @@ class Programs:
 
         in_specs = (devices.SEEDS, devices.SEEDS, devices.EVERYWHERE)
         out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
-        return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1).lower(self._traced_shapes, self.shapes, 0)
-
-    def _lowered_evaluation(self) -> jax.stages.Lowered:
-        program = evaluation.evaluate_seeds(self._env, self._config, self.mesh)
-        return program.lower(self.shapes.key, self.shapes.learner)
+        return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1)
 
 
 def _program_bytes(program: jax.stages.Compiled) -> int:

@@ -129,14 +129,14 @@ def _ctrl_c(original, calls):
 def test_stopped_anywhere_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
     """In a chunk, by Ctrl-C and by a fault; before and after an evaluation; in a save; before the last tables."""
     out, interrupt, streams = tmp_path / "out", KeyboardInterrupt(), []
-    chunk, evaluate, write = Programs.chunk, Programs.evaluate, checkpoints._write_arrays
+    chunk, evaluate, write = Programs.chunk, Programs.evaluate, checkpoints.write_arrays
     stops = [
         (Programs, "chunk", _ctrl_c(chunk, 6), "interrupted"),
         # the state is lost: back to the last checkpoint
         (Programs, "chunk", stopped(chunk, RuntimeError(), 4, "after"), "failed"),
         (Programs, "evaluate", stopped(evaluate, interrupt, 2, "before"), "interrupted"),
         (Programs, "evaluate", stopped(evaluate, interrupt, 2, "after"), "interrupted"),
-        (checkpoints, "_write_arrays", stopped(write, RuntimeError(), 2, "after"), "failed"),
+        (checkpoints, "write_arrays", stopped(write, RuntimeError(), 2, "after"), "failed"),
         (run_tables, "write_metrics", stopped(run_tables.write_metrics, interrupt, 3, "before"), "interrupted"),
         (sweeper.sweep_tables, "write", stopped(None, interrupt, 1, "before"), "interrupted"),
     ]
@@ -248,10 +248,10 @@ def test_no_fault_costs_more_than_an_interval(whole, tmp_path, monkeypatch):
     """Ctrl-C while it compiles; Ctrl-C in a save, and in the save that answers it; a full disk; one that can only be
     read; and all the time a clock that runs backwards."""
     out, interrupt = tmp_path / "out", KeyboardInterrupt()
-    write = checkpoints._write_arrays
+    write = checkpoints.write_arrays
     faults = (
         (Programs, "compile", lambda _: stopped(None, interrupt, 1, "before"), "interrupted", 0),
-        (checkpoints, "_write_arrays", lambda _: stopped(write, interrupt, 3, "from"), "interrupted", 8),
+        (checkpoints, "write_arrays", lambda _: stopped(write, interrupt, 3, "from"), "interrupted", 8),
         (checkpoints, "save", lambda patch: _until(patch, errno.ENOSPC, 20), "running", 16),
         (checkpoints, "save", lambda patch: _until(patch, errno.EROFS, 28), "running", 24),
     )
