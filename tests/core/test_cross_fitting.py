@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 import envs
 from marl_kl.config import TrustRegionConfig
 from marl_kl.core import cross_fitting
-from marl_kl.core.cross_fitting import UtilityAverage, cross_fit, halves, held_out_trial, merged
+from marl_kl.core.cross_fitting import UtilityAverage, cross_fit, halves, merged
 from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
 from tests.support import jitted
@@ -45,7 +45,7 @@ def test_a_fit_is_two_plain_fits(float64):
     actor, params, batch = problem(spec, config)
     subset = jnp.arange(0, batch.weight.size // 2, 2)
     split = halves(batch, NUM_ENVS)._replace(subset=subset)
-    fit = cross_fit(actor, config, params, split)
+    fit = jitted.cross_fit(actor, config, params, split)
 
     first = np.arange(batch.weight.size) % NUM_ENVS < NUM_ENVS // 2
     parts = [jax.tree.map(lambda leaf: leaf[rows], batch)._replace(subset=subset) for rows in (first, ~first)]
@@ -59,8 +59,10 @@ def test_a_fit_is_two_plain_fits(float64):
         old, new = (actor.distribution(actor.outputs(unravel(x), part.obs), part.action_mask) for x in (theta, t))
         return jnp.mean(old.kl(new))
 
-    g = [jax.grad(lambda t, p=part: jnp.mean(p.weight * log_prob(t, p)))(theta) for part in parts]
-    fisher = [jax.hessian(kl)(theta, part) for part in (*parts, batch)]
+    gradient = jax.jit(jax.grad(lambda t, part: jnp.mean(part.weight * log_prob(t, part))))
+    hessian = jax.jit(jax.hessian(kl))
+    g = [gradient(theta, part) for part in parts]
+    fisher = [hessian(theta, part) for part in (*parts, batch)]
     x = [proposal.direction for proposal in plain]
     mean = (x[0] + x[1]) / 2
     np.testing.assert_allclose(fit.directions, x, atol=1e-9)
@@ -71,7 +73,7 @@ def test_a_fit_is_two_plain_fits(float64):
     np.testing.assert_allclose(fit.in_sample, (g[0] @ x[0] + g[1] @ x[1]) / 2, rtol=1e-9)
     np.testing.assert_allclose(fit.signal_fraction, fit.signal / fit.in_sample)
 
-    trial = held_out_trial(actor, params, split, fit, jnp.asarray(RADIUS), NUM_ENVS)
+    trial = jitted.held_out_trial(actor, params, split, fit, jnp.asarray(RADIUS), NUM_ENVS)
     ratio, divergence = np.zeros(batch.weight.shape), []
     for rows, part, direction, curvature in ((first, parts[0], x[1], 1), (~first, parts[1], x[0], 0)):
         stepped = theta + np.sqrt(2 * RADIUS / fit.held_out_curvature[curvature]) * direction

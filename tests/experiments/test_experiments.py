@@ -35,8 +35,8 @@ def quiet(line):
     pass
 
 
-SMOKED = ("brax_suite", "matrix_game", "signal_map", "theory")
-"""In every run of the slow tests; the others, of the same parts, are `rare`."""
+SMOKED = ("theory",)
+"""In every run of the slow tests, as is bodies_at_scale; the others, of the same parts, are `rare`."""
 
 
 @pytest.mark.studies

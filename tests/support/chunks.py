@@ -15,7 +15,7 @@ CONFIG = {
 
 def main():
     whole, chunked = (
-        marl_kl.train(counting_env(), "hatrpo_w", seeds=2, chunk_updates=length, **CONFIG) for length in LENGTHS
+        marl_kl.train(counting_env(), "hatrpo", seeds=2, chunk_updates=length, **CONFIG) for length in LENGTHS
     )
     for name, values in whole.metrics.items():
         np.testing.assert_array_equal(chunked.metrics[name], values, err_msg=name)

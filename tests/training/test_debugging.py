@@ -20,21 +20,20 @@ def test_no_metric_is_nan_while_jax_searches_for_nans():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["hatrpo_w", "happo"])
-def test_a_search_for_nans_finds_those_of_the_environment_alone(algorithm):
+def test_a_search_for_nans_finds_those_of_the_environment_alone():
     fields = {**TINY, "total_env_steps": 8, "eval_interval": 0}
     with jax.debug_nans(True):
-        assert not small_run.train(counting_env(), algorithm, **fields).failures
+        assert not small_run.train(counting_env(), "happo", **fields).failures
         with pytest.raises(FloatingPointError):
-            small_run.train(counting_env(nan_start_above=0.0), algorithm, **fields)
+            small_run.train(counting_env(nan_start_above=0.0), "happo", **fields)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_without_jit_a_run_is_the_same_to_rounding():
-    fields = {**TINY, "total_env_steps": 8, "eval_interval": 0, "cg_iters": 2, "critic_epochs": 1}
-    compiled = small_run.train(counting_env(), "hatrpo", **fields)
+    fields = {**TINY, "total_env_steps": 4, "eval_interval": 0, "critic_epochs": 1, "actor_epochs": 1}
+    compiled = small_run.train(counting_env(), "happo", **fields)
     with jax.disable_jit():
-        eager = small_run.train(counting_env(), "hatrpo", **fields)
+        eager = small_run.train(counting_env(), "happo", **fields)
     for name, values in compiled.metrics.items():
         np.testing.assert_allclose(eager.metrics[name], values, rtol=1e-2, atol=1e-4, err_msg=name)
     assert eager.evaluation.episode_return == pytest.approx(compiled.evaluation.episode_return, rel=1e-3)
