@@ -233,6 +233,8 @@ class TimeStep(NamedTuple):
         truncated: [] bool, the time limit ended the episode: `obs` and `state` are its true last ones.
             Never true together with `terminated`.
         action_mask: [N, A] bool: available choices (discrete, multi-discrete), real dimensions (continuous).
+        alive: [N] bool, whether each agent acts in this step; None: always. The samples of agents that do not are left
+            out of the updates of the actors. In all time steps of an environment or in none.
     """
 
     obs: jax.Array
@@ -241,10 +243,11 @@ class TimeStep(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     action_mask: jax.Array
+    alive: jax.Array | None = None
 
 
 def timestep_shapes(spec: EnvSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shape and dtype of every field of a `TimeStep`."""
+    """The shape and dtype of every field of a `TimeStep`; `alive` may be None instead."""
     n = spec.num_agents
     return {
         "obs": jax.ShapeDtypeStruct((n, spec.observation_size), jnp.float32),
@@ -253,17 +256,28 @@ def timestep_shapes(spec: EnvSpec) -> dict[str, jax.ShapeDtypeStruct]:
         "terminated": jax.ShapeDtypeStruct((), jnp.bool_),
         "truncated": jax.ShapeDtypeStruct((), jnp.bool_),
         "action_mask": jax.ShapeDtypeStruct((n, spec.action_size), jnp.bool_),
+        "alive": jax.ShapeDtypeStruct((n,), jnp.bool_),
     }
+
+
+def declared_shapes(spec: EnvSpec, timestep: TimeStep) -> dict[str, jax.ShapeDtypeStruct]:
+    """`timestep_shapes` without `alive` if `timestep` does not say it."""
+    shapes = timestep_shapes(spec)
+    if timestep.alive is None:
+        del shapes["alive"]
+    return shapes
 
 
 def check_timestep(spec: EnvSpec, timestep: TimeStep) -> None:
     """Raises ValueError if `timestep` (arrays, tracers or shapes) has other shapes than `spec` declares."""
-    for field, expected in timestep_shapes(spec).items():
+    shapes = declared_shapes(spec, timestep)
+    for field, expected in shapes.items():
         shape = tuple(getattr(timestep, field).shape)
         if shape != expected.shape:
             raise ValueError(f"env '{spec.name}': {field} has shape {shape}; its spec says {expected.shape}")
-    if timestep.action_mask.dtype != bool:
-        raise ValueError(f"env '{spec.name}': action_mask is {timestep.action_mask.dtype}; it must be bool")
+    for field in ("action_mask", "alive"):
+        if field in shapes and getattr(timestep, field).dtype != bool:
+            raise ValueError(f"env '{spec.name}': {field} is {getattr(timestep, field).dtype}; it must be bool")
 
 
 EnvState = Any
@@ -341,7 +355,7 @@ def with_declared_dtypes(env: Env) -> Env:
     """
 
     def declared(timestep: TimeStep) -> TimeStep:
-        shapes = timestep_shapes(env.spec).items()
+        shapes = declared_shapes(env.spec, timestep).items()
         return TimeStep(**{field: jnp.asarray(getattr(timestep, field), shape.dtype) for field, shape in shapes})
 
     def reset(key, params):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvSpec, TimeStep, timestep_shapes
+from envs.base import Env, EnvSpec, TimeStep, declared_shapes
 
 
 class ContractError(ValueError):
@@ -57,7 +57,7 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
     _check_values(spec, trace)
     again = _random_trace(env, keys, steps)
     for name, before, after in zip(TimeStep._fields, trace.steps, again.steps):
-        same = np.array_equal(before, after, equal_nan=True)
+        same = before is None or after is None or np.array_equal(before, after, equal_nan=True)
         _require(same, f"env '{spec.name}': the same keys give another {name}; there is state outside of env_state")
 
 
@@ -114,11 +114,13 @@ def _check_shapes(env: Env) -> None:
     fresh = _as_pair(spec, "reset", jax.eval_shape(env.reset, key, env.params))
     stepped = _as_pair(spec, "step", jax.eval_shape(env.step, key, fresh[0], spec.example_action, env.params))
     for after, (_, timestep) in (("reset", fresh), ("step", stepped)):
-        for field, expected in timestep_shapes(spec).items():
+        for field, expected in declared_shapes(spec, timestep).items():
             leaf = getattr(timestep, field)
             text = f"env '{spec.name}': {field} after {after} is {_described(leaf)}"
             same = (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
             _require(same, f"{text}; it must be {_described(expected)}")
+    says = {after: timestep.alive is not None for after, (_, timestep) in (("reset", fresh), ("step", stepped))}
+    _require(says["reset"] == says["step"], f"env '{spec.name}': alive is None after one of reset and step only")
     before, after = (jax.tree.structure(pair[0]) for pair in (fresh, stepped))
     _require(before == after, f"env '{spec.name}': env_state is {before} after reset and {after} after step")
     leaves = zip(jax.tree.leaves_with_path(fresh[0]), jax.tree.leaves(stepped[0]))

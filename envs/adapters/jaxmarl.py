@@ -201,6 +201,7 @@ def from_jaxmarl(
     ending = _ending(env, name, episode_length)
     read_observations = _observations(env, agents)
     legal = None if actions.kind == "continuous" else _legal_choices(env, name, agents, actions)
+    alive = _alive(env)
 
     observed, reset_state = jax.eval_shape(reset_env, jax.random.key(0))
     sizes = tuple(row.shape[0] for row in jax.eval_shape(read_observations, observed))
@@ -241,6 +242,7 @@ def from_jaxmarl(
             terminated=jnp.asarray(terminated, bool),
             truncated=jnp.asarray(False),
             action_mask=mask if legal is None else mask & legal(inner),
+            alive=None if alive is None else alive(inner),
         )
 
     def raw_step(key, inner, action):
@@ -426,6 +428,21 @@ def _legal_choices(
         return mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
     return legal
+
+
+def _alive(env: Any) -> Callable[[Any], jax.Array] | None:
+    """`alive(state) -> [N] bool` of the families whose agents drop out of an episode that continues; None for others.
+
+    Agents that wait for their turn (Hanabi, switch riddle) are not among those: they observe meanwhile.
+    """
+    families = _lineage(type(env))
+    if "EnemySMAX" in families:
+        return lambda state: state.state.unit_alive[: env.num_allies]
+    if "SMAX" in families:
+        return lambda state: state.unit_alive
+    if "JaxNav" in families:
+        return lambda state: ~(state.done | state.move_term)
+    return None
 
 
 def _entry(per_agent: Any, agent: Any, index: int) -> Any:

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from marl_kl.core import weighted
+
 
 def gae(
     reward: jax.Array,
@@ -45,15 +47,21 @@ def gae(
     return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
 
 
-def standardize(advantage: jax.Array, pooled: bool = False) -> jax.Array:
+def standardize(advantage: jax.Array, pooled: bool = False, alive: jax.Array | None = None) -> jax.Array:
     """Mean 0 and standard deviation 1 over the leading axis [B, V], column by column, or over all of it if `pooled`.
+
+    Given `alive` [B, N], both are those of the samples in which an agent is alive; the advantage of a team, V = 1, counts
+    once for every agent alive, so that it remains one advantage for all of them.
 
     A column (or, if pooled, all of it) that is constant up to rounding becomes exactly 0: the length of a trust-region
     step does not depend on that of the gradient, so rounding noise would otherwise cause steps of full size.
     """
     samples = None if pooled else 0
-    centred = advantage - jnp.mean(advantage, axis=samples)
-    std = jnp.sqrt(jnp.mean(jnp.square(centred), axis=samples))
-    scale = jnp.max(jnp.abs(advantage), axis=samples)
+    if alive is not None and advantage.shape != alive.shape:
+        alive = jnp.sum(alive, axis=1, keepdims=True)
+    centred = advantage - weighted.mean(advantage, alive, axis=samples)
+    std = jnp.sqrt(weighted.mean(jnp.square(centred), alive, axis=samples))
+    size = jnp.abs(advantage)
+    scale = jnp.max(size if alive is None else jnp.where(alive > 0, size, 0.0), axis=samples)
     constant = std <= 1e-5 * scale
     return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, std))

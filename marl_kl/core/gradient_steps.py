@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from marl_kl.config import FirstOrderConfig
+from marl_kl.core import weighted
 from marl_kl.core.policies import Actor
 from marl_kl.core.surrogates import Surrogate, of_log_ratio
 from marl_kl.core.trust_region import AgentBatch, outcome
@@ -77,8 +78,10 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         batch, old = minibatch
         new = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
         log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
-        objective = jnp.mean(of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps))
-        return -objective - config.ent_coef * jnp.mean(new.entropy()), jnp.mean(old.kl(new))
+        samples = of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps)
+        objective = weighted.mean(samples, batch.alive)
+        bonus = config.ent_coef * weighted.mean(new.entropy(), batch.alive)
+        return -objective - bonus, weighted.mean(old.kl(new), batch.alive)
 
     def improve(key, params, state, batch):
         num_rows = batch.weight.shape[0]
@@ -119,8 +122,8 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         metrics = {
             "kl": result.kl,
             "gain": result.gain,
-            "entropy": jnp.mean(actor.distribution(new_outputs, batch.action_mask).entropy()),
-            "clip_fraction": jnp.mean(is_outside, dtype=result.kl.dtype),
+            "entropy": weighted.mean(actor.distribution(new_outputs, batch.action_mask).entropy(), batch.alive),
+            "clip_fraction": weighted.mean(is_outside.astype(result.kl.dtype), batch.alive),
         }
         return result.log_ratio, metrics
 

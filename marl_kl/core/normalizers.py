@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from marl_kl.core import weighted
+
 _MIN_VARIANCE = 1e-6
 _CLIP = 10.0
 
@@ -35,11 +37,19 @@ def init(shape: tuple[int, ...]) -> Moments:
     return Moments(*(jnp.asarray(x, jnp.float32) for x in (0.0, jnp.zeros(shape), jnp.ones(shape))))
 
 
-def update(moments: Moments, samples: jax.Array) -> Moments:
-    """Adds samples [B, ...] to `moments`."""
+def update(moments: Moments, samples: jax.Array, alive: jax.Array | None = None) -> Moments:
+    """Adds samples [B, ...] to `moments`.
+
+    Given `alive` [B] or [B, N], only the samples of living agents, which stand for all B: every batch has the same
+    weight, since there is one count for all agents. An agent that is never alive in it keeps its moments.
+    """
     batch_count = samples.shape[0]
-    batch_mean = jnp.mean(samples, axis=0)
-    batch_variance = jnp.mean(jnp.square(samples - batch_mean), axis=0)
+    batch_mean = weighted.mean(samples, alive, axis=0)
+    batch_variance = weighted.mean(jnp.square(samples - batch_mean), alive, axis=0)
+    if alive is not None:
+        has_samples = jnp.any(alive, axis=0)[..., None]
+        batch_mean = jnp.where(has_samples, batch_mean, moments.mean)
+        batch_variance = jnp.where(has_samples, batch_variance, moments.variance)
     count = moments.count + batch_count
     weight = batch_count / count
     delta = batch_mean - moments.mean

@@ -51,6 +51,7 @@ class Trajectory(NamedTuple):
             (`Actor.env_action` maps them to the environment's). action_mask: [T, E, N, A].
         reward: [T, E, N]. terminated, done: [T, E] bool.
         next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
+        alive: [T, E, N] bool, of the step at which the action was chosen; None if the environment does not say it.
     """
 
     obs: jax.Array
@@ -62,6 +63,7 @@ class Trajectory(NamedTuple):
     done: jax.Array
     next_obs: jax.Array
     next_state: jax.Array
+    alive: jax.Array | None = None
 
 
 def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBatch:
@@ -123,6 +125,7 @@ def rollout(
             done,
             after.obs,
             after.state,
+            before.alive,
         )
         ended = jnp.cumsum(done)
         restart = (num_resets + ended - 1) % num_envs

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
-from marl_kl.core import cross_fitting, trust_region
+from marl_kl.core import cross_fitting, trust_region, weighted
 from marl_kl.core.allocators import AllocationState, Allocator
 from marl_kl.core.cross_fitting import UtilityAverage
 from marl_kl.core.gradient_steps import AgentState, AgentStep
@@ -88,8 +88,8 @@ def agent_batch(
     batch: Batch, agent: jax.Array | int, log_factor: jax.Array, subset: jax.Array | None = None
 ) -> AgentBatch:
     """One agent's part of the batch, its advantage multiplied by the compound factor exp(log_factor) [*samples]."""
-    obs, action, mask, advantage = _get_agent(batch, agent)
-    return AgentBatch(obs, action, mask, _factor(log_factor) * advantage, subset)
+    own = _get_agent(batch, agent)
+    return AgentBatch(own.obs, own.action, own.action_mask, _factor(log_factor) * own.advantage, own.alive, subset)
 
 
 def _get_agent(stacked: Any, agent: jax.Array | int) -> Any:
@@ -154,7 +154,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         plan = allocator.start(key_order, utilities, budget)
 
         def update_agent(rest: _Remaining, position, actors, log_factor):
-            score = _scores(config, trials, batch.advantage * _factor(log_factor), allocator)
+            score = _scores(config, trials, batch, log_factor, allocator)
             agent, threshold = allocator.next(plan, AllocationState(position, score, *rest))
             own_batch = agent_batch(batch, agent, log_factor, subset)
             params = _get_agent(actors, agent)
@@ -220,7 +220,8 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
     on the samples of all agents: divided by N, both sums are means over the pooled batch, whose Fisher matrix is that of
     the KL. The line search checks these sums. Damping is added to the Fisher matrix of the pooled mean, as to that of an
     agent. Advantages are not multiplied by the ratios of other agents. The team's return may decrease because agents
-    change simultaneously; only the budget bounds this effect.
+    change simultaneously; only the budget bounds this effect. Every agent has the same weight, also one that is alive in
+    fewer samples.
     """
 
     def update(key, actors, state, batch):
@@ -229,7 +230,10 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
         rows = fisher_subset(key_subset, num_rows, config.cg_subsample)
         first_row = num_rows * jnp.arange(num_agents)[:, None]
         subset = None if rows is None else (first_row + rows).ravel()
-        all_agents = AgentBatch(*batch, subset=None)
+        all_agents = AgentBatch(*batch)
+        if batch.alive is not None:
+            num_alive = jax.vmap(weighted.count, (0, None))(batch.alive, 0)
+            all_agents = all_agents._replace(alive=jax.vmap(jnp.divide)(batch.alive, num_alive))
         pooled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), all_agents)._replace(subset=subset)
 
         def per_agent(tree):
@@ -252,10 +256,10 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
         }
         slopes = per_agent(_slopes(actor, params, pooled, proposal.direction))
         metrics = {
-            "utility": proposal.scale(equal_share) * _mean_per_agent(slopes),
+            "utility": proposal.scale(equal_share) * _mean_per_agent(slopes, batch.alive),
             "kl": step.outcome.kl,
             "gain": step.outcome.gain,
-            "entropy": _mean_per_agent(policies.entropy()),
+            "entropy": _mean_per_agent(policies.entropy(), batch.alive),
             **{name: jnp.broadcast_to(value, num_agents) for name, value in network_metrics.items()},
         }
         return actors, state, metrics | _team_metrics(step.outcome.kl, jnp.sum(step.outcome.log_ratio, axis=0))
@@ -263,9 +267,10 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
     return Algorithm(init=lambda actors: (), update=update)
 
 
-def _mean_per_agent(values: jax.Array) -> jax.Array:
-    """[N, ...] -> [N]."""
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+def _mean_per_agent(values: jax.Array, counted: jax.Array | None) -> jax.Array:
+    """[N, *samples] -> [N]."""
+    values, counted = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), (values, counted))
+    return weighted.mean(values, counted, axis=1)
 
 
 def _slopes(actor: Actor, params: Params, batch: AgentBatch, direction: jax.Array) -> jax.Array:
@@ -329,11 +334,13 @@ def _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch: B
     return jax.lax.map(trial_step, jnp.arange(num_agents))
 
 
-def _scores(config, trials: _TrialSteps, weight: jax.Array, allocator: Allocator) -> jax.Array:
-    """[N] gain / (KL + epsilon) of the trial steps under the current weights [N, *samples] (HATRPO-G)."""
+def _scores(config, trials: _TrialSteps, batch: Batch, log_factor: jax.Array, allocator: Allocator) -> jax.Array:
+    """[N] gain / (KL + epsilon) of the trial steps under the current compound factor (HATRPO-G)."""
     if allocator.uses != "scores" or trials.outcome is None:
         return jnp.zeros_like(trials.utility)
-    gain = jnp.mean(jnp.expm1(trials.outcome.log_ratio) * weight, axis=tuple(range(1, weight.ndim)))
+    weight = batch.advantage * _factor(log_factor)
+    samples = tuple(range(1, weight.ndim))
+    gain = weighted.mean(jnp.expm1(trials.outcome.log_ratio) * weight, batch.alive, axis=samples)
     return gain / (trials.outcome.kl + config.allocation_epsilon)
 
 
@@ -386,7 +393,7 @@ def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
         num_agents = batch.advantage.shape[0]
         num_networks = states.updates.shape[0]
         _, key_steps = jax.random.split(key)  # as in `in_random_order`, which is the same for one agent
-        all_agents = AgentBatch(*batch, subset=None)
+        all_agents = AgentBatch(*batch)
         pooled = jax.tree.map(lambda leaf: leaf.reshape(num_networks, -1, *leaf.shape[2:]), all_agents)
         improved = jax.vmap(step.improve)(jax.random.split(key_steps, num_networks), actors, states, pooled)
         before, after = (actor.team_outputs(a, batch.obs) for a in (actors, improved.params))

@@ -214,15 +214,21 @@ def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantag
 
     Advantages [T, E, V] are standardised over the samples that a network is updated on: those of all agents if they
     share it, else each agent's own (a team reward with a critic of the state has one advantage for all agents).
+
+    Samples of dead agents (`envs.TimeStep.alive`) count only for the critic, whichever it is: what the team earns after
+    an agent's death is part of the return of the agent's actions before it.
     """
     inputs = actor.inputs(state.learner.obs_moments, trajectory.obs)
-    standardized = advantages.standardize(_flatten(advantage), pooled=actor.shared)
+    alive = trajectory.alive
+    flat_alive = None if alive is None else _flatten(alive)
+    standardized = advantages.standardize(_flatten(advantage), actor.shared, flat_alive)
     if not actor.recurrent:
         return Batch(
             jnp.swapaxes(_flatten(inputs), 0, 1),
             jnp.swapaxes(_flatten(trajectory.action), 0, 1),
             jnp.swapaxes(_flatten(trajectory.action_mask), 0, 1),
             jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
+            None if flat_alive is None else flat_alive.T,
         )
 
     # [T, E, N, ...] -> [N, E, T, ...]
@@ -235,6 +241,7 @@ def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantag
         agent_major(trajectory.action),
         agent_major(trajectory.action_mask),
         agent_major(advantage),
+        None if alive is None else agent_major(alive),
     )
 
 
@@ -242,9 +249,11 @@ def _update_moments(config: Config, learner: Learner, trajectory: Trajectory) ->
     """The moments of observations and states, this rollout included."""
     if not config.normalize_observations:
         return learner.obs_moments, learner.state_moments
+    # without an agent axis, the moments are those of all agents' observations
+    shape = learner.obs_moments.mean.shape
+    alive = None if trajectory.alive is None else trajectory.alive.reshape(-1, *shape[:-1])
     return (
-        # without an agent axis, the moments are those of all agents' observations
-        normalizers.update(learner.obs_moments, trajectory.obs.reshape(-1, *learner.obs_moments.mean.shape)),
+        normalizers.update(learner.obs_moments, trajectory.obs.reshape(-1, *shape), alive),
         normalizers.update(learner.state_moments, _flatten(trajectory.state)),
     )
 

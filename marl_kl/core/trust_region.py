@@ -18,6 +18,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
+from marl_kl.core import weighted
 from marl_kl.core.policies import Actor
 from marl_kl.core.types import Params, Sequences
 
@@ -28,6 +29,7 @@ class AgentBatch(NamedTuple):
     Attributes:
         obs: [B, I] standardised, or `Sequences` [E]. action: [B, A] or [B] int32. action_mask: [B, A].
         weight: [B] factor of the probability ratio: advantage times compound factor.
+        alive: [B] bool, or weights >= 0 of the samples in all means; None: all count alike.
         subset: [M] int32 indices of the rows for Fisher products, or None for all of them.
     """
 
@@ -35,7 +37,8 @@ class AgentBatch(NamedTuple):
     action: jax.Array
     action_mask: jax.Array
     weight: jax.Array
-    subset: jax.Array | None
+    alive: jax.Array | None = None
+    subset: jax.Array | None = None
 
 
 class Proposal(NamedTuple):
@@ -72,7 +75,7 @@ class Outcome(NamedTuple):
     """The effect of a (trial or accepted) step on the batch; with a leading axis [N] if agents share a network.
 
     Attributes:
-        log_ratio: [B] log pi_new(a|o) - log pi_old(a|o).
+        log_ratio: [B] log pi_new(a|o) - log pi_old(a|o); 0 where the agent is dead.
         kl: [] mean KL(old || new).
         gain: [] surrogate gain E[(r - 1) weight].
     """
@@ -155,7 +158,7 @@ def fisher_product(
     outputs_of: Callable[[jax.Array], Any],
     theta: jax.Array,
     fisher_of_outputs: Callable[[Any, Any], Any],
-    num_samples: int,
+    num_samples: int | jax.Array,
 ) -> Callable[[jax.Array], jax.Array]:
     """v -> F v, F the mean over the batch of J' H J at `theta` [P].
 
@@ -181,7 +184,7 @@ def score(actor: Actor, batch: AgentBatch, outputs: Any) -> Any:
         return actor.distribution(outputs, batch.action_mask).log_prob(batch.action)
 
     _, vjp = jax.vjp(log_prob, outputs)
-    return vjp(batch.weight / batch.weight.size)[0]
+    return vjp(weighted.samples(batch.weight, batch.alive) / weighted.count(batch.alive, batch.weight.size))[0]
 
 
 def natural_direction(
@@ -190,13 +193,14 @@ def natural_direction(
     """x [P] ~ (F + damping)^-1 gradient, F of `batch.subset`, and the residual; x is zero if it is not finite."""
     theta, unravel = ravel_pytree(params)
     rows = slice(None) if batch.subset is None else batch.subset
-    obs, mask = jax.tree.map(lambda leaf: leaf[rows], (batch.obs, batch.action_mask))
-    matvec = fisher_product(
-        lambda t: actor.outputs(unravel(t), obs),
-        theta,
-        lambda outputs, tangent: actor.distribution(outputs, mask).fisher_product(tangent),
-        math.prod(mask.shape[:-1]),
-    )
+    obs, mask, counted = jax.tree.map(lambda leaf: leaf[rows], (batch.obs, batch.action_mask, batch.alive))
+
+    def fisher_of_outputs(outputs, tangent):
+        product = actor.distribution(outputs, mask).fisher_product(tangent)
+        return jax.tree.map(lambda leaf: weighted.samples(leaf, counted), product)
+
+    num_samples = weighted.count(counted, math.prod(mask.shape[:-1]))
+    matvec = fisher_product(lambda t: actor.outputs(unravel(t), obs), theta, fisher_of_outputs, num_samples)
     direction, residual = _solve(matvec, gradient, config.cg_iters, config.cg_tol, config.cg_damping)
     return jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0), residual
 
@@ -204,7 +208,8 @@ def natural_direction(
 def curvature_along(actor: Actor, batch: AgentBatch, outputs: Any, tangent: Any) -> jax.Array:
     """[] x'Fx on the batch, of the direction x whose forward derivative of the outputs is `tangent`."""
     product = actor.distribution(outputs, batch.action_mask).fisher_product(tangent)
-    return jnp.asarray(optax.tree.sum(jax.tree.map(jnp.multiply, tangent, product))) / batch.weight.size
+    samples = jax.tree.map(lambda a, b: weighted.samples(a * b, batch.alive), tangent, product)
+    return jnp.asarray(optax.tree.sum(samples)) / weighted.count(batch.alive, batch.weight.size)
 
 
 def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch) -> Proposal:
@@ -230,9 +235,11 @@ def outcome(actor: Actor, batch: AgentBatch, old_outputs: Any, new_outputs: Any)
     old = actor.distribution(old_outputs, batch.action_mask)
     new = actor.distribution(new_outputs, batch.action_mask)
     log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
+    if batch.alive is not None:
+        log_ratio = jnp.where(batch.alive > 0, log_ratio, 0.0)
     # rounding can make a tiny divergence negative, which would increase the remaining budget
-    kl = jnp.maximum(jnp.mean(old.kl(new)), 0.0)
-    return Outcome(log_ratio, kl, jnp.mean(jnp.expm1(log_ratio) * batch.weight))
+    kl = jnp.maximum(weighted.mean(old.kl(new), batch.alive), 0.0)
+    return Outcome(log_ratio, kl, weighted.mean(jnp.expm1(log_ratio) * batch.weight, batch.alive))
 
 
 def trial(actor: Actor, params: Params, batch: AgentBatch, proposal: Proposal, radius: jax.Array) -> Outcome:
@@ -340,5 +347,5 @@ def line_search(
     found = jax.lax.while_loop(unfinished, attempt, start)
     # where, not fraction * step: a rejected step may contain non-finite numbers
     new_theta = jnp.where(found.accepted > 0, theta + found.accepted * full_step, theta)
-    entropy = jnp.mean(actor.distribution(found.outputs, batch.action_mask).entropy())
+    entropy = weighted.mean(actor.distribution(found.outputs, batch.action_mask).entropy(), batch.alive)
     return AcceptedStep(unravel(new_theta), found.outcome, found.accepted, entropy)

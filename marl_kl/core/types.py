@@ -57,12 +57,14 @@ class Batch(NamedTuple):
         action: [N, B, A] float (continuous; before squashing), [N, B] int32 (discrete) or [N, B, D] (multi-discrete).
         action_mask: [N, B, A] bool.
         advantage: [N, B] GAE, standardised over the batch.
+        alive: [N, B] bool, the samples that count; None: all (`marl_kl.core.weighted`).
     """
 
     obs: jax.Array | Sequences
     action: jax.Array
     action_mask: jax.Array
     advantage: jax.Array
+    alive: jax.Array | None = None
 
 
 class Algorithm(NamedTuple):

@@ -11,7 +11,6 @@ import marl_kl
 from marl_kl.core import algorithms, gradient_steps, schemes, surrogates
 from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
-from marl_kl.core.types import Batch
 from tests.core.test_schemes import make_problem, make_spec
 from tests.support.grids import slow_unless
 
@@ -295,7 +294,7 @@ def test_a_shared_network_learns_from_all_agents_samples(float64):
     separate, actors, batch = make_problem(spec, small_config())
     shared = jax.tree.map(lambda leaf: leaf[:1], actors)
     new, state, metrics = update("mappo", make_actor(spec, config), config, shared, batch)
-    pooled = Batch(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in batch))
+    pooled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
     plain = PlainAgent(separate, config)
     expected, ratio, _ = plain.improve(jax.tree.map(lambda leaf: leaf[0], shared), pooled, pooled.advantage, None)
     assert_same(jax.tree.map(lambda leaf: leaf[0], new), expected)

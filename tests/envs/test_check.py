@@ -70,6 +70,11 @@ BROKEN = {
     "both": (lambda: changed(lambda ts, s: ts._replace(terminated=ts.truncated)), "terminated and truncated at once"),
     "too long": (lambda: changed(episode_length=4), "an episode continues after episode_length=4 steps"),
     "too early": (lambda: changed(episode_length=7), "truncated before episode_length=7"),
+    "alive": (
+        lambda: changed(with_field(alive=jnp.ones(3, bool)), with_field(alive=jnp.ones(2, bool))),
+        r"alive after step is bool\[3\]; it must be bool\[2\]",
+    ),
+    "alive sometimes": (lambda: changed(with_field(alive=jnp.ones(2, bool))), "alive is None after one of reset and step"),
     "rewards": (lambda: changed(env=counting_env(team_reward=False), team_reward=True), "agents receive different rewards"),
     "memory": (forgetful, "the same keys give another reward"),
 }  # fmt: skip

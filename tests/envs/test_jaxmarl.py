@@ -150,6 +150,8 @@ def check_smax(spec, ours, other, alive, playing, before):
     close(ours.state[before], other["world_state"][before])
     allies, enemies = alive[..., :3].any(-1), alive[..., 3:].any(-1)
     np.testing.assert_array_equal(ours.terminated, ~(allies & enemies))
+    np.testing.assert_array_equal(ours.alive, alive[..., :3])
+    np.testing.assert_array_equal(ours.obs.any(-1)[before], ours.alive[before])
     assert ours.terminated.any() and ours.truncated[:, -1].any() and spec.episode_length == 15
     end = playing.sum(1) - 1
     games = np.arange(len(end))
@@ -189,6 +191,7 @@ def test_specs(name, options, longest, team_reward):
     after, timestep = jax.eval_shape(env.step, key, state, jnp.zeros(shape, dtype), params)
     assert (state, first) == (after, timestep)  # shapes, types, structure: ready for `jax.lax.scan`
     assert first.state.shape == (env.spec.state_size,)
+    assert (first.alive is not None) == (name in ("3m", "smax"))
 
 
 def test_the_names_are_those_of_the_installed_package():

@@ -80,6 +80,8 @@ def test_contradictory_specs_give_a_one_line_error(fields, sentence):
     [
         ("action_mask", np.ones((3, 8), bool), r"action_mask has shape \(3, 8\); its spec says \(3, 9\)"),
         ("action_mask", np.ones((3, 9)), "action_mask is float64; it must be bool"),
+        ("alive", np.ones(3), "alive is float64; it must be bool"),
+        ("alive", np.ones((3, 1), bool), r"alive has shape \(3, 1\); its spec says \(3,\)"),
         ("obs", np.zeros((9,)), r"obs has shape \(9,\); its spec says \(3, 3\)"),
     ],
 )
