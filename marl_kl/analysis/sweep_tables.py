@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from marl_kl.analysis.decoration import decoration
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.analysis.text_tables import (
     iqm_and_interval,
@@ -52,11 +53,12 @@ def write(result: SweepResult) -> None:
     """Writes `table.csv`, `curves.csv` and `summary.md` to `result.out`; each is written atomically.
 
     Raises:
-        RunFolderError: a file cannot be written.
+        RunFolderError: one of the first two cannot be written; `summary.md`, which only repeats them, costs a warning.
     """
     files.write_file(Path(result.out) / "table.csv", csv_text(result))
     run_tables.write_curves(result.out, result.seeds, result.env_steps, result.metrics)
-    files.write_file(Path(result.out) / "summary.md", markdown(result))
+    with decoration(f"summary.md in {result.out}"):
+        files.write_file(Path(result.out) / "summary.md", markdown(result))
 
 
 def show(result: SweepResult, console: Console | None = None) -> None:

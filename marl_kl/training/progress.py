@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -12,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from marl_kl import devices
+from marl_kl.analysis.decoration import decoration
 
 Mode = Literal["auto", "plain", "none"]
 
@@ -38,6 +40,8 @@ class Progress:
         console: where to; None: standard output.
         memory: returns the devices' memory in use, after each `advance`; None is not shown.
         clock: seconds that only grow (for tests).
+
+    A terminal that fails costs a `RunWarning` and the display, not the run.
 
     Raises:
         ValueError: an unknown mode.
@@ -77,17 +81,20 @@ class Progress:
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()
         if self._start and self.mode != "none":
-            self._console.print(f"resuming at update {self._start} of {self._total}", markup=False)
+            self._print(f"resuming at update {self._start} of {self._total}")
         is_live = self._console.is_terminal or self._console.is_jupyter
         if self.mode == "auto" and is_live:
-            self._bar = _Bar(self)
-            self._bar.start()
+            with self._decoration():
+                bar = _Bar(self)
+                bar.start()
+                self._bar = bar
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self._enter_phase("finished" if kind is None else "stopped")
         if self._bar is not None:
-            self._bar.stop()
+            with self._decoration():
+                self._bar.stop()
         elif self._done:
             self._print_line(force=True)
 
@@ -170,8 +177,20 @@ class Progress:
         facts = (
             "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done > self._start else ""
         )
-        # Printed whole: a log line that wraps at 80 columns cannot be searched.
-        self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
+        self._print(f"{self._phase:<10} {self._position()}  {facts}".rstrip())
+
+    def _print(self, text: str) -> None:
+        """Whole: a log line that wraps at 80 columns cannot be searched."""
+        with self._decoration():
+            self._console.print(text, soft_wrap=True, markup=False)
+
+    @contextlib.contextmanager
+    def _decoration(self):
+        """A terminal that fails costs one warning, and is not tried again."""
+        mode, self.mode = self.mode, "none"
+        with decoration("progress display"):
+            yield
+            self.mode = mode
 
 
 class _Bar(rich.progress.Progress):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from marl_kl.devices import MemoryInUse
+from marl_kl.storage.run_folder import RunWarning
 from marl_kl.training.progress import Progress, _Bar
 
 
@@ -155,6 +156,20 @@ def test_a_resumed_run_counts_only_what_it_does_itself():
         progress.advance(5, _metrics())
         assert progress.steps_per_second == 5 * 1000 * 4 / 20 and progress.seconds_left == 20
     assert "87 %  35/40 updates  0:20 left" in output.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_that_fails_costs_one_warning(monkeypatch, terminal):
+    progress, output = _progress(terminal=terminal, mode="auto" if terminal else "plain")
+
+    def full(text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "write", full)
+    with pytest.warns(RunWarning, match="No space left") as warned, progress:
+        for _ in range(4):
+            progress.advance(10, _metrics())
+    assert len(warned) == 1
 
 
 def test_unknown_mode_is_refused():
