@@ -6,15 +6,60 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import measure_renderables
 from rich.table import Table
+from rich.text import Text
 
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 
 
+class TerminalTable(Table):
+    """A table whose numbers are never cut: where the columns do not fit, every cell has its own line."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = self._widths(console, options)
+        if widths is None:
+            yield from self._stacked()
+            return
+        for column, width in zip(self.columns, widths):
+            column.width = width
+        yield from super().__rich_console__(console, options)
+
+    def _widths(self, console: Console, options: ConsoleOptions) -> list[int] | None:
+        """Of the columns, at least their longest words; None if these do not fit. (rich would narrow the widest column
+        first, if need be to less than a number.)"""
+        cells = [measure_renderables(console, options, list(column.cells)) for column in self.columns]
+        heads = [measure_renderables(console, options, [column.header]) for column in self.columns]
+        widths = [max(cell.minimum, head.minimum) for cell, head in zip(cells, heads)]
+        free = options.max_width - sum(widths) - 3 * len(widths) - 1  # a space on both sides of each cell, and the box
+        if free < 0:
+            return None
+        for measured in (cells, heads):  # cells in one line matter more than headers, and short ones are cheaper
+            for index in sorted(range(len(widths)), key=lambda index: measured[index].maximum - widths[index]):
+                more = min(free, max(0, measured[index].maximum - widths[index]))
+                widths[index] += more
+                free -= more
+        return widths
+
+    def _stacked(self) -> RenderResult:
+        yield Text(str(self.title), style="bold")
+        first, *others = self.columns
+        for name, *cells in zip(*(column.cells for column in self.columns)):
+            yield Text(f"\n{first.header}: {name}", style="bold")
+            grid = Table.grid("", "", padding=(0, 2))
+            for column in grid.columns:
+                column.overflow = "fold"
+            for column, cell in zip(others, cells):
+                if cell:
+                    grid.add_row(f"  {column.header}", cell)
+            yield grid
+        yield Text(f"\n{self.caption or ''}".rstrip())
+
+
 def terminal_table(header: Sequence[str], title: str, notes: Sequence[str] = (), text_columns: int = 1) -> Table:
     """An empty table with `notes` below it; all columns but the first `text_columns` are aligned to the right."""
-    table = Table(
+    table = TerminalTable(
         *header, title=title, caption="\n".join(notes), title_justify="left", caption_justify="left", caption_style="",
         title_style="bold", box=box.SIMPLE_HEAD,
     )  # fmt: skip

@@ -22,6 +22,8 @@ MODES = ("auto", "plain", "none")
 _PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines, at least."""
 
+_BAR_WIDTH = 30
+
 
 class Progress:
     """A context manager that shows the progress of a run.
@@ -194,13 +196,13 @@ class Progress:
 
 
 class _Bar(rich.progress.Progress):
-    """The live display: phase, bar and position, and below them the facts."""
+    """The live display: phase, bar and position, and below them the facts; on a narrow terminal without the bar."""
 
     def __init__(self, shown: Progress):
         columns = (
             rich.progress.SpinnerColumn(),
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(30),
+            rich.progress.BarColumn(_BAR_WIDTH),
             rich.progress.TextColumn("{task.fields[position]}"),
         )
         self._shown = shown
@@ -214,8 +216,12 @@ class _Bar(rich.progress.Progress):
         texts = {"description": f"{shown._phase}{since}", "position": shown._position()}
         for task in self.task_ids:  # the first call comes before there is one
             self.update(task, completed=shown._done, **texts)
-        yield from super().get_renderables()
-        facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items())
+        facts = [Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items()]
+        if sum(map(len, texts.values())) + _BAR_WIDTH + 4 <= shown._console.width:  # the spinner and three spaces
+            yield from super().get_renderables()
+        else:
+            position = texts["position"].strip().split("  ")
+            facts = [*map(Text, (texts["description"], *position)), *facts]
         yield from _lines(facts, shown._console.width)
 
 

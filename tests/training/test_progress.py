@@ -87,6 +87,22 @@ def test_the_live_display_stays_readable_with_any_number_of_seeds(num_seeds):
     assert ("return 43210 (-12346 to 98765)" if num_seeds > 1 else "return -12346") in text
 
 
+@pytest.mark.parametrize("width", [30, 50, 66])
+def test_a_narrow_terminal_loses_the_bar_and_no_number(width):
+    clock = _Clock()
+    progress, output = _progress(clock, total_updates=200_000, memory=lambda: MemoryInUse(2**33))
+    progress.phase("training")
+    clock.now += 4000
+    progress.advance(100_000, _metrics(returns=(-12345.6, 98765.4)))
+    output.seek(output.truncate(0))
+    progress._console.width = width
+    progress._console.print(_Bar(progress).get_renderable())
+    text = output.getvalue()
+    assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
+    wanted = ("training 1:06:40", "50 %", "100000/200000 updates", "1:06:40 left", "return 43210 (-12346 to 98765)")
+    assert all(fact in text for fact in (*wanted, "KL/budget 75 %", "memory 8.0 GiB"))
+
+
 def test_plain_lines_come_at_most_every_ten_seconds():
     clock = _Clock()
     progress, output = _progress(clock, mode="plain", total_updates=100)
