@@ -119,6 +119,9 @@ class TrainResult:
         failures: one entry per seed that met a non-finite number; empty in a healthy run.
         timing: where the time went.
         out: the run folder, or None.
+        wall_time_s: [update] seconds of compiling, training and evaluating from the start of the run to the end of each
+            update, a resumed run's earlier ones included; NaN or None where an older version or a sweep made it. The only
+            number here that the seed does not determine.
     """
 
     spec: EnvSpec
@@ -131,6 +134,7 @@ class TrainResult:
     failures: tuple[Failure, ...]
     timing: Timing
     out: Path | None
+    wall_time_s: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """One line, for notebooks: the arrays themselves are attributes."""
@@ -147,7 +151,10 @@ class TrainResult:
 
         from marl_kl.storage.run_tables import metrics_table
 
-        return pd.DataFrame(metrics_table(self.spec.agents, self.seeds, self.env_steps, self.metrics))
+        columns = metrics_table(
+            self.spec.agents, self.seeds, self.env_steps, self.metrics, wall_time_s=self.wall_time_s
+        )
+        return pd.DataFrame(columns)
 
     def plot(self) -> Figure:
         """The learning curve: returns in training and of evaluations, over env steps."""

@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from marl_kl.analysis.text_tables import (
+    duration_text,
     iqm_and_interval,
     markdown_table,
     mean_and_std,
@@ -92,7 +93,10 @@ def run_notes(result: TrainResult) -> list[str]:
     timing = result.timing
     steps = int(result.env_steps[-1]) if len(result.env_steps) else 0
     speed = f"; {result.steps_per_second:,.0f} env steps/s over all seeds" if steps and timing.train > 0 else ""
-    times = f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s"
+    times = (
+        f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s; "
+        f"{duration_text(sum(timing))} in all"
+    )
     lines = [
         f"{steps:,} env steps per seed, {len(result.env_steps)} updates{speed}",
         times if np.isfinite(timing).all() else "times unknown",

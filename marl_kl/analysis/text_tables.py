@@ -95,6 +95,15 @@ def number_text(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def duration_text(seconds: float) -> str:
+    """3723.4 as "1:02:03", 75 as "1:15"; "-" if it is not finite."""
+    if not np.isfinite(seconds):
+        return "-"
+    minutes, seconds = divmod(int(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 def percent_text(share: float) -> str:
     """0.125 as "12.5 %"; "-" if it is not finite."""
     return f"{100 * share:.1f} %" if np.isfinite(share) else "-"

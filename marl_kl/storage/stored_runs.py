@@ -47,6 +47,7 @@ def read_result(out: str | os.PathLike, record: run_folder.RunRecord | None = No
         record.failures,
         checkpoints.timing(out) or UNTIMED,
         out,
+        metrics.wall_time_s,
     )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from marl_kl import devices
 from marl_kl.analysis.decoration import decoration
+from marl_kl.analysis.text_tables import duration_text
 
 Mode = Literal["auto", "plain", "none"]
 
@@ -166,7 +167,7 @@ class Progress:
     def _position(self) -> str:
         # Rounded down: 100 % only when nothing is left.
         percent = 100 * self._done // max(self._total, 1)
-        left = f"  {_duration(self.seconds_left)} left" if self._done > self._start else ""
+        left = f"  {duration_text(self.seconds_left)} left" if self._done > self._start else ""
         return f"{percent:3d} %  {self._done}/{self._total} updates{left}"
 
     def _print_line(self, force: bool = False) -> None:
@@ -212,7 +213,7 @@ class _Bar(rich.progress.Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         shown = self._shown
         is_over = shown._phase in ("finished", "stopped")
-        since = "" if is_over else f" {_duration(shown._clock() - shown._phase_since)}"
+        since = "" if is_over else f" {duration_text(shown._clock() - shown._phase_since)}"
         texts = {"description": f"{shown._phase}{since}", "position": shown._position()}
         for task in self.task_ids:  # the first call comes before there is one
             self.update(task, completed=shown._done, **texts)
@@ -276,11 +277,3 @@ def _short(value: float) -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if not np.isfinite(seconds):
-        return "-"
-    minutes, seconds = divmod(int(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
