@@ -145,6 +145,12 @@ class TrainResult:
             f"evaluation return {final:.4g}, out={None if self.out is None else str(self.out)!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """The table of the run, for notebooks."""
+        from marl_kl.analysis import summary
+
+        return summary.html(self)
+
     def to_dataframe(self) -> pd.DataFrame:
         """A row per seed and update, the columns of `metrics.csv`; needs pandas."""
         import pandas as pd
@@ -157,7 +163,7 @@ class TrainResult:
         return pd.DataFrame(columns)
 
     def plot(self) -> Figure:
-        """The learning curve: returns in training and of evaluations, over env steps."""
+        """The learning curve: evaluation returns and training returns over env steps."""
         from marl_kl.analysis.run_figures import learning_curve
 
         return learning_curve(self)
@@ -206,6 +212,12 @@ class SweepResult:
             f"SweepResult({self.algorithm} on {self.spec.name}, {len(self.settings)} settings of {fields}, "
             f"{len(self.seeds)} seeds, out={None if self.out is None else str(self.out)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """The table of settings, best first, for notebooks."""
+        from marl_kl.analysis import sweep_tables
+
+        return sweep_tables.html(self)
 
     @property
     def untrained(self) -> EpisodeStatistics:

@@ -13,6 +13,8 @@ from rich.console import Console
 from marl_kl.analysis.decoration import decoration
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.analysis.text_tables import (
+    STATISTICS,
+    html_table,
     iqm_and_interval,
     markdown_table,
     mean_and_std,
@@ -29,9 +31,8 @@ _RETURN_COLUMNS = (
     "evaluation return, final: IQM [95 %]",
 )
 MEANING = (
-    "evaluation return: mean over evaluation episodes (deterministic policies), then over seeds; IQM: interquartile mean "
-    "over seeds with its 95 % bootstrap interval; failed: number of failed runs (a non-finite number), which are left "
-    "out of the other columns"
+    "evaluation return: mean over evaluation episodes (deterministic policies), then over seeds; failed: number of failed "
+    f"runs (a non-finite number), which are left out of the other columns; {STATISTICS}"
 )
 
 
@@ -106,6 +107,11 @@ def markdown(result: SweepResult) -> str:
         f"{MEANING}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def html(result: SweepResult) -> str:
+    """The same table for a notebook."""
+    return html_table(title(result), header(result), rows(result), notes(result))
 
 
 def notes(result: SweepResult) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,7 +12,13 @@ from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
-from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.analysis.statistics import MIN_RUNS, bootstrap_interval, interquartile_mean
+
+STATISTICS = (
+    "std: sample standard deviation (n - 1); IQM: interquartile mean, without the floor(n / 4) lowest and highest (as "
+    f"rliable); [ ]: 95 % percentile bootstrap interval of the IQM, from {MIN_RUNS} on"
+)
+"""What the statistics over seeds are, in every table."""
 
 
 class TerminalTable(Table):
@@ -88,6 +95,14 @@ def markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
+    """A table for a notebook, with `notes` below it."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    below = "".join(f"<br>{html.escape(note)}" for note in notes)
+    return f"<b>{html.escape(title)}</b><table><tr>{head}</tr>{body}</table><small>{below}</small>"
+
+
 def number_text(value: float) -> str:
     """Three significant digits, whole numbers from 100 on; "-" if it is not finite."""
     if not np.isfinite(value):
@@ -119,8 +134,10 @@ def mean_and_std(values: np.ndarray) -> str:
 
 
 def iqm_and_interval(values: np.ndarray) -> str:
-    """Interquartile mean over seeds [S] with its 95 % bootstrap interval, if there are two seeds or more."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return mean_and_std(values)
+    """Interquartile mean over seeds [S] with, from `MIN_RUNS` seeds on, its 95 % bootstrap interval."""
+    if not len(values) or not np.isfinite(values).all():
+        return "-"
+    if len(values) < MIN_RUNS:
+        return number_text(interquartile_mean(values))
     lower, upper = bootstrap_interval(values)
     return f"{number_text(interquartile_mean(values))} [{number_text(lower)}, {number_text(upper)}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -39,7 +40,7 @@ class Progress:
         env_steps_per_update: env steps per seed and update.
         num_seeds: seeds that run side by side; speeds count the env steps of all of them.
         kl_budget: joint KL budget of one update; None if the algorithm has none.
-        mode: "auto": live on a terminal, plain elsewhere; "plain": at most one line per ten seconds; "none".
+        mode: "auto": live on a terminal and, with ipywidgets, in a notebook, plain elsewhere; "plain": at most one line per ten seconds; "none".
         console: where to; None: standard output.
         memory: returns the devices' memory in use, after each `advance`; None is not shown.
         clock: seconds that only grow (for tests).
@@ -85,7 +86,9 @@ class Progress:
         self._phase_since = self._clock()
         if self._start and self.mode != "none":
             self._print(f"resuming at update {self._start} of {self._total}")
-        is_live = self._console.is_terminal or self._console.is_jupyter
+        # rich needs ipywidgets for a live display in a notebook; without, it shows nothing
+        has_widgets = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        is_live = has_widgets or (self._console.is_terminal and not self._console.is_jupyter)
         if self.mode == "auto" and is_live:
             with self._decoration():
                 bar = _Bar(self)

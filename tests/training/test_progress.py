@@ -9,6 +9,7 @@ from rich.console import Console
 
 from marl_kl.devices import MemoryInUse
 from marl_kl.storage.run_folder import RunWarning
+from marl_kl.training import progress as progress_module
 from marl_kl.training.progress import Progress, _Bar
 
 
@@ -186,6 +187,16 @@ def test_a_terminal_that_fails_costs_one_warning(monkeypatch, terminal):
         for _ in range(4):
             progress.advance(10, _metrics())
     assert len(warned) == 1
+
+
+def test_a_notebook_without_widgets_gets_lines(monkeypatch):
+    monkeypatch.setattr(progress_module.importlib.util, "find_spec", lambda name: None)
+    progress, output = _progress(terminal=True)
+    progress._console.is_jupyter = True
+    monkeypatch.setattr(progress._console, "print", lambda text, **options: output.write(f"{text}\n"))
+    with progress:
+        progress.advance(10, _metrics())
+    assert progress._bar is None and "10/40 updates" in output.getvalue()
 
 
 def test_unknown_mode_is_refused():
