@@ -358,7 +358,7 @@ def _trials(name: str, values: study.Values) -> list[str]:
 
 
 def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
-    """Left sampled returns in training, right evaluations of the deterministic policies."""
+    """Left training returns (stochastic policies), right evaluation returns (deterministic policies)."""
     figure = Figure(figsize=(9.0, 2.7 * len(by_scenario) + 0.8), layout="constrained")
     panels = figure.subplots(len(by_scenario), 2, squeeze=False, sharex="row", sharey="row")
     for (scenario, values), (training, evaluation) in zip(by_scenario.items(), panels):
@@ -372,8 +372,8 @@ def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
         for axes in (training, evaluation):
             axes.set_xlim(left=0)
             styles.clean(axes)
-    panels[0][1].set_title("deterministic policies", fontsize=9, loc="right")
-    panels[0][0].set_title("sampled, in training", fontsize=9, loc="right")
+    panels[0][1].set_title("evaluation return (deterministic policies)", fontsize=9, loc="right")
+    panels[0][0].set_title("training return (stochastic policies)", fontsize=9, loc="right")
     for axes in panels[-1]:
         axes.set_xlabel("env steps per seed (millions)")
     styles.legend_below(figure, panels.ravel(), 4, fontsize=8.5)

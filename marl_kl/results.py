@@ -119,6 +119,9 @@ class TrainResult:
         failures: one entry per seed that met a non-finite number; empty in a healthy run.
         timing: where the time went.
         out: the run folder, or None.
+        wall_time_s: [update] seconds of compiling, training and evaluating from the start of the run to the end of each
+            update, a resumed run's earlier ones included; NaN or None where an older version or a sweep made it. The only
+            number here that the seed does not determine.
     """
 
     spec: EnvSpec
@@ -131,6 +134,7 @@ class TrainResult:
     failures: tuple[Failure, ...]
     timing: Timing
     out: Path | None
+    wall_time_s: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """One line, for notebooks: the arrays themselves are attributes."""
@@ -141,16 +145,25 @@ class TrainResult:
             f"evaluation return {final:.4g}, out={None if self.out is None else str(self.out)!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """The table of the run, for notebooks."""
+        from marl_kl.analysis import summary
+
+        return summary.html(self)
+
     def to_dataframe(self) -> pd.DataFrame:
         """A row per seed and update, the columns of `metrics.csv`; needs pandas."""
         import pandas as pd
 
         from marl_kl.storage.run_tables import metrics_table
 
-        return pd.DataFrame(metrics_table(self.spec.agents, self.seeds, self.env_steps, self.metrics))
+        columns = metrics_table(
+            self.spec.agents, self.seeds, self.env_steps, self.metrics, wall_time_s=self.wall_time_s
+        )
+        return pd.DataFrame(columns)
 
     def plot(self) -> Figure:
-        """The learning curve: returns in training and of evaluations, over env steps."""
+        """The learning curve: evaluation returns and training returns over env steps."""
         from marl_kl.analysis.run_figures import learning_curve
 
         return learning_curve(self)
@@ -199,6 +212,12 @@ class SweepResult:
             f"SweepResult({self.algorithm} on {self.spec.name}, {len(self.settings)} settings of {fields}, "
             f"{len(self.seeds)} seeds, out={None if self.out is None else str(self.out)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """The table of settings, best first, for notebooks."""
+        from marl_kl.analysis import sweep_tables
+
+        return sweep_tables.html(self)
 
     @property
     def untrained(self) -> EpisodeStatistics:

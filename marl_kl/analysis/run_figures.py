@@ -24,7 +24,7 @@ from marl_kl.analysis.figure_style import (
     step_unit,
     title_figure,
 )
-from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.analysis.statistics import MIN_RUNS, bootstrap_interval, interquartile_mean
 from marl_kl.results import TrainResult
 
 _EVALUATION = PALETTE[0]
@@ -33,7 +33,6 @@ _TRAINING = "#8C8C8C"
 _EQUAL = "#333333"
 _CMAP = "viridis"
 
-_MIN_SEEDS_FOR_BAND = 3
 _MIN_EVALUATIONS_FOR_CURVE = 4
 _MAX_MARKERS = 30
 
@@ -162,7 +161,7 @@ def _draw_evaluation(axes: Axes, result: TrainResult, healthy: np.ndarray, scale
             axes.plot(steps, curve, color=_EVALUATION, alpha=0.45, zorder=2, **single)
         handles.append(Line2D([], [], color=_EVALUATION, alpha=0.45, label="evaluation return of each seed", **single))
         label = "evaluation return (deterministic policies): IQM"
-    if len(scores) >= _MIN_SEEDS_FOR_BAND:
+    if len(scores) >= MIN_RUNS:
         lower, upper = bootstrap_interval(scores)
         if is_curve:
             axes.fill_between(steps, lower, upper, color=_EVALUATION, alpha=0.2, linewidth=0, zorder=2)

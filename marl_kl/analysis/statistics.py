@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+MIN_RUNS = 3
+"""Intervals need as many runs (per task)."""
+
 _BLOCK = 4_000_000
 """Numbers resampled at once."""
 

@@ -15,7 +15,11 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from marl_kl.analysis.statistics import MIN_RUNS
 from marl_kl.analysis.text_tables import (
+    STATISTICS,
+    duration_text,
+    html_table,
     iqm_and_interval,
     markdown_table,
     mean_and_std,
@@ -81,6 +85,12 @@ def markdown(result: TrainResult) -> str:
     return "\n".join(lines) + "\n"
 
 
+def html(result: TrainResult) -> str:
+    """The same table for a notebook, with `run_notes`."""
+    per_seed, over_seeds = rows(result)
+    return html_table(_title(result), header(result), [*per_seed, *over_seeds], run_notes(result))
+
+
 def process_notes(result: TrainResult) -> list[str]:
     """`run_notes` of a run that this process has made, with the peak memory of the process."""
     extent, times, *failures = run_notes(result)
@@ -92,7 +102,10 @@ def run_notes(result: TrainResult) -> list[str]:
     timing = result.timing
     steps = int(result.env_steps[-1]) if len(result.env_steps) else 0
     speed = f"; {result.steps_per_second:,.0f} env steps/s over all seeds" if steps and timing.train > 0 else ""
-    times = f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s"
+    times = (
+        f"compile {timing.compile:.1f} s, train {timing.train:.1f} s, evaluate {timing.evaluate:.1f} s; "
+        f"{duration_text(sum(timing))} in all"
+    )
     lines = [
         f"{steps:,} env steps per seed, {len(result.env_steps)} updates{speed}",
         times if np.isfinite(timing).all() else "times unknown",
@@ -107,7 +120,7 @@ def run_notes(result: TrainResult) -> list[str]:
 
 def meanings(result: TrainResult) -> str:
     """What the columns of the table mean."""
-    return "; ".join([_RETURNS_MEANING, *(column.meaning for column in _columns(result) if column.meaning)])
+    return "; ".join([_RETURNS_MEANING, *(column.meaning for column in _columns(result) if column.meaning), STATISTICS])
 
 
 def header(result: TrainResult) -> list[str]:
@@ -131,7 +144,7 @@ def rows(result: TrainResult) -> tuple[list[list[str]], list[list[str]]]:
         return per_seed, []
     updates = [column.text(column.over_seeds(column.values[healthy])) for column in columns]
     over_seeds = [["mean ± std", *(mean_and_std(column[healthy]) for column in returns), *updates]]
-    if healthy.sum() >= 3:
+    if healthy.sum() >= MIN_RUNS:
         empty = [""] * len(columns)
         over_seeds.append(["IQM [95 %]", *(iqm_and_interval(column[healthy]) for column in returns), *empty])
     return per_seed, over_seeds

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from marl_kl.analysis.decoration import decoration
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.analysis.text_tables import (
+    STATISTICS,
+    html_table,
     iqm_and_interval,
     markdown_table,
     mean_and_std,
@@ -28,9 +31,8 @@ _RETURN_COLUMNS = (
     "evaluation return, final: IQM [95 %]",
 )
 MEANING = (
-    "evaluation return: mean over evaluation episodes (deterministic policies), then over seeds; IQM: interquartile mean "
-    "over seeds with its 95 % bootstrap interval; failed: number of failed runs (a non-finite number), which are left "
-    "out of the other columns"
+    "evaluation return: mean over evaluation episodes (deterministic policies), then over seeds; failed: number of failed "
+    f"runs (a non-finite number), which are left out of the other columns; {STATISTICS}"
 )
 
 
@@ -52,11 +54,12 @@ def write(result: SweepResult) -> None:
     """Writes `table.csv`, `curves.csv` and `summary.md` to `result.out`; each is written atomically.
 
     Raises:
-        RunFolderError: a file cannot be written.
+        RunFolderError: one of the first two cannot be written; `summary.md`, which only repeats them, costs a warning.
     """
     files.write_file(Path(result.out) / "table.csv", csv_text(result))
     run_tables.write_curves(result.out, result.seeds, result.env_steps, result.metrics)
-    files.write_file(Path(result.out) / "summary.md", markdown(result))
+    with decoration(f"summary.md in {result.out}"):
+        files.write_file(Path(result.out) / "summary.md", markdown(result))
 
 
 def show(result: SweepResult, console: Console | None = None) -> None:
@@ -104,6 +107,11 @@ def markdown(result: SweepResult) -> str:
         f"{MEANING}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def html(result: SweepResult) -> str:
+    """The same table for a notebook."""
+    return html_table(title(result), header(result), rows(result), notes(result))
 
 
 def notes(result: SweepResult) -> list[str]:

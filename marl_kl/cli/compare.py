@@ -7,7 +7,7 @@ from pathlib import Path
 
 import marl_kl
 from marl_kl.analysis.comparison.samples import METRICS
-from marl_kl.cli.options import add_command
+from marl_kl.cli.options import add_command, one_line_warnings
 
 EXAMPLE = """examples:
   marl-kl compare runs/ant-hatrpo runs/ant-hatrpo_w runs/ant-happo --out comparisons/ant
@@ -61,15 +61,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     from marl_kl.analysis.comparison import comparison_tables
     from marl_kl.analysis.text_tables import wide_console
 
-    comparison = marl_kl.compare(
-        arguments.runs,
-        metric=arguments.metric,
-        threshold=_thresholds(arguments.threshold),
-        references={task: _pair(task, text) for task, text in map(_task_and_value, arguments.reference)},
-        bootstrap=_integer("bootstrap", arguments.bootstrap),
-        seed=_integer("seed", arguments.seed),
-        out=arguments.out,
-    )
+    with one_line_warnings():
+        comparison = marl_kl.compare(
+            arguments.runs,
+            metric=arguments.metric,
+            threshold=_thresholds(arguments.threshold),
+            references={task: _pair(task, text) for task, text in map(_task_and_value, arguments.reference)},
+            bootstrap=_integer("bootstrap", arguments.bootstrap),
+            seed=_integer("seed", arguments.seed),
+            out=arguments.out,
+        )
     console = wide_console()
     console.print(comparison_tables.table(comparison))
     if arguments.out is not None:

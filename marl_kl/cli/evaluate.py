@@ -73,7 +73,9 @@ def _notes(arguments: argparse.Namespace, result: EvaluationResult) -> list[str]
     which = "best" if arguments.best or arguments.absolute else "last"
     kind = "stochastic" if arguments.stochastic else "deterministic"
     episodes = result.episode_return.shape[1]
-    notes = [f"{which} {kind} policies, after {updates} updates; {episodes} episodes per seed, mean ± std"]
+    notes = [
+        f"{which} {kind} policies, after {updates} updates; {episodes} episodes per seed: mean ± std over episodes"
+    ]
     if arguments.absolute:
         notes.append("absolute metric: in other episodes than those the policies were chosen by")
         notes.append(
@@ -94,13 +96,15 @@ def _table(result: EvaluationResult, notes: Sequence[str]) -> Table:
     if result.mujoco is not None:
         scores["C MuJoCo"] = result.mujoco
     heads = [f"{what} in {physics}" for physics in scores for what in ("return", "length")]
+    if len(result.seeds) > 1:
+        notes = [*notes, "last row: mean ± std over the seeds' means"]
     table = terminal_table(["seed", *heads], f"evaluation returns of {result.algorithm} on {result.spec.name}", notes)
     columns = [np.asarray(values, np.float64) for score in scores.values() for values in score]
     for index, seed in enumerate(result.seeds):
         table.add_row(str(seed), *(mean_and_std(values[index]) for values in columns))
     if len(result.seeds) > 1:
         table.add_section()
-        table.add_row("mean ± std", *(mean_and_std(values.mean(axis=-1)) for values in columns), style="bold")
+        table.add_row("all", *(mean_and_std(values.mean(axis=-1)) for values in columns), style="bold")
     return table
 
 

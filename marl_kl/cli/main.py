@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(
             os.getcwd()
         )  # for paths of users' own environments, algorithms and networks, as `python -m` does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± or Σ shows "?"
     try:
         arguments = _parse(argv)
         marl_kl.use_compilation_cache()

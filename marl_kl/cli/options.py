@@ -203,7 +203,8 @@ def one_line_warnings():
 
     def show_line(message, category, *location, **options):
         if issubclass(category, run_folder.RunWarning):
-            print(f"marl-kl: {message}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # standard error may be closed
+                print(f"marl-kl: {message}", file=sys.stderr)
         else:
             show(message, category, *location, **options)
 

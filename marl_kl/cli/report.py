@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from marl_kl.cli.options import add_command, working
+from marl_kl.cli.options import add_command, one_line_warnings, working
 
 
 def add_report(commands) -> None:
@@ -26,7 +26,7 @@ def _report(arguments: argparse.Namespace) -> int:
     out = arguments.out
     if out is not None and (out.suffix != ".html" or not out.parent.is_dir()):
         raise ValueError(f"out={str(out)!r}; it must be a .html file in an existing folder")
-    with working("drawing"):
+    with one_line_warnings(), working("drawing"):
         path = pages.write(arguments.run, out)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return 0

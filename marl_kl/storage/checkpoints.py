@@ -83,6 +83,7 @@ class Snapshot(NamedTuple):
         timing: seconds spent so far.
         best: each seed's best learner so far; None before the first evaluation (and in checkpoints of an older version,
             which did not keep it).
+        wall_time_s: [update] float32, see `TrainResult`; NaN for updates of an older version.
     """
 
     update: int
@@ -92,6 +93,7 @@ class Snapshot(NamedTuple):
     failures: tuple[SweepFailure, ...]
     timing: Timing
     best: Best | None = None
+    wall_time_s: np.ndarray = np.empty(0, np.float32)
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -287,6 +289,7 @@ def _write(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> 
         "metrics": snapshot.metrics,
         "evaluation": {name: value for name, value in evaluation.items() if name not in _NO_ARRAYS},
         "best": {} if best is None else best.learner,
+        "wall_time_s": snapshot.wall_time_s,
     }
     folder.mkdir()
     write_arrays(folder / "arrays", flatten_tree(arrays))
@@ -324,6 +327,7 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
         tuple(SweepFailure(**{"setting": 0, **failure}) for failure in about["failures"]),
         Timing(**about["timing"]),
         best and Best(np.array(best["update"], np.int64), np.array(best["episode_return"]), subtree(leaves, "best")),
+        leaves.get("wall_time_s", np.full(about["update"], np.nan, np.float32)),
     )
 
 

@@ -23,11 +23,13 @@ class StoredMetrics(NamedTuple):
         seeds: S seeds.
         env_steps: [U] int64, env steps per seed after each update.
         values: name -> [S, U] or [S, U, N], float64.
+        wall_time_s: [U] float64, or None in tables of older versions; see `TrainResult`.
     """
 
     seeds: tuple[int, ...]
     env_steps: np.ndarray
     values: dict[str, np.ndarray]
+    wall_time_s: np.ndarray | None = None
 
 
 ABSOLUTE = "absolute.csv"
@@ -57,12 +59,13 @@ class TableWriter:
         self._out, self._agents, self._seeds, self._batch_size = out, agents, seeds, batch_size
         self._written = (0, 0)
 
-    def write(self, metrics: Mapping[str, np.ndarray], evaluation: Evaluation | None) -> None:
+    def write(self, metrics: Mapping[str, np.ndarray], evaluation: Evaluation | None, wall_time_s: np.ndarray) -> None:
         """Brings the tables up to date.
 
         Args:
             metrics: name -> [S, U] or [S, U, N], all updates so far.
             evaluation: all evaluations so far.
+            wall_time_s: [U].
 
         Raises:
             RunFolderError: a table cannot be written.
@@ -72,7 +75,7 @@ class TableWriter:
         made = next(iter(metrics.values())).shape[1] if metrics else 0
         if made:
             env_steps = np.arange(1, made + 1, dtype=np.int64) * self._batch_size
-            write_metrics(self._out, self._agents, self._seeds, env_steps, metrics, updates)
+            write_metrics(self._out, self._agents, self._seeds, env_steps, metrics, updates, wall_time_s)
         if evaluation is not None:
             write_evaluation(self._out, self._seeds, evaluation, evaluations)
         self._written = made, 0 if evaluation is None else len(evaluation.update)
@@ -85,8 +88,9 @@ def write_metrics(
     env_steps: np.ndarray,
     metrics: Mapping[str, np.ndarray],
     written: int = 0,
+    wall_time_s: np.ndarray | None = None,
 ) -> None:
-    """Writes `metrics.csv`: columns seed, update, env_steps, then one per team metric and one per agent's metric.
+    """Writes `metrics.csv`: columns seed, update, env_steps, wall_time_s, one per team metric, one per agent's metric.
 
     Rows are sorted by update, so that new updates can be appended (version 0.1 sorted them by seed). An agent's column
     is called `kl[hip_1+ankle_1]`. Numbers are written with the fewest digits that read back as the same number of their
@@ -99,12 +103,14 @@ def write_metrics(
         env_steps: [U] env steps per seed after each update; `update` counts from 1, the updates made.
         metrics: name -> [S, U] or [S, U, N].
         written: how many updates the file already has; 0: it is written whole.
+        wall_time_s: [U], see `TrainResult`; None: unknown, and no column.
 
     Raises:
         ValueError: an array has another shape.
         RunFolderError: the file cannot be written.
     """
-    _write(Path(out) / "metrics.csv", metrics_table(agents, seeds, env_steps, metrics, written), bool(written))
+    columns = metrics_table(agents, seeds, env_steps, metrics, written, wall_time_s)
+    _write(Path(out) / "metrics.csv", columns, bool(written))
 
 
 def metrics_table(
@@ -113,6 +119,7 @@ def metrics_table(
     env_steps: np.ndarray,
     metrics: Mapping[str, np.ndarray],
     written: int = 0,
+    wall_time_s: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The columns of `metrics.csv`, by name; arguments and errors as of `write_metrics`."""
     new = np.asarray(env_steps)[written:]
@@ -121,6 +128,8 @@ def metrics_table(
         "update": np.repeat(np.arange(written, len(env_steps)) + 1, len(seeds)),
         "env_steps": np.repeat(new, len(seeds)),
     }
+    if wall_time_s is not None:
+        columns["wall_time_s"] = np.repeat(wall_time_s[written:], len(seeds))
     of_metrics = metric_columns(agents, (len(seeds), len(env_steps)), metrics)
     return columns | {name: column[:, written:].T.reshape(-1) for name, column in of_metrics.items()}
 
@@ -286,14 +295,15 @@ def read_metrics(out: str | os.PathLike, agents: Sequence[str], is_finished: boo
     """
     path = Path(out) / "metrics.csv"
     seeds, shape, columns = _by_seed(path, _columns(path, is_finished), 1, is_finished)
-    names = [name for name in columns if name not in ("seed", "update", "env_steps")]
+    names = [name for name in columns if name not in ("seed", "update", "env_steps", "wall_time_s")]
     values = {name: columns[name].reshape(shape) for name in names if not name.endswith("]")}
     for name in dict.fromkeys(name.split("[")[0] for name in names if name.endswith("]")):
         of_agents = [f"{name}[{agent}]" for agent in agents]
         if not set(of_agents) <= set(columns):
             raise RunFolderError(f"{path} is damaged: it lacks '{next(c for c in of_agents if c not in columns)}'")
         values[name] = np.stack([columns[column].reshape(shape) for column in of_agents], axis=-1)
-    return StoredMetrics(seeds, columns["env_steps"].reshape(shape)[0].astype(np.int64), values)
+    wall_time_s = columns["wall_time_s"].reshape(shape)[0] if "wall_time_s" in columns else None
+    return StoredMetrics(seeds, columns["env_steps"].reshape(shape)[0].astype(np.int64), values, wall_time_s)
 
 
 def read_evaluation(out: str | os.PathLike, is_finished: bool = True) -> StoredEvaluation:

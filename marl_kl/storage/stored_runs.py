@@ -47,6 +47,7 @@ def read_result(out: str | os.PathLike, record: run_record.RunRecord | None = No
         record.failures,
         checkpoints.timing(out) or UNTIMED,
         out,
+        metrics.wall_time_s,
     )
 
 
@@ -58,12 +59,12 @@ def _metrics(out: Path, record: run_record.RunRecord) -> run_tables.StoredMetric
 
 
 def training_curve(result: TrainResult) -> tuple[np.ndarray, np.ndarray]:
-    """[U] env steps and [S, U] returns of training episodes (sampled actions); NaN before the first episode's end."""
+    """[U] env steps and [S, U] training returns (stochastic policies); NaN before the first episode's end."""
     missing = np.full((len(result.seeds), len(result.env_steps)), np.nan)
     return result.env_steps, np.asarray(result.metrics.get("episode_return", missing), np.float64)
 
 
 def evaluation_curve(result: TrainResult) -> tuple[np.ndarray, np.ndarray]:
-    """[K] env steps and [S, K] mean returns over evaluation episodes (deterministic policies)."""
+    """[K] env steps and [S, K] evaluation returns (deterministic policies), means over episodes."""
     evaluation: Evaluation = result.evaluation
     return evaluation.env_steps, np.asarray(evaluation.episode_return, np.float64).mean(axis=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -12,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from marl_kl import devices
+from marl_kl.analysis.decoration import decoration
+from marl_kl.analysis.text_tables import duration_text
 
 Mode = Literal["auto", "plain", "none"]
 
@@ -19,6 +23,8 @@ MODES = ("auto", "plain", "none")
 
 _PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines, at least."""
+
+_BAR_WIDTH = 30
 
 
 class Progress:
@@ -34,10 +40,12 @@ class Progress:
         env_steps_per_update: env steps per seed and update.
         num_seeds: seeds that run side by side; speeds count the env steps of all of them.
         kl_budget: joint KL budget of one update; None if the algorithm has none.
-        mode: "auto": live on a terminal, plain elsewhere; "plain": at most one line per ten seconds; "none".
+        mode: "auto": live on a terminal and, with ipywidgets, in a notebook, plain elsewhere; "plain": at most one line per ten seconds; "none".
         console: where to; None: standard output.
         memory: returns the devices' memory in use, after each `advance`; None is not shown.
         clock: seconds that only grow (for tests).
+
+    A terminal that fails costs a `RunWarning` and the display, not the run.
 
     Raises:
         ValueError: an unknown mode.
@@ -77,17 +85,22 @@ class Progress:
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()
         if self._start and self.mode != "none":
-            self._console.print(f"resuming at update {self._start} of {self._total}", markup=False)
-        is_live = self._console.is_terminal or self._console.is_jupyter
+            self._print(f"resuming at update {self._start} of {self._total}")
+        # rich needs ipywidgets for a live display in a notebook; without, it shows nothing
+        has_widgets = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        is_live = has_widgets or (self._console.is_terminal and not self._console.is_jupyter)
         if self.mode == "auto" and is_live:
-            self._bar = _Bar(self)
-            self._bar.start()
+            with self._decoration():
+                bar = _Bar(self)
+                bar.start()
+                self._bar = bar
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self._enter_phase("finished" if kind is None else "stopped")
         if self._bar is not None:
-            self._bar.stop()
+            with self._decoration():
+                self._bar.stop()
         elif self._done:
             self._print_line(force=True)
 
@@ -157,7 +170,7 @@ class Progress:
     def _position(self) -> str:
         # Rounded down: 100 % only when nothing is left.
         percent = 100 * self._done // max(self._total, 1)
-        left = f"  {_duration(self.seconds_left)} left" if self._done > self._start else ""
+        left = f"  {duration_text(self.seconds_left)} left" if self._done > self._start else ""
         return f"{percent:3d} %  {self._done}/{self._total} updates{left}"
 
     def _print_line(self, force: bool = False) -> None:
@@ -170,18 +183,30 @@ class Progress:
         facts = (
             "  ".join(f"{name} {value}" for name, value in self._facts().items()) if self._done > self._start else ""
         )
-        # Printed whole: a log line that wraps at 80 columns cannot be searched.
-        self._console.print(f"{self._phase:<10} {self._position()}  {facts}".rstrip(), soft_wrap=True, markup=False)
+        self._print(f"{self._phase:<10} {self._position()}  {facts}".rstrip())
+
+    def _print(self, text: str) -> None:
+        """Whole: a log line that wraps at 80 columns cannot be searched."""
+        with self._decoration():
+            self._console.print(text, soft_wrap=True, markup=False)
+
+    @contextlib.contextmanager
+    def _decoration(self):
+        """A terminal that fails costs one warning, and is not tried again."""
+        mode, self.mode = self.mode, "none"
+        with decoration("progress display"):
+            yield
+            self.mode = mode
 
 
 class _Bar(rich.progress.Progress):
-    """The live display: phase, bar and position, and below them the facts."""
+    """The live display: phase, bar and position, and below them the facts; on a narrow terminal without the bar."""
 
     def __init__(self, shown: Progress):
         columns = (
             rich.progress.SpinnerColumn(),
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(30),
+            rich.progress.BarColumn(_BAR_WIDTH),
             rich.progress.TextColumn("{task.fields[position]}"),
         )
         self._shown = shown
@@ -191,12 +216,16 @@ class _Bar(rich.progress.Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         shown = self._shown
         is_over = shown._phase in ("finished", "stopped")
-        since = "" if is_over else f" {_duration(shown._clock() - shown._phase_since)}"
+        since = "" if is_over else f" {duration_text(shown._clock() - shown._phase_since)}"
         texts = {"description": f"{shown._phase}{since}", "position": shown._position()}
         for task in self.task_ids:  # the first call comes before there is one
             self.update(task, completed=shown._done, **texts)
-        yield from super().get_renderables()
-        facts = (Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items())
+        facts = [Text.assemble((f"{name} ", "dim"), value) for name, value in shown._facts().items()]
+        if sum(map(len, texts.values())) + _BAR_WIDTH + 4 <= shown._console.width:  # the spinner and three spaces
+            yield from super().get_renderables()
+        else:
+            position = texts["position"].strip().split("  ")
+            facts = [*map(Text, (texts["description"], *position)), *facts]
         yield from _lines(facts, shown._console.width)
 
 
@@ -251,11 +280,3 @@ def _short(value: float) -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if not np.isfinite(seconds):
-        return "-"
-    minutes, seconds = divmod(int(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -161,6 +161,7 @@ class _Run:
             failures=_failures(snapshot),
             timing=snapshot.timing,
             out=shard.folder,
+            wall_time_s=snapshot.wall_time_s,
         )
         reporting.finish(result, quiet=self.display.mode == "none")
         return result
@@ -176,7 +177,7 @@ class _Run:
         tables = None if shard.folder is None else TableWriter(shard.folder, agents, self.seeds, batch_size)
         if tables is not None:
             # those on disk may hold updates that the checkpoint does not
-            tables.write(snapshot.metrics, snapshot.evaluation)
+            tables.write(snapshot.metrics, snapshot.evaluation, snapshot.wall_time_s)
         stream = {} if shard.folder is None else {STREAM: JsonLines}
         with Log({**stream, **self.loggers}, self._about(shard)) as log, devices.out_of_memory_as_one_line(*self._size):
             follow(snapshot)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from marl_kl.config import is_due
 from marl_kl.core.trainer import TrainState
@@ -96,11 +97,15 @@ class ShardLoop:
             state, chunk = self.programs.chunk(self._traced_fields, state, n)
             chunk = {name: values[: len(self.shard.trials)] for name, values in chunk.items()}
             failures = shards.failures(self.shard.trials, chunk.pop("nonfinite"), now.update, now.failures)
+            timing = now.timing.since(begin, "train")
+            # the host sees the end of a chunk only: its updates take equal parts of it
+            wall_time_s = np.linspace(sum(now.timing), sum(timing), n + 1, dtype=np.float32)[1:]
             self.now = now._replace(
                 update=now.update + n,
                 metrics=appended(now.metrics, chunk),
                 failures=failures,
-                timing=now.timing.since(begin, "train"),
+                timing=timing,
+                wall_time_s=np.append(now.wall_time_s, wall_time_s),
             )
             self.state = state
         self.display.advance(n, chunk)
@@ -126,5 +131,5 @@ class ShardLoop:
         with interrupts_wait():
             self.shard.save(self.now, self.state)
             if self._tables is not None:
-                self._tables.write(self.now.metrics, self.now.evaluation)
+                self._tables.write(self.now.metrics, self.now.evaluation, self.now.wall_time_s)
             self._saved = self.now.extent

@@ -21,6 +21,7 @@ from envs.base import Env
 from envs.validation import check_integer
 from marl_kl import devices
 from marl_kl.analysis import sweep_tables
+from marl_kl.analysis.decoration import decoration
 from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.core.trainer import make_train
@@ -165,7 +166,8 @@ class _Show:
 
     def line(self, text: str) -> None:
         if self.mode != "none":
-            Console(highlight=False).print(text, soft_wrap=True, markup=False)
+            with decoration("line on the terminal"):
+                Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
     def progress(self, shard: Shard, update: int) -> Progress:
         """Of a shard that has made `update` updates."""
@@ -182,7 +184,8 @@ class _Show:
 
     def table(self, result: SweepResult) -> None:
         if self.mode != "none":
-            sweep_tables.show(result)
+            with decoration("table on the terminal"):
+                sweep_tables.show(result)
 
 
 class _Sweep:

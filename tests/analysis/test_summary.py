@@ -53,7 +53,7 @@ def test_failed_seeds_are_named_and_left_out_of_the_means():
     assert _row(result, "1 (failed)")[4] == "-"
     healthy = (result.metrics["kl_total"] / result.config.kl_budget)[[0, 2]]
     assert _row(result, "mean ± std")[4] == f"{100 * healthy.mean():.1f} %"
-    assert "IQM" not in summary.markdown(result), "two seeds have no interval"
+    assert "| IQM" not in summary.markdown(result), "two seeds have no interval"
 
 
 def test_without_a_budget_kl_is_a_number_and_clipped_samples_have_a_column():
@@ -75,3 +75,10 @@ def test_one_seed_without_kl_or_evaluation_or_episodes():
     row = _row(result, "0")
     assert row[2:] == ["-"] * 2, "what is not reported has no column"
     assert "mean ±" not in _table(result)
+
+
+def test_in_a_notebook_a_result_is_its_table():
+    result = synthetic.result()
+    page = result._repr_html_()
+    assert page.count("<tr>") == 1 + 4 + 2 and "hatrpo_w on legs, 4 seeds" in page
+    assert all(f"<td>{cell}</td>" in page for cell in summary.rows(result)[0][2])

@@ -12,6 +12,7 @@ import envs
 import marl_kl
 from marl_kl.cli import main
 from marl_kl.config import TrustRegionConfig
+from tests.support.kills import without_wall_clock
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "stored_by_0.1.tar.gz"
 
@@ -56,8 +57,9 @@ def test_a_run_is_extended(stored):
         ),
     )  # fmt: skip
     assert result.metrics["episode_return"].shape == (2, 10)
-    after = (stored / "run" / "metrics.csv").read_text().splitlines()
+    after = without_wall_clock(stored / "run").splitlines()
     assert after[0] == before[0] and set(before) <= set(after) and len(after) == 21
+    assert np.isnan(result.wall_time_s[0]) and np.isfinite(result.wall_time_s[-1])
 
 
 def test_a_finished_sweep_is_returned_as_it_was(stored):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from marl_kl.results import Evaluation
-from marl_kl.storage import run_tables
+from marl_kl.storage import run_tables, stored_runs
 from marl_kl.storage.files import RunFolderError
 from tests.support import synthetic
 
@@ -33,6 +33,19 @@ def test_metrics_read_back_exactly_by_pandas(tmp_path):
         np.testing.assert_array_equal(read.astype(values.dtype), values, err_msg=name)
     assert list(frame.columns[:4]) == ["seed", "update", "env_steps", "episode_return"]
     assert "kl[hip_1+ankle_1]" in frame.columns
+
+
+def test_wall_clock_is_a_column_where_it_is_known(tmp_path, finished):
+    out, result = finished
+    frame = pd.read_csv(out / "metrics.csv")
+    assert list(frame.columns[:4]) == ["seed", "update", "env_steps", "wall_time_s"]
+    per_update = frame.groupby("update")["wall_time_s"]
+    assert (per_update.nunique() == 1).all() and (np.diff(per_update.first()) > 0).all()
+    assert 0 < frame["wall_time_s"].iloc[0] and frame["wall_time_s"].iloc[-1] <= sum(result.timing) * (1 + 1e-6)
+    stored = stored_runs.read_result(out)
+    np.testing.assert_allclose(stored.wall_time_s, result.wall_time_s, rtol=1e-6)
+    run_tables.write_metrics(tmp_path, result.spec.agents, result.seeds, result.env_steps, result.metrics)
+    assert run_tables.read_metrics(tmp_path, result.spec.agents).wall_time_s is None
 
 
 def test_metrics_of_a_wrong_shape_are_refused(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from marl_kl.devices import MemoryInUse
+from marl_kl.storage.run_folder import RunWarning
+from marl_kl.training import progress as progress_module
 from marl_kl.training.progress import Progress, _Bar
 
 
@@ -86,6 +88,22 @@ def test_the_live_display_stays_readable_with_any_number_of_seeds(num_seeds):
     assert ("return 43210 (-12346 to 98765)" if num_seeds > 1 else "return -12346") in text
 
 
+@pytest.mark.parametrize("width", [30, 50, 66])
+def test_a_narrow_terminal_loses_the_bar_and_no_number(width):
+    clock = _Clock()
+    progress, output = _progress(clock, total_updates=200_000, memory=lambda: MemoryInUse(2**33))
+    progress.phase("training")
+    clock.now += 4000
+    progress.advance(100_000, _metrics(returns=(-12345.6, 98765.4)))
+    output.seek(output.truncate(0))
+    progress._console.width = width
+    progress._console.print(_Bar(progress).get_renderable())
+    text = output.getvalue()
+    assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
+    wanted = ("training 1:06:40", "50 %", "100000/200000 updates", "1:06:40 left", "return 43210 (-12346 to 98765)")
+    assert all(fact in text for fact in (*wanted, "KL/budget 75 %", "memory 8.0 GiB"))
+
+
 def test_plain_lines_come_at_most_every_ten_seconds():
     clock = _Clock()
     progress, output = _progress(clock, mode="plain", total_updates=100)
@@ -155,6 +173,30 @@ def test_a_resumed_run_counts_only_what_it_does_itself():
         progress.advance(5, _metrics())
         assert progress.steps_per_second == 5 * 1000 * 4 / 20 and progress.seconds_left == 20
     assert "87 %  35/40 updates  0:20 left" in output.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_that_fails_costs_one_warning(monkeypatch, terminal):
+    progress, output = _progress(terminal=terminal, mode="auto" if terminal else "plain")
+
+    def full(text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "write", full)
+    with pytest.warns(RunWarning, match="No space left") as warned, progress:
+        for _ in range(4):
+            progress.advance(10, _metrics())
+    assert len(warned) == 1
+
+
+def test_a_notebook_without_widgets_gets_lines(monkeypatch):
+    monkeypatch.setattr(progress_module.importlib.util, "find_spec", lambda name: None)
+    progress, output = _progress(terminal=True)
+    progress._console.is_jupyter = True
+    monkeypatch.setattr(progress._console, "print", lambda text, **options: output.write(f"{text}\n"))
+    with progress:
+        progress.advance(10, _metrics())
+    assert progress._bar is None and "10/40 updates" in output.getvalue()
 
 
 def test_unknown_mode_is_refused():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 
 from envs.validation import check_integer
+from marl_kl.analysis.comparison import output
 from marl_kl.analysis.comparison.estimates import Comparison, estimate
 from marl_kl.analysis.comparison.samples import Metric, read
 
@@ -49,7 +50,5 @@ def compare(
         seed=int(seed),
     )  # fmt: skip
     if out is not None:
-        from marl_kl.analysis.comparison import output  # imports matplotlib
-
         output.write(comparison, out)
     return comparison

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from marl_kl.analysis.comparison.estimates import FINAL_SHARE, MIN_RUNS, Comparison, TaskScale
+from marl_kl.analysis.comparison.estimates import FINAL_SHARE, Comparison, TaskScale
 from marl_kl.analysis.figure_style import PALETTE, hide_spines, step_unit
+from marl_kl.analysis.statistics import MIN_RUNS
 
 _COLOURS = (*PALETTE, "#000000", "#7F7F7F")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))

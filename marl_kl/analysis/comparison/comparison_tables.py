@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,20 @@ from rich.text import Text
 
 from marl_kl.analysis.comparison.estimates import (
     FINAL_SHARE,
-    MIN_RUNS,
     Comparison,
     IntervalEstimate,
     MethodEstimates,
     TaskScale,
 )
-from marl_kl.analysis.text_tables import markdown_row, markdown_table, mean_and_std, number_text, terminal_table
+from marl_kl.analysis.text_tables import (
+    STATISTICS,
+    html_table,
+    markdown_row,
+    markdown_table,
+    mean_and_std,
+    number_text,
+    terminal_table,
+)
 
 
 class _Block(NamedTuple):
@@ -56,6 +64,17 @@ def table(comparison: Comparison) -> Group:
     return Group(*parts, *(Text(f"- {note}") for note in notes(comparison)))
 
 
+def html(comparison: Comparison) -> str:
+    """The same for a notebook, warnings first."""
+    warnings = [f"Warning: {text}" for text in comparison.warnings]
+    blocks = _blocks(comparison)
+    tables = [
+        html_table(block.title, block.header, block.rows, () if block is not blocks[-1] else notes(comparison))
+        for block in blocks
+    ]
+    return "".join([*(f"<p><b>{escape(text)}</b></p>" for text in warnings), *tables])
+
+
 def notes(comparison: Comparison) -> list[str]:
     """What the columns mean, and the comparison's own notes."""
     policies = "deterministic" if comparison.metric == "evaluation" else "stochastic"
@@ -64,8 +83,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         f"{comparison.metric} return: of {comparison.metric} episodes, {policies} policies; final return: {final} the env "
         "steps that all runs of a task cover; mean return: area under the curve divided by those env steps",
-        "IQM: interquartile mean over seeds, without the floor(n / 4) lowest and highest; [ ]: 95 % percentile bootstrap "
-        f"interval, {comparison.num_resamples:,} resamples of runs within each task, from {MIN_RUNS} seeds on",
+        f"over seeds, {STATISTICS}, with {comparison.num_resamples:,} resamples of runs within each task",
     ]
     if any(scale.threshold is not None for scale in comparison.tasks):
         lines.append(

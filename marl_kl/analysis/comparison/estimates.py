@@ -17,11 +17,9 @@ import numpy as np
 
 from marl_kl.analysis import statistics
 from marl_kl.analysis.comparison.samples import Metric, Sample, Samples
+from marl_kl.analysis.statistics import MIN_RUNS
 
 CONFIDENCE = 0.95
-MIN_RUNS = 3
-"""Intervals need as many runs per task."""
-
 FINAL_SHARE = {"evaluation": 0.0, "training": 0.1}
 """A run's final return is averaged over this share of the common range, at its end."""
 
@@ -133,6 +131,12 @@ class Comparison:
         """One line, for notebooks."""
         runs = len({sample.path for sample in self.samples})
         return f"Comparison({self.metric} returns of {', '.join(self.methods)} on {len(self.tasks)} tasks, {runs} runs)"
+
+    def _repr_html_(self) -> str:
+        """The tables, for notebooks."""
+        from marl_kl.analysis.comparison import comparison_tables
+
+        return comparison_tables.html(self)
 
     def entry(self, task: str, method: str) -> MethodEstimates | None:
         """The estimates of `method` on `task`; None if it was not run there."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from marl_kl.analysis.sweep_tables import finished_runs
+from marl_kl.analysis.text_tables import duration_text
 from marl_kl.config import free_schedule
 from marl_kl.results import TrainResult, what_failed
 from marl_kl.storage import run_folder, run_record, run_tables, stored_runs, stored_sweeps
@@ -118,7 +119,13 @@ def read(paths: Sequence[str | os.PathLike], metric: Metric) -> Samples:
         tuple(dict.fromkeys(sample.method for sample in samples)),
         budgets,
         (*_unequal_budgets(runs, tasks), *warnings),
-        (*unfinished, *_states(runs), *_differences_over_tasks(runs, methods, shown), *_versions(runs)),
+        (
+            *unfinished,
+            *_states(runs),
+            *_differences_over_tasks(runs, methods, shown),
+            *_versions(runs),
+            *_wall_clock(runs, methods),
+        ),
     )
 
 
@@ -275,6 +282,17 @@ def _differences_over_tasks(runs: Sequence[_StoredRun], methods: Sequence[str], 
             if len(values) > 1 and name not in shown:
                 notes.append(f"{method}: {name} differs between tasks ({', '.join(values)})")
     return notes
+
+
+def _wall_clock(runs: Sequence[_StoredRun], methods: Sequence[str]) -> list[str]:
+    """How long the runs of each method took, as far as that is known."""
+    seconds: dict[str, list[float]] = {}
+    for run, method in zip(runs, methods):
+        if np.isfinite(run.result.timing).all():
+            seconds.setdefault(method, []).append(sum(run.result.timing))
+    spans = (f"{m} {' to '.join(dict.fromkeys(map(duration_text, (min(s), max(s)))))}" for m, s in seconds.items())
+    text = "wall-clock of a whole run (all its seeds, compiling and evaluating included; h:min:s)"
+    return [f"{text}: {'; '.join(spans)}"] if seconds else []
 
 
 def _versions(runs: Sequence[_StoredRun]) -> list[str]:

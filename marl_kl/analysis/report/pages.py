@@ -19,6 +19,7 @@ from envs.base import Env, EnvSpec
 from marl_kl import __version__
 from marl_kl.analysis import run_figures, summary, sweep_tables
 from marl_kl.analysis.bodies import drawing
+from marl_kl.analysis.decoration import decoration
 from marl_kl.analysis.figure_style import binned_means, figure_bytes, healthy_seeds
 from marl_kl.analysis.report import report_figures
 from marl_kl.analysis.text_tables import percent_text
@@ -42,7 +43,7 @@ class _Steps(NamedTuple):
     """A heat map agents x updates: what it shows, and its `_svg`."""
 
     name: str
-    content: str
+    content: str | None
 
 
 def write(out: str | os.PathLike, to: str | os.PathLike | None = None) -> Path:
@@ -78,7 +79,7 @@ def run_page(out: str | os.PathLike) -> str:
         times=summary.run_notes(result)[:2],
         failures=result.failures,
         cards=dict(zip(header[1:], row[1:])) | {"env steps per seed": f"{result.env_steps.max(initial=0):,}"},
-        learning_curve=_svg(run_figures.learning_curve(result)),
+        learning_curve=_svg(run_figures.learning_curve, result),
         header=header,
         per_seed=per_seed,
         over_seeds=over_seeds,
@@ -117,7 +118,7 @@ def sweep_page(out: str | os.PathLike) -> str:
         header=sweep_tables.header(result),
         rows=sweep_tables.rows(result),
         meaning=sweep_tables.MEANING,
-        curves=_svg(report_figures.sweep_curves(result)) if has_curves else None,
+        curves=_svg(report_figures.sweep_curves, result) if has_curves else None,
         num_coloured=report_figures.COLOURED_SETTINGS,
         body=_body_svg(env),
         agent_header=agent_header,
@@ -229,19 +230,20 @@ def _setting_table(result: SweepResult, settings: dict[int, TrainResult]) -> tup
 # Figures
 
 
-def _svg(figure: Figure) -> str:
-    """In base64, for a data URI."""
-    return base64.b64encode(figure_bytes(figure, "svg")).decode()
+def _svg(draw: Callable[..., Figure], *arguments) -> str | None:
+    """The figure in base64, for a data URI; None, with a `RunWarning`, if it cannot be drawn."""
+    with decoration(f"figure '{draw.__name__}' in the report"):
+        return base64.b64encode(figure_bytes(draw(*arguments), "svg")).decode()
 
 
 def _body_svg(env: Env | None) -> str | None:
-    return None if env is None else _svg(report_figures.body(env))
+    return None if env is None else _svg(report_figures.body, env)
 
 
 def _kl_share(result: TrainResult, colours: Sequence[str] | None) -> str | None:
     if not run_figures.has_kl_share(result) or not len(result.env_steps):
         return None
-    return _svg(run_figures.kl_share(result, colours))
+    return _svg(run_figures.kl_share, result, colours)
 
 
 def _steps(result: TrainResult, colours: Sequence[str] | None) -> _Steps | None:
@@ -254,8 +256,8 @@ def _steps(result: TrainResult, colours: Sequence[str] | None) -> _Steps | None:
         ("samples beyond clip", "Samples beyond the clip"),
     ):
         if column in shares:
-            figure = report_figures.agent_map(result, shares[column], name[0].lower() + name[1:], colours)
-            return _Steps(name, _svg(figure))
+            what = name[0].lower() + name[1:]
+            return _Steps(name, _svg(report_figures.agent_map, result, shares[column], what, colours))
     return None
 
 

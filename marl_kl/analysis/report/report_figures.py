@@ -23,7 +23,7 @@ from marl_kl.analysis.figure_style import (
     step_unit,
     title_figure,
 )
-from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
+from marl_kl.analysis.statistics import MIN_RUNS, bootstrap_interval, interquartile_mean
 from marl_kl.results import SweepResult, TrainResult
 
 COLOURED_SETTINGS = 6
@@ -123,7 +123,7 @@ def sweep_curves(result: SweepResult) -> Figure:
         is_coloured = rank < COLOURED_SETTINGS
         colour = PALETTE[rank % len(PALETTE)] if is_coloured else "0.75"
         axes.plot(steps, interquartile_mean(curves), color=colour, linewidth=1.8 if is_coloured else 0.9)
-        if is_coloured and len(curves) >= 3:
+        if is_coloured and len(curves) >= MIN_RUNS:
             axes.fill_between(steps, *bootstrap_interval(curves), color=colour, alpha=0.15, linewidth=0)
         if is_coloured:
             label = f"{setting}: {sweep_tables.setting_text(result, setting)}"
