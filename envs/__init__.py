@@ -1,13 +1,25 @@
 """Environments: pure `reset` and `step`, no training code.
 
-`envs.make(name, **options)` and `envs.names()`; `envs.from_gymnax` and `envs.from_jaxmarl` for environments with those
-interfaces; `envs.check(env)` tests a new environment.
+`envs.make(name, **options)` and `envs.names()`; `envs.from_gymnax`, `envs.from_jaxmarl` and `envs.from_jumanji` for
+environments with those interfaces; `envs.check(env)` tests a new environment.
 """
 
 from envs.adapters.gymnax import from_gymnax
 from envs.adapters.jaxmarl import from_jaxmarl
+from envs.adapters.jumanji import from_jumanji
 from envs.base import Env, EnvSpec, EnvState, TimeStep
 from envs.check import check
 from envs.registry import make, names
 
-__all__ = ["Env", "EnvSpec", "EnvState", "TimeStep", "check", "from_gymnax", "from_jaxmarl", "make", "names"]
+__all__ = [
+    "Env",
+    "EnvSpec",
+    "EnvState",
+    "TimeStep",
+    "check",
+    "from_gymnax",
+    "from_jaxmarl",
+    "from_jumanji",
+    "make",
+    "names",
+]

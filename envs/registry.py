@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from envs import games, paxmen
-from envs.adapters import jaxmarl
+from envs.adapters import jaxmarl, jumanji
 from envs.base import Env
 from envs.bodies import scenarios
 from envs.validation import imported, is_path, suggest
@@ -22,8 +22,8 @@ _FACTORIES: dict[str, Callable[..., Env]] = {
 
 
 def names() -> tuple[str, ...]:
-    """All names for `make`, sorted, including JaxMARL's (installed or not)."""
-    return tuple(sorted((*_FACTORIES, *jaxmarl.NAMES)))
+    """All names for `make`, sorted, including JaxMARL's and Jumanji's (installed or not)."""
+    return tuple(sorted((*_FACTORIES, *jaxmarl.NAMES, *jumanji.NAMES)))
 
 
 def make(name: str, **options) -> Env:
@@ -34,7 +34,8 @@ def make(name: str, **options) -> Env:
             `manyagent_swimmer_<n>x<m>`, and a body alone ("humanoid") with `partition=`. Or the path of a function of your
             own that returns an `Env`, "my_package.orchard:make_orchard", which is then the environment's name.
         **options: keyword arguments of that environment's factory, described where it is defined
-            (`help(envs.games.matrix_game)`, `help(envs.bodies.scenarios.body_env)`); for `jaxmarl/...` those of JaxMARL's own.
+            (`help(envs.games.matrix_game)`, `help(envs.bodies.scenarios.body_env)`); for `jaxmarl/...` and `jumanji/...` those of the
+            package's own.
 
     Raises:
         ValueError: unknown name or option, with near misses and what is accepted.
@@ -53,7 +54,7 @@ def make(name: str, **options) -> Env:
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The names of the options of `make(name, ...)`; those of JaxMARL's own are not listed."""
+    """The names of the options of `make(name, ...)`; those of other packages' own are not listed."""
     parameters = inspect.signature(_factory(name)).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD)
 
@@ -63,7 +64,8 @@ def _factory(name: str) -> Callable[..., Any]:
         raise ValueError(f"env={name!r}; it must be a name such as 'ant_4x2', one of envs.names()")
     if is_path(name):
         return _own_factory(name)
-    factory = _FACTORIES.get(name) or jaxmarl.find(name) or paxmen.find(name) or scenarios.find(name)
+    finders = (jaxmarl.find, jumanji.find, paxmen.find, scenarios.find)
+    factory = _FACTORIES.get(name) or next(filter(None, (find(name) for find in finders)), None)
     if factory is None:
         raise ValueError(jaxmarl.explain_unknown(name) or scenarios.explain_unknown(name) or _near_misses(name))
     return factory
@@ -94,4 +96,4 @@ def _plain(value: Any) -> Any:
 
 def _near_misses(name: str) -> str:
     hint = suggest(name, sorted(_FACTORIES))
-    return f"unknown env {name!r}; {hint}" + f", {jaxmarl.PREFIX}..." * hint.startswith("known")
+    return f"unknown env {name!r}; {hint}" + f", {jaxmarl.PREFIX}..., {jumanji.PREFIX}..." * hint.startswith("known")

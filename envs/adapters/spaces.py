@@ -163,7 +163,12 @@ def padded_rows(rows: Sequence[jax.Array], size: int) -> jax.Array:
 
 def common_dtypes(first: Any, second: Any) -> Any:
     """`jax.ShapeDtypeStruct`s with the promoted dtypes of the leaves of two such trees."""
-    return jax.tree.map(lambda a, b: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, b.dtype)), first, second)
+
+    def common(a, b):
+        dtype = a.dtype if a.dtype == b.dtype else jnp.promote_types(a.dtype, b.dtype)  # which refuses dtypes of keys
+        return jax.ShapeDtypeStruct(a.shape, dtype)
+
+    return jax.tree.map(common, first, second)
 
 
 def own_method(name: str, env: Any, *candidates: str) -> Callable[..., Any]:

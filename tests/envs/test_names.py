@@ -3,7 +3,7 @@
 import pytest
 
 import envs
-from envs.adapters import jaxmarl
+from envs.adapters import jaxmarl, jumanji
 from envs.bodies import scenarios
 from tests.support.grids import slow_unless
 
@@ -13,7 +13,7 @@ def physics_of(name):
     return scenarios.parse_name(name)[0] if name in scenarios.FACTORIES else name
 
 
-PLAYED = {physics_of(name): name for name in envs.names() if not name.startswith(jaxmarl.PREFIX)}
+PLAYED = {physics_of(name): name for name in envs.names() if not name.startswith((jaxmarl.PREFIX, jumanji.PREFIX))}
 """One name for each: of a body's names the last, which for chains is the one of the papers."""
 
 GAMES = tuple(name for name in PLAYED.values() if name not in scenarios.FACTORIES)
@@ -21,8 +21,8 @@ GAMES = tuple(name for name in PLAYED.values() if name not in scenarios.FACTORIE
 
 def test_every_name_is_played_somewhere():
     """Bodies in tests/envs/test_bodies.py (each of their names without compiling, some step by step), JaxMARL's families in
-    tests/envs/test_jaxmarl.py, games here."""
-    covered = {name for name in envs.names() if physics_of(name) in PLAYED} | set(jaxmarl.NAMES)
+    tests/envs/test_jaxmarl.py, Jumanji's in tests/envs/test_jumanji.py, games here."""
+    covered = {name for name in envs.names() if physics_of(name) in PLAYED} | {*jaxmarl.NAMES, *jumanji.NAMES}
     assert covered == set(envs.names())
     assert set(scenarios.BODIES) <= set(PLAYED) and not set(scenarios.BODIES) & set(GAMES)
     assert {"manyagent_swimmer_10x2", "manyagent_ant_2x3"} <= set(PLAYED.values())
