@@ -13,6 +13,7 @@ import envs
 from envs.base import Drawing, Env, EnvSpec
 from envs.bodies.kinematics import KinematicTree
 from marl_kl.analysis.bodies import drawing, recording
+from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.core import evaluation
 from tests.support import random_run
 from tests.support.counting_env import counting_env
@@ -127,7 +128,7 @@ def test_a_gif_in_real_time():
     assert durations == [40, 40, 40, 1500] and gif.info["loop"] == 0
     for frame in frames:
         flat = frame.reshape(-1, 3)
-        for colour in (*drawing.colours(3), drawing.ROOT_COLOUR):
+        for colour in (*agent_colours(3), drawing.ROOT_COLOUR):
             rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
             assert (flat == rgb).all(axis=1).sum() > 50, colour
     assert len({frame.tobytes() for frame in frames}) == len(frames)
@@ -148,7 +149,7 @@ def test_a_still_of_any_pose_and_what_it_refuses():
 
 def test_many_agents_have_different_colours():
     for number in (2, 6, 7, 30):
-        assert len(set(drawing.colours(number))) == number
+        assert len(set(agent_colours(number))) == number
 
 
 # Recordings

@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,7 +23,7 @@ from matplotlib.patches import Patch
 from envs.base import Env
 from envs.bodies.physics import actuators_of_bodies
 from marl_kl.analysis.bodies.recording import Recording
-from marl_kl.analysis.figure_style import PALETTE
+from marl_kl.analysis.figure_style import agent_colours
 
 ROOT_COLOUR = "#9A9A9A"
 """For geoms that no agent moves."""
@@ -113,14 +112,6 @@ def owners(env: Env) -> tuple[tuple[int, ...], ...]:
     return tuple(nearest(int(body)) for body in model.geom_bodyid)
 
 
-def colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
-    """One colour per agent."""
-    if num_agents <= len(PALETTE):
-        return PALETTE[:num_agents]
-    spectrum = matplotlib.colormaps["turbo"]
-    return tuple(spectrum(0.04 + 0.92 * agent / (num_agents - 1))[:3] for agent in range(num_agents))
-
-
 def still(axes: Axes, env: Env, pose: np.ndarray) -> None:
     """Draws the body in one pose [nq], limbs coloured by agent."""
     _check_pose(env, pose)
@@ -133,7 +124,7 @@ def legend(figure: Figure | Axes, env: Env, **options) -> None:
     """Adds a legend of agents and colours; `options` are those of matplotlib's legend."""
     handles = [
         Patch(facecolor=colour, edgecolor="none", label=_short(name))
-        for name, colour in zip(env.spec.agents, colours(env.spec.num_agents))
+        for name, colour in zip(env.spec.agents, agent_colours(env.spec.num_agents))
     ]
     handles.append(Patch(facecolor=ROOT_COLOUR, edgecolor="none", label="no agent"))
     figure.legend(handles=handles, frameon=False, handlelength=1.0, handleheight=1.0, **options)
@@ -386,7 +377,7 @@ def _page(env: Env, title: str) -> tuple[Figure, Axes]:
 
 def _shades(env: Env) -> np.ndarray:
     """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are for the world and for no agent."""
-    colour = np.array([to_rgb(colour) for colour in (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
+    colour = np.array([to_rgb(colour) for colour in (*agent_colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
     return np.stack([0.55 * colour, *(colour + white * (1 - colour) for _, white in _TONES)], axis=1)
 
 
