@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.intervals import Estimate
-from marl_kl.analysis.figure_style import PALETTE
+from marl_kl.analysis.figure_style import ALGORITHM_STYLES
+from marl_kl.analysis.figure_style import AlgorithmStyle as Style
 from marl_kl.analysis.statistics import bootstrap_interval, interquartile_mean
 
 TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")
@@ -19,26 +19,7 @@ ADAPTIVE = TRUST_REGION[1:]
 FIRST_ORDER = ("happo", "mappo")
 
 
-class Style(NamedTuple):
-    label: str
-    colour: str
-    dashes: Any
-    marker: str
-
-
-_LONG, _DOTS, _MIXED, _SHORT = (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1))
-STYLES = {
-    "hatrpo": Style("HATRPO", "#333333", "-", "o"),
-    "hatrpo_w": Style("HATRPO-W", PALETTE[0], _LONG, "s"),
-    "hatrpo_g": Style("HATRPO-G", PALETTE[1], _DOTS, "^"),
-    "hatrpo_n": Style("HATRPO-N", PALETTE[2], _MIXED, "D"),
-    "happo": Style("HAPPO", PALETTE[3], "-", "v"),
-    "mappo": Style("MAPPO", PALETTE[4], _SHORT, "P"),
-    "ippo": Style("IPPO", PALETTE[5], _DOTS, "<"),
-    "maspo": Style("MASPO", "#882255", _LONG, ">"),
-    "mars": Style("MARS", "#8C510A", _MIXED, "X"),
-    "hatrpo_critic": Style("HATRPO, 15 critic epochs", "#888888", (0, (2, 2)), "d"),
-}
+STYLES = ALGORITHM_STYLES | {"hatrpo_critic": Style("HATRPO, 15 critic epochs", "#888888", (0, (2, 2)), "d")}
 """By algorithm, in the order of all tables; the last one is a variant of the body suite."""
 
 

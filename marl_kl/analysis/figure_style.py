@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +19,47 @@ from marl_kl.results import TrainResult
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 """Of Okabe and Ito: distinct under the common colour-vision deficiencies and in grey."""
+
+DIVERGING = "PuOr_r"
+"""Purple, white, orange: distinct under the common colour-vision deficiencies."""
+
+
+class AlgorithmStyle(NamedTuple):
+    """How an algorithm looks in every figure: display name, colour, matplotlib's line style and marker."""
+
+    label: str
+    colour: str
+    dashes: Any
+    marker: str
+
+
+_LONG, _DOTS, _MIXED, _SHORT = (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1))
+ALGORITHM_STYLES = {
+    "hatrpo": AlgorithmStyle("HATRPO", "#333333", "-", "o"),
+    "hatrpo_w": AlgorithmStyle("HATRPO-W", PALETTE[0], _LONG, "s"),
+    "hatrpo_g": AlgorithmStyle("HATRPO-G", PALETTE[1], _DOTS, "^"),
+    "hatrpo_n": AlgorithmStyle("HATRPO-N", PALETTE[2], _MIXED, "D"),
+    "happo": AlgorithmStyle("HAPPO", PALETTE[3], "-", "v"),
+    "mappo": AlgorithmStyle("MAPPO", PALETTE[4], _SHORT, "P"),
+    "ippo": AlgorithmStyle("IPPO", PALETTE[5], _DOTS, "<"),
+    "maspo": AlgorithmStyle("MASPO", "#882255", _LONG, ">"),
+    "mars": AlgorithmStyle("MARS", "#8C510A", _MIXED, "X"),
+}
+"""By algorithm, in the order of all tables; colours differ, and so do dashes and markers, for grey prints."""
+
+
+def algorithm_style(algorithm: str) -> AlgorithmStyle:
+    """Of `ALGORITHM_STYLES`; black, under its own name, for an algorithm of the user's."""
+    return ALGORITHM_STYLES.get(algorithm, AlgorithmStyle(algorithm, "#000000", "-", "o"))
+
+
+def agent_colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
+    """One colour per agent."""
+    if num_agents <= len(PALETTE):
+        return PALETTE[:num_agents]
+    spectrum = matplotlib.colormaps["turbo"]
+    return tuple(spectrum(0.04 + 0.92 * agent / (num_agents - 1))[:3] for agent in range(num_agents))
+
 
 MAX_BINS = 200
 """Columns of a heat map, at most: more would be thinner than a pixel."""
@@ -30,6 +73,13 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     figure.savefig(content, format=kind, dpi=_PNG_DPI, metadata=no_date[kind])
     return content.getvalue()
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show, also without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_bytes(self, "png")
 
 
 def mark_agents(axes: Axes, colours: Sequence | None) -> None:
@@ -86,7 +136,9 @@ def title_figure(figure: Figure, result: TrainResult, what: str) -> None:
     seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"{len(result.seeds)} seeds"
     backend = dict(result.spec.metadata).get("backend")
     env = f"{result.spec.name} ({backend})" if backend else result.spec.name
-    figure.suptitle(f"{what}: {result.algorithm} on {env}, {seeds}", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        f"{what}: {algorithm_style(result.algorithm).label} on {env}, {seeds}", fontsize=11, x=0.01, ha="left"
+    )
     if result.failures:
         # As an x label of the whole figure, so that the layout leaves room for it.
         failed = "; ".join(f"seed {f.seed} ({f.quantity} not finite in update {f.update + 1})" for f in result.failures)

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from marl_kl.analysis.figure_style import (
+    DIVERGING,
     PALETTE,
+    NotebookFigure,
+    algorithm_style,
     bin_edges,
     bin_width,
     binned_means,
@@ -27,25 +31,25 @@ from marl_kl.analysis.figure_style import (
 from marl_kl.analysis.statistics import MIN_RUNS, bootstrap_interval, interquartile_mean
 from marl_kl.results import TrainResult
 
-_EVALUATION = PALETTE[0]
+_ALLOCATED = PALETTE[0]
 _SPENT = PALETTE[1]
-_TRAINING = "#8C8C8C"
+_TRAINING = "#A0A0A0"
 _EQUAL = "#333333"
-_CMAP = "viridis"
+_NOT_SPENT = "#BDBDBD"
 
 _MIN_EVALUATIONS_FOR_CURVE = 4
 _MAX_MARKERS = 30
 
 
 def learning_curve(result: TrainResult) -> Figure:
-    """Evaluation returns (colour) and training returns (grey) against env steps.
+    """Evaluation returns (the algorithm's colour) and training returns (grey) against env steps.
 
     Evaluation (deterministic policies): per seed the mean over episodes (thin), over seeds the interquartile mean
     (thick) and, from three seeds on, its 95 % bootstrap interval. Training (stochastic policies): mean and range over
     seeds.
     """
     healthy = healthy_seeds(result)
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    figure = NotebookFigure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     handles = []
     steps_name, scale = step_unit(float(result.env_steps[-1]) if len(result.env_steps) else 0.0)
@@ -73,10 +77,10 @@ def has_kl_share(result: TrainResult) -> bool:
 
 
 def kl_share(result: TrainResult, colours: Sequence | None = None) -> Figure:
-    """Heat map agents x updates of the share of the joint KL budget allocated to each agent, and the KL spent.
+    """Heat map agents x env steps of each agent's share of the joint KL budget minus an equal share, and the KL spent.
 
-    The map shows `kl_threshold / kl_budget`, averaged over seeds (and over neighbouring updates if there are more
-    than 200). The panel on the right shows the spread over single updates of single seeds, which an average hides; the
+    The map shows `kl_threshold / kl_budget - 1 / N`, averaged over seeds (and over neighbouring updates if there are
+    more than 200): white is an equal share; cells fade to grey where the agent did not spend its share. The panel on the right shows the spread over single updates of single seeds, which an average hides; the
     panel below the team's `kl_total / kl_budget`.
 
     Args:
@@ -109,12 +113,14 @@ def kl_share(result: TrainResult, colours: Sequence | None = None) -> Figure:
     share = 100 * result.metrics[shown][healthy] / budget
     spent = 100 * result.metrics["kl"][healthy] / budget if "kl" in result.metrics else None
     edges = bin_edges(share.shape[1])
-    _draw_map(
-        figure, map_axes, key_axes, share, edges, agents, "allocated to" if shown == "kl_threshold" else "spent by"
-    )
+    steps_name, scale = step_unit(float(result.env_steps[-1]))
+    steps = np.append(0, result.env_steps)[edges] / scale
+    verb = "allocated to" if shown == "kl_threshold" else "spent by"
+    _draw_map(figure, map_axes, key_axes, share, spent if shown == "kl_threshold" else None, edges, steps, agents, verb)
     mark_agents(map_axes, colours)
     key = _draw_spread(spread_axes, share, spent if shown == "kl_threshold" else None)
-    _draw_total(total_axes, result, healthy, budget, edges)
+    _draw_total(total_axes, result, healthy, budget, edges, steps)
+    total_axes.set_xlabel(f"env steps per seed{steps_name}", fontsize=9)
     key_axes.legend(handles=key, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.05, -0.25))
     return figure
 
@@ -148,6 +154,7 @@ def _draw_evaluation(axes: Axes, result: TrainResult, healthy: np.ndarray, scale
     if not scores.shape[1]:
         return []
     steps = np.asarray(result.evaluation.env_steps) / scale
+    colour = algorithm_style(result.algorithm).colour
     # Few evaluations are points: a line between them would suggest values that were not measured.
     is_curve = len(steps) >= _MIN_EVALUATIONS_FOR_CURVE
     single = dict(linewidth=0.8) if is_curve else dict(linewidth=0, marker="o", markersize=4, markeredgewidth=0)
@@ -158,48 +165,62 @@ def _draw_evaluation(axes: Axes, result: TrainResult, healthy: np.ndarray, scale
     handles = []
     if len(scores) > 1:
         for curve in scores:
-            axes.plot(steps, curve, color=_EVALUATION, alpha=0.45, zorder=2, **single)
-        handles.append(Line2D([], [], color=_EVALUATION, alpha=0.45, label="evaluation return of each seed", **single))
+            axes.plot(steps, curve, color=colour, alpha=0.45, zorder=2, **single)
+        handles.append(Line2D([], [], color=colour, alpha=0.45, label="evaluation return of each seed", **single))
         label = "evaluation return (deterministic policies): IQM"
     if len(scores) >= MIN_RUNS:
         lower, upper = bootstrap_interval(scores)
         if is_curve:
-            axes.fill_between(steps, lower, upper, color=_EVALUATION, alpha=0.2, linewidth=0, zorder=2)
+            axes.fill_between(steps, lower, upper, color=colour, alpha=0.2, linewidth=0, zorder=2)
         else:
-            axes.vlines(steps, lower, upper, color=_EVALUATION, linewidth=2, zorder=3)
+            axes.vlines(steps, lower, upper, color=colour, linewidth=2, zorder=3)
         label += " and 95 % bootstrap interval"
-    (line,) = axes.plot(steps, interquartile_mean(scores), color=_EVALUATION, zorder=3, label=label, **thick)
+    (line,) = axes.plot(steps, interquartile_mean(scores), color=colour, zorder=3, label=label, **thick)
     return [line, *handles]
 
 
 # KL share
 
 
-def _draw_map(figure: Figure, axes: Axes, key_axes: Axes, share, edges, agents, verb: str) -> None:
+def _draw_map(
+    figure: Figure, axes: Axes, key_axes: Axes, share: np.ndarray, spent: np.ndarray | None, edges: np.ndarray,
+    steps: np.ndarray, agents: Sequence[str], verb: str,
+) -> None:  # fmt: skip
+    """share, spent: [S, U, N], percent of the budget; spent is None if share is what was spent. steps: [bins + 1]."""
     num_agents = len(agents)
     equal = 100 / num_agents
-    binned = binned_means(np.nanmean(share, axis=0).T, edges)
-    # Twice an equal share is always on the scale, so that an equal allocation is not drawn as an extreme.
-    top = min(100.0, max(2 * equal, float(np.nanmax(binned, initial=0.0))))
+    binned = _over_seeds(share, edges)
+    # An agent without a share is always on the scale, so that small differences do not look like extremes.
+    most = max(equal, float(np.nanmax(np.abs(binned - equal), initial=0.0)))
     rows = np.arange(num_agents + 1) - 0.5
-    image = axes.pcolormesh(edges + 0.5, rows, binned, cmap=_CMAP, vmin=0.0, vmax=top, rasterized=True)
+    image = axes.pcolormesh(steps, rows, binned - equal, cmap=DIVERGING, vmin=-most, vmax=most, rasterized=True)
+    axes.set_facecolor(_NOT_SPENT)
+    notes = ["mean over seeds"] * (len(share) > 1)
+    if bin_width(int(edges[-1])) > 1:
+        notes.append(f"bins of {bin_width(int(edges[-1]))} updates")
+    if spent is not None:
+        # Half of a share spent is normal (line searches shorten steps), and not faded.
+        part = np.divide(_over_seeds(spent, edges), binned, out=np.zeros_like(binned), where=binned > 0)
+        image.set_alpha(np.clip(2 * np.nan_to_num(part), 0.0, 1.0))
+        notes.append("grey: not spent")
     axes.set_yticks(range(num_agents), agents, fontsize=8.5 if num_agents <= 10 else 7.5)
     axes.set_ylim(num_agents - 0.5, -0.5)
     axes.tick_params(axis="x", labelbottom=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    width = bin_width(int(edges[-1]))
-    means = ["mean over seeds"] * (len(share) > 1) + [f"bins of {width} updates"] * (width > 1)
-    note = f" ({', '.join(means)})" if means else ""
-    axes.set_title(f"KL {verb} each agent, % of the budget{note}", fontsize=9, loc="left")
+    title = f"KL {verb} each agent minus an equal share, {equal:.3g} % of the budget"
+    axes.set_title("\n".join([title, ", ".join(notes)]).rstrip(), fontsize=9, loc="left")
     bar_axes = key_axes.inset_axes((0.0, 0.86, 1.0, 0.14))
-    bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal")
+    bar = figure.colorbar(ScalarMappable(image.norm, image.cmap), cax=bar_axes, orientation="horizontal")
     bar.outline.set_visible(False)
-    bar.ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    bar.ax.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
+    bar.set_ticks([-most, 0, most], labels=[f"−{most:.0f} %", "0", f"+{most:.0f} %"])
     bar.ax.tick_params(labelsize=7.5, length=2)
-    bar.ax.axvline(equal, color="white", linewidth=1.5)
+
+
+def _over_seeds(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """[S, U, N] -> [N, bins] means."""
+    return binned_means(np.nanmean(values, axis=0).T, edges)
 
 
 def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> list:
@@ -207,12 +228,12 @@ def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> lis
     rows = np.arange(num_agents)
     single = share.reshape(-1, num_agents)
     lower, upper = np.nanquantile(single, [0.1, 0.9], axis=0)
-    axes.hlines(rows, lower, upper, color=_EVALUATION, alpha=0.35, linewidth=6)
-    axes.plot(np.nanmean(single, axis=0), rows, "|", color=_EVALUATION, markersize=9, markeredgewidth=2)
+    axes.hlines(rows, lower, upper, color=_ALLOCATED, alpha=0.35, linewidth=6)
+    axes.plot(np.nanmean(single, axis=0), rows, "|", color=_ALLOCATED, markersize=9, markeredgewidth=2)
     axes.axvline(100 / num_agents, color=_EQUAL, linewidth=1, linestyle=":")
     key = [
-        Line2D([], [], color=_EVALUATION, alpha=0.35, linewidth=6, label="80 % of single updates"),
-        Line2D([], [], color=_EVALUATION, marker="|", markersize=9, markeredgewidth=2, linestyle="", label="mean"),
+        Line2D([], [], color=_ALLOCATED, alpha=0.35, linewidth=6, label="80 % of single updates"),
+        Line2D([], [], color=_ALLOCATED, marker="|", markersize=9, markeredgewidth=2, linestyle="", label="mean"),
         Line2D([], [], color=_EQUAL, linewidth=1, linestyle=":", label="equal shares"),
     ]
     if spent is not None:
@@ -230,17 +251,19 @@ def _draw_spread(axes: Axes, share: np.ndarray, spent: np.ndarray | None) -> lis
     return key
 
 
-def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: float, edges: np.ndarray) -> None:
+def _draw_total(
+    axes: Axes, result: TrainResult, healthy: np.ndarray, budget: float, edges: np.ndarray, steps: np.ndarray
+) -> None:
     total = result.metrics.get("kl_total")
     if total is None:
         total = np.sum(result.metrics.get("kl", result.metrics.get("kl_threshold")), axis=-1)
     total = 100 * np.asarray(total, dtype=np.float64)[healthy] / budget
     binned = binned_means(total, edges)
-    axes.stairs(np.nanmean(binned, axis=0), edges + 0.5, color=_SPENT, linewidth=1.4, baseline=None)
+    axes.stairs(np.nanmean(binned, axis=0), steps, color=_SPENT, linewidth=1.4, baseline=None)
     if len(binned) > 1:
         axes.stairs(
             np.nanmax(binned, axis=0),
-            edges + 0.5,
+            steps,
             baseline=np.nanmin(binned, axis=0),
             fill=True,
             color=_SPENT,
@@ -252,8 +275,7 @@ def _draw_total(axes: Axes, result: TrainResult, healthy: np.ndarray, budget: fl
     axes.set_yticks([0, 50, 100])
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f} %"))
     axes.tick_params(labelsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.set_xlabel("update", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     seeds = ", mean and range over seeds" if len(binned) > 1 else ""
     axes.set_title(f"KL spent by the team, % of the budget of {budget:g}{seeds}", fontsize=9, loc="left")
     hide_spines(axes)

@@ -208,6 +208,11 @@ def _ranked(result: SweepResult) -> list[_SettingReturns]:
     return sorted(found, key=lambda row: -row.rank_key)
 
 
+def final_returns(result: SweepResult) -> list[np.ndarray]:
+    """Per setting the final evaluation returns [S'] of the seeds that are finished and did not fail."""
+    return [row.final for row in sorted(_ranked(result), key=lambda row: row.setting)]
+
+
 def _mean(episodes: np.ndarray) -> np.ndarray:
     """[setting, seed, episode] -> [setting, seed], in double precision."""
     return np.asarray(episodes, np.float64).mean(axis=-1)

@@ -11,7 +11,7 @@ from marl_kl.storage import files, stored_sweeps
 
 def add_render(commands) -> None:
     """Adds `marl-kl render`."""
-    text = "draw one episode of trained policies as an animated GIF, limbs coloured by agent"
+    text = "draw one episode of trained policies as an animated GIF or MP4, limbs coloured by agent"
     usage = "render RUN|SWEEP [--setting K] [--seed S] [--steps N] [--out FILE]"
     more = "; for environments that are bodies. The policies are deterministic."
     parser = add_command(commands, _render, usage, text, more)
@@ -19,17 +19,22 @@ def add_render(commands) -> None:
     add_setting(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="the training seed to draw (default: the first)")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="env steps at most (default: 300)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default: episode-seedS.gif in the folder)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file, .gif or .mp4 (default: episode-seedS.gif in the folder)"
+    )
 
 
 def _render(arguments: argparse.Namespace) -> int:
     from marl_kl.analysis.bodies import drawing, recording
+    from marl_kl.analysis.figure_style import algorithm_style
     from marl_kl.analysis.rebuild import load_with_env
     from marl_kl.core import evaluation
 
     out = arguments.out
-    if out is not None and (out.suffix != ".gif" or not out.parent.is_dir()):
-        raise ValueError(f"out={str(out)!r}; it must be a .gif file in an existing folder")
+    if out is not None and (out.suffix not in (".gif", ".mp4") or not out.parent.is_dir()):
+        raise ValueError(f"out={str(out)!r}; it must be a .gif or .mp4 file in an existing folder")
+    if out is not None and out.suffix == ".mp4":
+        drawing.ffmpeg()  # before the episode is played
     use_devices_of(stored_sweeps.record_of(arguments.run, arguments.setting))
     advice = "draw it from Python: marl_kl.analysis.bodies.drawing.animation(env, ...)"
     with one_line_warnings():
@@ -41,7 +46,8 @@ def _render(arguments: argparse.Namespace) -> int:
     setting = "" if arguments.setting is None else f"-setting{arguments.setting}"
     out = out or arguments.run / f"episode{setting}-seed{seed}.gif"
     with working("drawing"):
-        files.write_file(out, drawing.animation(env, episode, f"{run.spec.name}   {run.algorithm}   seed {seed}"))
+        title = f"{run.spec.name}   {algorithm_style(run.algorithm).label}   seed {seed}"
+        files.write_file(out, drawing.animation(env, episode, title, out.suffix[1:]))
     ended = episode.ended or "not ended"
     print(f"{out}: {len(episode.poses) - 1} steps ({ended}), return {episode.episode_return[-1]:.1f}")
     return 0

@@ -20,7 +20,7 @@ from rich.console import Console
 from envs.base import Env
 from envs.validation import check_integer
 from marl_kl import devices
-from marl_kl.analysis import sweep_tables
+from marl_kl.analysis import reporting, sweep_tables
 from marl_kl.analysis.decoration import decoration
 from marl_kl.config import Config
 from marl_kl.core import algorithms
@@ -72,7 +72,7 @@ def sweep(
         search_seed: seed of the draws.
         seeds: how many per setting (0, 1, ...), or which.
         out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
-            and update), `summary.md` (one per setting), `sweep.json` (what was run) and `pieces` (checkpoints of the
+            and update), `summary.md` (one per setting), `settings.png` (returns by swept field), `sweep.json` (what was run) and `pieces` (checkpoints of the
             shards, every `save_interval` updates; at the end the last and the best learners of all trials, for
             `marl_kl.load(out, setting=k)`); None stores nothing.
         resume: resume the sweep in `out`: nothing is trained twice, and the results are bit for bit those of a sweep
@@ -139,6 +139,7 @@ def sweep(
             result = _Sweep(*swept, logs, out, fingerprint).result()
             status |= {"failures": result.failures, "timing": result.timing}
             sweep_tables.write(result)
+            reporting.finish_sweep(result)
     show.table(result)
     return result
 

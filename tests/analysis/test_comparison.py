@@ -13,6 +13,7 @@ from scipy import stats
 import marl_kl
 from marl_kl.analysis import statistics
 from marl_kl.analysis.comparison import comparison_figures, comparison_tables, marl_eval
+from marl_kl.analysis.figure_style import ALGORITHM_STYLES
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import EpisodeStatistics, Failure
@@ -297,7 +298,7 @@ def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path
     assert len(drawn) == (1 if num_methods == 1 else 4)
     for name, figure in drawn.items():
         text = _texts(figure).replace("\n", " ")
-        assert all(method.replace("\n", " ") in text for method in comparison.methods), name
+        assert all(method.replace("hatrpo", "HATRPO", 1) in text for method in comparison.methods), name
         assert "95 %" in text and "bootstrap intervals" in text
     styles = {(line.get_color(), str(line._dash_pattern)) for line in drawn["learning_curves"].axes[0].get_lines()}
     assert len(styles) == num_methods, "no two curves look alike"
@@ -362,3 +363,11 @@ def test_bad_options_give_a_one_line_error(two, words, message, capsys):
     assert main.main(["compare", *map(str, two), *words.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_each_algorithm_has_its_own_colour_in_every_comparison(tmp_path):
+    runs = [store(tmp_path / name, RISING, algorithm=name) for name in ("hatrpo_g", "hatrpo", "hatrpo_w")]
+    for chosen in (runs, runs[::-1], runs[:2]):
+        comparison = marl_kl.compare(chosen, bootstrap=10)
+        lines = comparison_figures.learning_curves(comparison).axes[0].get_lines()
+        assert [line.get_color() for line in lines] == [ALGORITHM_STYLES[m].colour for m in comparison.methods]

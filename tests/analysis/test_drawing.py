@@ -1,6 +1,7 @@
 """Pictures of bodies: who owns which limb, outlines against brute force, what is in a GIF."""
 
 import io
+import sys
 
 import jax.numpy as jnp
 import mujoco
@@ -13,6 +14,7 @@ import envs
 from envs.base import Drawing, Env, EnvSpec
 from envs.bodies.kinematics import KinematicTree
 from marl_kl.analysis.bodies import drawing, recording
+from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.core import evaluation
 from tests.support import random_run
 from tests.support.counting_env import counting_env
@@ -127,7 +129,7 @@ def test_a_gif_in_real_time():
     assert durations == [40, 40, 40, 1500] and gif.info["loop"] == 0
     for frame in frames:
         flat = frame.reshape(-1, 3)
-        for colour in (*drawing.colours(3), drawing.ROOT_COLOUR):
+        for colour in (*agent_colours(3), drawing.ROOT_COLOUR):
             rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
             assert (flat == rgb).all(axis=1).sum() > 50, colour
     assert len({frame.tobytes() for frame in frames}) == len(frames)
@@ -148,7 +150,7 @@ def test_a_still_of_any_pose_and_what_it_refuses():
 
 def test_many_agents_have_different_colours():
     for number in (2, 6, 7, 30):
-        assert len(set(drawing.colours(number))) == number
+        assert len(set(agent_colours(number))) == number
 
 
 # Recordings
@@ -178,3 +180,23 @@ def test_nothing_to_record():
         recording.record(envs.make("bilinear"), random_run.CONFIG, None, None, 3)
     with pytest.raises(ValueError, match="steps=0; it must be at least 1"):
         recording.record(_drawn(counting_env()), random_run.CONFIG, None, None, 0)
+
+
+def test_mp4_gets_every_frame_and_holds_the_last_one(tmp_path):
+    """A program in the place of ffmpeg, which stores what it is given."""
+    encoder = tmp_path / "ffmpeg"
+    encoder.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\n')
+    encoder.chmod(0o755)
+    images = [np.full((4, 6, 3), value, np.uint8) for value in (1, 2)]
+    stored = np.frombuffer(drawing._mp4(images, 10.0, str(encoder)), np.uint8).reshape(-1, 4, 6, 3)
+    assert stored[:, 0, 0, 0].tolist() == [1, 2, *[2] * 15]
+
+
+def test_mp4_without_ffmpeg_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(drawing.shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(
+        ModuleNotFoundError, match="MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg"
+    ) as error:
+        drawing.ffmpeg()
+    assert error.value.name is None, "one line on the command line, not a traceback"

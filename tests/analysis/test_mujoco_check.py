@@ -195,8 +195,8 @@ def test_render_writes_a_gif_into_the_run(hopper_run, capsys):
 _BAD = {
     "render {run} --seed 5": "seed=5 is not in this run; it has 0, 1",
     "render {run} --steps 0": "steps=0; it must be at least 1",
-    "render {run} --out {run}/picture.png": "it must be a .gif file in an existing folder",
-    "render {run} --out nowhere/picture.gif": "it must be a .gif file in an existing folder",
+    "render {run} --out {run}/picture.png": "it must be a .gif or .mp4 file in an existing folder",
+    "render {run} --out nowhere/picture.gif": "it must be a .gif or .mp4 file in an existing folder",
     "render {run}/none": "there is no run folder",
     "render {game}": "env 'bilinear' is not a body",
     "render": "required: RUN",

@@ -15,7 +15,7 @@ from PIL import Image
 import envs
 import marl_kl
 from marl_kl.analysis import sweep_tables
-from marl_kl.analysis.bodies import drawing
+from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
@@ -144,9 +144,9 @@ def test_the_page_of_a_run_on_a_body(ant, capsys):
     assert capsys.readouterr().out.startswith(f"{ant / 'report.html'}: ")
     page = page_of(ant / "report.html")
     alternatives = " ".join(picture["alt"] for picture in page.pictures)
-    assert len(page.pictures) == 4 and "body of ant_4x2" in alternatives and "Share of the KL budget" in alternatives
+    assert len(page.pictures) == 5 and "body of ant_4x2" in alternatives and "Share of the KL budget" in alternatives
     record = run_record.read_record(ant)
-    for agent, colour in zip(record.spec.agents, drawing.colours(4)):
+    for agent, colour in zip(record.spec.agents, agent_colours(4)):
         assert agent in page.text and colour.lower() in (ant / "report.html").read_text()
     result = stored_runs.read_result(ant)
     shares = result.metrics["kl_threshold"].mean((0, 1)) / result.config.kl_budget
@@ -173,7 +173,7 @@ def test_first_order_runs_show_clipped_samples(tmp_path):
     metrics = result.metrics | {"clip_fraction": np.full((4, 30, 4), 0.125)}
     config = FirstOrderConfig(total_env_steps=30 * 4096)
     page = page_of(pages.write(run(tmp_path / "run", algorithm="happo", config=config, metrics=metrics)))
-    assert [picture["alt"] for picture in page.pictures][1] == "Samples beyond the clip" and "12.5 %" in page.text
+    assert [picture["alt"] for picture in page.pictures][2] == "Samples beyond the clip" and "12.5 %" in page.text
     assert "line searches" not in page.text
 
 
@@ -221,7 +221,7 @@ def test_the_page_of_an_interrupted_sweep_shows_its_finished_runs(tmp_path):
     sweep(tmp_path / "some", done=2)
     page = page_of(pages.write(tmp_path / "some"))
     assert "interrupted" in page.text and "6 of 24 runs are finished; only these have a final return" in page.text
-    assert len(page.pictures) == 1 + 2 * 2
+    assert len(page.pictures) == 2 + 2 * 2
     with run_folder.lock_folder(tmp_path / "none", _document(tmp_path / "some"), run_record.SWEEP):
         page = page_of(pages.write(tmp_path / "none"))
     assert "0 of 24 runs are finished" in page.text and not page.pictures
@@ -240,10 +240,10 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
     assert sweep_tables.rows(stored) == sweep_tables.rows(result)
     np.testing.assert_allclose(stored.metrics["episode_return"], result.metrics["episode_return"], rtol=1e-6)
     page = page_of(pages.write(tmp_path / "sweep"))
-    assert "Share of the KL" not in page.text and len(page.pictures) == 1
+    assert "Share of the KL" not in page.text and len(page.pictures) == 2
     (tmp_path / "sweep" / "curves.csv").unlink()
     page = page_of(pages.write(tmp_path / "sweep"))
-    assert "stored without curves" in page.text and not page.pictures
+    assert "stored without curves" in page.text and len(page.pictures) == 1
 
 
 @pytest.mark.parametrize(

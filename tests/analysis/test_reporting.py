@@ -17,7 +17,7 @@ from tests.support import synthetic
 def test_finish_writes_figures_and_summary_and_prints_the_table(tmp_path, kl):
     output = io.StringIO()
     reporting.finish(synthetic.result(kl=kl, out=tmp_path), console=Console(file=output))
-    figures = {"learning_curve.png", *(["kl_share.png"] if kl else [])}
+    figures = {"learning_curve.png", "diagnostics.png", *(["kl_share.png"] if kl else [])}
     assert {entry.name for entry in tmp_path.iterdir()} == {"summary.md", *figures}
     for name in figures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -46,7 +46,12 @@ def test_an_unusable_backend_of_matplotlib_does_not_matter(tmp_path):
         env={**os.environ, "MPLBACKEND": "nonsense"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "hatrpo_w on legs" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"summary.md", "learning_curve.png", "kl_share.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "summary.md",
+        "learning_curve.png",
+        "kl_share.png",
+        "diagnostics.png",
+    }
 
 
 class _ClosedPipe(io.StringIO):

@@ -27,21 +27,27 @@ def _no_warnings():
 def test_both_figures_of_runs_of_many_shapes(num_seeds, num_agents, num_updates):
     result = synthetic.result(num_seeds=num_seeds, num_agents=num_agents, num_updates=num_updates)
     seeds = "seed 0" if num_seeds == 1 else f"{num_seeds} seeds"
-    title = f"hatrpo_w on legs (spring), {seeds}"
+    title = f"HATRPO-W on legs (spring), {seeds}"
     curve = _texts(run_figures.learning_curve(result))
     assert title in curve and "env steps per seed" in curve and ("bootstrap" in curve) == (num_seeds >= 3)
     share = _texts(run_figures.kl_share(result))
-    assert title in share and "% of the budget" in share
+    assert title in share and "minus an equal share" in share
     assert all(agent in share for agent in result.spec.agents)
 
 
-def test_heat_map_shows_the_share_of_the_budget_averaged_over_seeds_and_bins():
+def test_heat_map_shows_the_deviation_from_an_equal_share_and_fades_what_was_not_spent():
     result = synthetic.result(num_updates=450)
-    image = run_figures.kl_share(result).axes[0].collections[0].get_array()
+    figure = run_figures.kl_share(result)
+    image = figure.axes[0].collections[0].get_array()
     share = 100 * result.metrics["kl_threshold"].mean(axis=0) / result.config.kl_budget
     assert image.shape == (4, 150)
-    np.testing.assert_allclose(image[:, 7], share[21:24].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(image.sum(axis=0), 100, rtol=1e-4)
+    np.testing.assert_allclose(image[:, 7], share[21:24].mean(axis=0) - 25, rtol=1e-5)
+    np.testing.assert_allclose(image.sum(axis=0), 0, atol=1e-3)
+    mesh = figure.axes[0].collections[0]
+    assert mesh.norm.vmin == -mesh.norm.vmax, "white is an equal share"
+    result.metrics["kl"][:, 30:60, 2] = 0
+    alpha = run_figures.kl_share(result).axes[0].collections[0].get_alpha()
+    assert (alpha[2, 10:20] == 0).all() and (alpha[[0, 1, 3], 10:20] > 0.5).all()
 
 
 def test_thick_line_is_the_interquartile_mean_of_the_seeds_evaluations():

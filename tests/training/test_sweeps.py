@@ -282,7 +282,7 @@ def test_a_nan_is_named_and_leaves_the_others_alone(swept, tmp_path):
 
 def test_the_folder(swept):
     assert {entry.name for entry in swept.out.iterdir()} == {
-        "table.csv", "curves.csv", "summary.md", "log.jsonl", "sweep.json", "pieces", ".lock",
+        "table.csv", "curves.csv", "summary.md", "settings.png", "log.jsonl", "sweep.json", "pieces", ".lock",
     }  # fmt: skip
     table = pd.read_csv(swept.out / "table.csv")
     assert list(table.setting) == [0, 0, 1, 1, 2, 2] and list(table.seed) == [4, 7] * 3

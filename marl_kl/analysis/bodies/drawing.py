@@ -1,4 +1,4 @@
-"""Drawings of bodies, limbs coloured by agent: still, or as an animated GIF.
+"""Drawings of bodies, limbs coloured by agent: still, or as an animated GIF or MP4.
 
 Drawn with matplotlib only, so that neither a display nor OpenGL is needed. A geom of the `mujoco.MjModel` is
 taken as the sum of a box and an ellipsoid along its own axes: a capsule is a segment plus a ball, a cylinder a segment
@@ -8,11 +8,14 @@ plus a disc. Under an orthographic camera the outline of such a sum is exact and
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,7 +27,7 @@ from matplotlib.patches import Patch
 from envs.base import Env
 from envs.bodies.physics import actuators_of_bodies
 from marl_kl.analysis.bodies.recording import Recording
-from marl_kl.analysis.figure_style import PALETTE
+from marl_kl.analysis.figure_style import agent_colours
 
 ROOT_COLOUR = "#9A9A9A"
 """For geoms that no agent moves."""
@@ -113,14 +116,6 @@ def owners(env: Env) -> tuple[tuple[int, ...], ...]:
     return tuple(nearest(int(body)) for body in model.geom_bodyid)
 
 
-def colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
-    """One colour per agent."""
-    if num_agents <= len(PALETTE):
-        return PALETTE[:num_agents]
-    spectrum = matplotlib.colormaps["turbo"]
-    return tuple(spectrum(0.04 + 0.92 * agent / (num_agents - 1))[:3] for agent in range(num_agents))
-
-
 def still(axes: Axes, env: Env, pose: np.ndarray) -> None:
     """Draws the body in one pose [nq], limbs coloured by agent."""
     _check_pose(env, pose)
@@ -133,20 +128,25 @@ def legend(figure: Figure | Axes, env: Env, **options) -> None:
     """Adds a legend of agents and colours; `options` are those of matplotlib's legend."""
     handles = [
         Patch(facecolor=colour, edgecolor="none", label=_short(name))
-        for name, colour in zip(env.spec.agents, colours(env.spec.num_agents))
+        for name, colour in zip(env.spec.agents, agent_colours(env.spec.num_agents))
     ]
     handles.append(Patch(facecolor=ROOT_COLOUR, edgecolor="none", label="no agent"))
     figure.legend(handles=handles, frameon=False, handlelength=1.0, handleheight=1.0, **options)
 
 
-def animation(env: Env, recording: Recording, title: str) -> bytes:
-    """An animated GIF of the recording, in real time, at most 25 frames per second, looping.
+def animation(env: Env, recording: Recording, title: str, kind: str = "gif") -> bytes:
+    """The recording as an animation, in real time, at most 25 frames per second.
 
     Args:
         env: the body's environment.
         recording: at least one pose.
         title: the line above the drawing.
+        kind: "gif", which loops, or "mp4".
+
+    Raises:
+        ModuleNotFoundError: "mp4" without ffmpeg (see `ffmpeg`).
     """
+    encoder = ffmpeg() if kind == "mp4" else None
     stride = max(1, round(1.0 / (_MAX_FRAMES_PER_SECOND * env.drawing.seconds)))
     last = len(recording.poses) - 1
     shown = [*range(0, last, stride), last]
@@ -162,6 +162,8 @@ def animation(env: Env, recording: Recording, title: str) -> bytes:
         seconds = t * env.drawing.seconds
         caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return {recording.episode_return[t]:8.1f}{end}")
         images.append(_image(figure))
+    if encoder is not None:
+        return _mp4(images, 1.0 / (stride * env.drawing.seconds), encoder)
     milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
     return _gif(images, milliseconds, _palette(env))
@@ -386,7 +388,7 @@ def _page(env: Env, title: str) -> tuple[Figure, Axes]:
 
 def _shades(env: Env) -> np.ndarray:
     """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are for the world and for no agent."""
-    colour = np.array([to_rgb(colour) for colour in (*colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
+    colour = np.array([to_rgb(colour) for colour in (*agent_colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
     return np.stack([0.55 * colour, *(colour + white * (1 - colour) for _, white in _TONES)], axis=1)
 
 
@@ -410,6 +412,49 @@ def _palette(env: Env) -> np.ndarray:
     softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
     palette = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
     return np.round(255 * palette[:256]).astype(np.uint8)
+
+
+def ffmpeg() -> str:
+    """The program ffmpeg: that on the PATH, or that of the package imageio-ffmpeg.
+
+    Raises:
+        ModuleNotFoundError: there is neither.
+    """
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        return found
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg") from None
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def _mp4(images: Sequence[np.ndarray], frames_per_second: float, encoder: str) -> bytes:
+    """H.264, which every browser plays; the last frame stays for a while."""
+    height, width, _ = images[0].shape
+    still = round(_LAST_FRAME_SECONDS * frames_per_second)
+    frames = b"".join(image.tobytes() for image in (*images, *images[-1:] * still))
+    with tempfile.TemporaryDirectory() as folder:
+        to = os.path.join(folder, "episode.mp4")
+        raw = [
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            f"{frames_per_second:g}",
+            "-i",
+            "-",
+        ]
+        even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+        done = subprocess.run([encoder, "-loglevel", "error", *raw, *even, to], input=frames, capture_output=True)
+        if done.returncode:
+            raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
+        with open(to, "rb") as file:
+            return file.read()
 
 
 def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], colours: np.ndarray) -> bytes:

@@ -1,6 +1,7 @@
 """The figures of a comparison: learning curves, final returns, performance profiles, probabilities of improvement.
 
-Methods differ in colour and in dashes, for grey prints and colour-blind readers.
+Methods differ in colour and in dashes, for grey prints and colour-blind readers; each algorithm has its own
+(`figure_style.ALGORITHM_STYLES`), unless several methods are of one algorithm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from marl_kl.analysis.comparison.estimates import FINAL_SHARE, Comparison, TaskScale
-from marl_kl.analysis.figure_style import PALETTE, hide_spines, step_unit
+from marl_kl.analysis.figure_style import (
+    ALGORITHM_STYLES,
+    DIVERGING,
+    PALETTE,
+    AlgorithmStyle,
+    algorithm_style,
+    hide_spines,
+    step_unit,
+)
 from marl_kl.analysis.statistics import MIN_RUNS
 
 _COLOURS = (*PALETTE, "#000000", "#7F7F7F")
@@ -24,8 +33,6 @@ _MANY = 4
 """With more methods the bands are paler."""
 _COLUMNS = 3
 _MAX_MARKERS = 30
-_PROBABILITY_MAP = "PuOr_r"
-"""Diverging, and distinct under the common colour-vision deficiencies."""
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
@@ -74,7 +81,9 @@ def final_returns(comparison: Comparison) -> Figure:
         colour, _ = _style(comparison, method)
         axes.barh(row, upper - lower, left=lower, height=0.5, color=colour, alpha=0.35, linewidth=0)
         axes.plot([value, value], [row - 0.25, row + 0.25], color=colour, linewidth=2.5)
-    axes.set_yticks(range(len(comparison.methods)), [_wrapped(method) for method in comparison.methods], fontsize=8.5)
+    axes.set_yticks(
+        range(len(comparison.methods)), [_wrapped(_label(method)) for method in comparison.methods], fontsize=8.5
+    )
     axes.set_ylim(len(comparison.methods) - 0.5, -0.5)
     ends = np.concatenate([ends[np.isfinite(ends)] for ends in overall.iqm])
     room = 0.05 * max(float(np.ptp(ends)), 0.1)
@@ -120,7 +129,7 @@ def probability_of_improvement(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(side + 2.6, side + 1.9), layout="constrained")
     axes = figure.add_subplot()
     shown = np.where(np.eye(count, dtype=bool), np.nan, value)
-    image = axes.imshow(shown, cmap=_PROBABILITY_MAP, vmin=0.0, vmax=1.0)
+    image = axes.imshow(shown, cmap=DIVERGING, vmin=0.0, vmax=1.0)
     for row, column in zip(*np.nonzero(~np.eye(count, dtype=bool))):
         ends = f"\n[{lower[row, column]:.2f}, {upper[row, column]:.2f}]" if np.isfinite(lower[row, column]) else ""
         is_dark = abs(value[row, column] - 0.5) > 0.33
@@ -128,7 +137,7 @@ def probability_of_improvement(comparison: Comparison) -> Figure:
             column, row, f"{value[row, column]:.2f}{ends}", ha="center", va="center", fontsize=8,
             color="white" if is_dark else "black",
         )  # fmt: skip
-    names = [_wrapped(method, 16) for method in comparison.methods]
+    names = [_wrapped(_label(method), 16) for method in comparison.methods]
     axes.set_xticks(range(count), names, fontsize=8, rotation=30, ha="right")
     axes.set_yticks(range(count), names, fontsize=8)
     axes.set_ylabel("method X")
@@ -162,14 +171,34 @@ def _draw_curves(axes: Axes, comparison: Comparison, scale: TaskScale) -> None:
     hide_spines(axes)
 
 
-def _style(comparison: Comparison, method: str) -> tuple[str, object]:
-    """Colour and dashes: the first 32 methods differ in at least one of them, neighbours in both."""
+def _look(comparison: Comparison, method: str) -> AlgorithmStyle:
+    """The algorithm's; by position if two methods are of one algorithm, or one is unknown: of the first 32, neighbours
+    differ in colour and dashes, all in one of them."""
+    algorithms = [_algorithm(other) for other in comparison.methods]
+    if len(set(algorithms)) == len(algorithms) and set(algorithms) <= set(ALGORITHM_STYLES):
+        return ALGORITHM_STYLES[_algorithm(method)]._replace(label=_label(method))
     index = comparison.methods.index(method)
-    return _COLOURS[index % len(_COLOURS)], _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)]
+    dashes = _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)]
+    return AlgorithmStyle(_label(method), _COLOURS[index % len(_COLOURS)], dashes, _MARKERS[index % len(_MARKERS)])
+
+
+def _algorithm(method: str) -> str:
+    return method.split(",")[0]
+
+
+def _label(method: str) -> str:
+    """`hatrpo_w, gamma=0.9` -> `HATRPO-W, gamma=0.9`."""
+    algorithm = _algorithm(method)
+    return algorithm_style(algorithm).label + method.removeprefix(algorithm)
+
+
+def _style(comparison: Comparison, method: str) -> tuple[str, object]:
+    """Colour and dashes."""
+    return _look(comparison, method)[1:3]
 
 
 def _marker(comparison: Comparison, method: str) -> str:
-    return _MARKERS[comparison.methods.index(method) % len(_MARKERS)]
+    return _look(comparison, method).marker
 
 
 def _alpha(comparison: Comparison) -> float:
@@ -196,7 +225,9 @@ def _finish(figure: Figure, comparison: Comparison, caption: str, legend: bool =
     for method in comparison.methods:
         colour, dashes = _style(comparison, method)
         marker = {"marker": _marker(comparison, method), "markersize": 4} if markers else {}
-        line = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=_wrapped(method, 34), **marker)
+        line = Line2D(
+            [], [], color=colour, linestyle=dashes, linewidth=1.8, label=_wrapped(_label(method), 34), **marker
+        )
         handles.append(line)
     longest = max(min(34, len(method)) for method in comparison.methods)
     columns = max(1, min(len(handles), int(12 * figure.get_figwidth() / (longest + 7))))

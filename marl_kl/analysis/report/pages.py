@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 import envs
 from envs.base import Env, EnvSpec
 from marl_kl import __version__
-from marl_kl.analysis import run_figures, summary, sweep_tables
-from marl_kl.analysis.bodies import drawing
+from marl_kl.analysis import diagnostics, run_figures, summary, sweep_figures, sweep_tables
 from marl_kl.analysis.decoration import decoration
-from marl_kl.analysis.figure_style import binned_means, figure_bytes, healthy_seeds
+from marl_kl.analysis.figure_style import agent_colours, binned_means, figure_bytes, healthy_seeds
 from marl_kl.analysis.report import report_figures
 from marl_kl.analysis.text_tables import percent_text
 from marl_kl.config import Config
@@ -80,6 +79,8 @@ def run_page(out: str | os.PathLike) -> str:
         failures=result.failures,
         cards=dict(zip(header[1:], row[1:])) | {"env steps per seed": f"{result.env_steps.max(initial=0):,}"},
         learning_curve=_svg(run_figures.learning_curve, result),
+        diagnostics=_svg(diagnostics.figure, result) if diagnostics.has_diagnostics(result) else None,
+        advice=diagnostics.advice(result) if diagnostics.has_diagnostics(result) else [],
         header=header,
         per_seed=per_seed,
         over_seeds=over_seeds,
@@ -118,6 +119,7 @@ def sweep_page(out: str | os.PathLike) -> str:
         header=sweep_tables.header(result),
         rows=sweep_tables.rows(result),
         meaning=sweep_tables.MEANING,
+        returns_by_field=_svg(sweep_figures.returns_by_field, result) if sweep_figures.has_returns(result) else None,
         curves=_svg(report_figures.sweep_curves, result) if has_curves else None,
         num_coloured=report_figures.COLOURED_SETTINGS,
         body=_body_svg(env),
@@ -264,7 +266,7 @@ def _steps(result: TrainResult, colours: Sequence[str] | None) -> _Steps | None:
 def _body_and_colours(spec: EnvSpec) -> tuple[Env | None, list[str] | None]:
     """The environment of a body, to be drawn, and its agents' colours; None for other environments."""
     env = _body(spec)
-    return env, None if env is None else [to_hex(colour) for colour in drawing.colours(spec.num_agents)]
+    return env, None if env is None else [to_hex(colour) for colour in agent_colours(spec.num_agents)]
 
 
 def _body(spec: EnvSpec) -> Env | None:
