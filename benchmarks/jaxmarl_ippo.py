@@ -132,7 +132,7 @@ def alike(settings: dict[str, Any], config: marl_kl.FirstOrderConfig) -> marl_kl
         normalize_observations=False,
         actor_lr=settings["LR"],
         critic_lr=settings["LR"],
-        anneal_lr=settings["ANNEAL_LR"],
+        actor_lr_final_fraction=0.0 if settings["ANNEAL_LR"] else 1.0,
         actor_epochs=settings["UPDATE_EPOCHS"],
         critic_epochs=settings["UPDATE_EPOCHS"],
         actor_minibatches=settings["NUM_MINIBATCHES"],

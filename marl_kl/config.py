@@ -50,6 +50,16 @@ def static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
     return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check, "below": below})
 
 
+SCHEDULED = ("kl_budget", "critic_lr", "actor_lr", "ent_coef")
+"""The fields that may change linearly over a run."""
+
+
+def _final_fraction(name: str):
+    return traced(
+        1.0, f"{name} at the end of the run, as a fraction of that at its start; linear in between", _NON_NEGATIVE
+    )
+
+
 EVALUATIONS = 20
 """In a run, if its `eval_interval` is not set."""
 
@@ -94,6 +104,7 @@ class Config:
     critic_encoder: str = static("", "the same for the critic's inputs", _PATH)
 
     critic_lr: float = traced(1e-3, "Adam step size of the critic")
+    critic_lr_final_fraction: float = _final_fraction("critic_lr")
     critic_epochs: int = static(5, "passes of the critic over each batch")
     critic_minibatches: int = static(
         4, "minibatches per pass; must divide num_envs * rollout_length (num_envs if the critic is recurrent)"
@@ -142,6 +153,16 @@ class Config:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
+    def at(self, progress: jax.Array) -> Config:
+        """The config at `progress` [] of a run, from 0 to 1: the `SCHEDULED` fields have their values there."""
+        fractions = {name: getattr(self, f"{name}_final_fraction", 1.0) for name in SCHEDULED}
+        changes = {
+            name: getattr(self, name) * (1 + (fraction - 1) * progress)
+            for name, fraction in fractions.items()
+            if not (isinstance(fraction, float) and fraction == 1)
+        }
+        return self.replace(**changes)
+
     def next_stop(self, done: int) -> int:
         """Updates made at the next host sync after `done`: end of a chunk, evaluation, save or end of the run."""
         intervals = (self.updates_per_evaluation, self.save_interval)
@@ -183,9 +204,10 @@ SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_ke
 def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of `SCHEDULE` that no update depends on, given the other fields.
 
-    With an annealed learning rate, updates depend on `total_env_steps`.
+    With a field that changes over the run, updates depend on `total_env_steps`.
     """
-    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not config.get("anneal_lr"))
+    is_scheduled = any(config.get(f"{name}_final_fraction", 1) != 1 for name in SCHEDULED)
+    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not is_scheduled)
 
 
 def is_due(done: int, every: int) -> bool:
@@ -204,6 +226,7 @@ class TrustRegionConfig(Config):
     """
 
     kl_budget: float = traced(0.08, "joint KL budget of one update: the sum over agents of mean KL(old || new)")
+    kl_budget_final_fraction: float = _final_fraction("kl_budget")
     cg_iters: int = static(10, "conjugate-gradient iterations, at most")
     cg_damping: float = traced(0.1, "added to the Fisher matrix in conjugate gradient", _NON_NEGATIVE)
     cg_tol: float = traced(
@@ -248,7 +271,7 @@ class FirstOrderConfig(Config):
     """Fields of the first-order algorithms (HAPPO, MAPPO and their relatives): a surrogate maximised by Adam."""
 
     actor_lr: float = traced(5e-4, "Adam step size of the actors")
-    anneal_lr: bool = static(False, "lower actor_lr linearly, update by update, to 0 at the end of the run", _ANY)
+    actor_lr_final_fraction: float = _final_fraction("actor_lr")
     actor_epochs: int = static(5, "passes of each actor over each batch")
     actor_minibatches: int = static(
         1, "minibatches per pass; must divide num_envs * rollout_length (num_envs if recurrent)"
@@ -256,6 +279,7 @@ class FirstOrderConfig(Config):
     actor_max_grad_norm: float = traced(10.0, "global gradient norm at which an actor's gradient is clipped")
     clip_eps: float = traced(0.2, "epsilon of the surrogate: how far a probability ratio should differ from 1")
     ent_coef: float = traced(0.0, "weight of the policy's entropy in the objective", _NON_NEGATIVE)
+    ent_coef_final_fraction: float = _final_fraction("ent_coef")
     target_kl: float = traced(
         math.inf,
         "no further step of an actor on a batch once a minibatch's mean KL(old || new) exceeds this",

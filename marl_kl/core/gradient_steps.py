@@ -86,7 +86,6 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
     def improve(key, params, state, batch):
         num_rows = batch.weight.shape[0]
         data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
-        step_size = learning_rate(config, state.updates)
 
         def gradient_step(carry, minibatch):
             params, opt_state, active = carry
@@ -94,7 +93,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
             # not (kl <= target): a NaN must reach the parameters, where it is detected
             active = active & ~(kl > config.target_kl)
             updates, new_opt_state = optimizer.update(gradient, opt_state)
-            new_params = optax.apply_updates(params, jax.tree.map(lambda leaf: -step_size * leaf, updates))
+            new_params = optax.apply_updates(params, jax.tree.map(lambda leaf: -config.actor_lr * leaf, updates))
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(active, new, old), (new_params, new_opt_state), (params, opt_state)
             )
@@ -128,10 +127,3 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         return result.log_ratio, metrics
 
     return AgentStep(init, improve, assess)
-
-
-def learning_rate(config: FirstOrderConfig, updates: jax.Array | int) -> jax.Array | float:
-    """[] Adam's step size after `updates` updates of the run: decreases linearly to 0 if `anneal_lr`."""
-    if not config.anneal_lr:
-        return config.actor_lr
-    return jnp.asarray(optax.linear_schedule(config.actor_lr, 0.0, config.num_updates)(updates), jnp.float32)

@@ -47,6 +47,7 @@ class TrainState(NamedTuple):
         healthy: [] bool; after the first non-finite number the learner keeps its last finite values.
         critic_hidden: hidden state of a recurrent critic in the current episodes: [E, H], of independent critics
             [N, E, H]; `()` for feed-forward critics.
+        updates: [] int32 updates made. num_updates: [] float32 those of the whole run, at whose end schedules end.
     """
 
     key: jax.Array
@@ -54,6 +55,13 @@ class TrainState(NamedTuple):
     env_batch: EnvBatch
     healthy: jax.Array
     critic_hidden: Carry = ()
+    updates: jax.Array | int = 0
+    num_updates: jax.Array | int = 1
+
+    @property
+    def progress(self) -> jax.Array:
+        """[] float32 share of the run's updates that are made."""
+        return jnp.minimum(self.updates / self.num_updates, 1.0).astype(jnp.float32)
 
 
 class Train(NamedTuple):
@@ -83,20 +91,25 @@ def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Conf
     Raises:
         ValueError: unknown algorithm, or a config of the wrong class.
     """
-    config = algorithms.get(algorithm).config_class() if config is None else config
+    at_start = algorithms.get(algorithm).config_class() if config is None else config
     spec, env = env.spec, with_declared_dtypes(env)
-    components = _compose(spec, algorithm, config)
-    actor, critic = components.actor, components.critic
+    components_at_start = _compose(spec, algorithm, at_start)
 
     def init(key):
+        config, components = at_start, components_at_start
+        actor, critic = components.actor, components.critic
         key, key_learner, key_envs = jax.random.split(key, 3)
         learner = _init_learner(key_learner, spec, config, components)
         agents_and_envs = (spec.num_agents, config.num_envs)
         env_batch = init_env_batch(key_envs, env, config.num_envs, actor.initial_carry(agents_and_envs))
         critic_hidden = critic.initial_carry(agents_and_envs[1:] if components.is_central else agents_and_envs)
-        return TrainState(key, learner, env_batch, jnp.ones((), bool), critic_hidden)
+        counts = jnp.asarray(0, jnp.int32), jnp.asarray(config.num_updates, jnp.float32)
+        return TrainState(key, learner, env_batch, jnp.ones((), bool), critic_hidden, *counts)
 
     def update(state):
+        config = at_start.at(state.progress)
+        components = _compose(spec, algorithm, config)
+        actor, critic = components.actor, components.critic
         key, key_rollout, key_actors, key_critic = jax.random.split(state.key, 4)
         old = state.learner
         env_batch, trajectory = rollout(
@@ -127,7 +140,8 @@ def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Conf
             "explained_variance": critics.explained_variance(value, value + advantage),
             "nonfinite": nonfinite,
         }
-        return TrainState(key, learner, env_batch, healthy, estimates.hidden), metrics
+        counts = state.updates + 1, state.num_updates
+        return TrainState(key, learner, env_batch, healthy, estimates.hidden, *counts), metrics
 
     return Train(init, update)
 

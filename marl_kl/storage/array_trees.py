@@ -14,8 +14,16 @@ import numpy as np
 
 from marl_kl.storage.files import RunFolderError
 
-_SINCE_0_2 = tuple(f"algorithm.{name}" for name in ("total", "squares", "weight", "weight_squares"))
-"""Leaves that older checkpoints lack, the averages of utilities: zero means none yet."""
+_SINCE_0_2 = (
+    *(
+        f"{tree}algorithm.{name}"
+        for tree in ("", "learner.")
+        for name in ("total", "squares", "weight", "weight_squares")
+    ),
+    "updates",
+    "num_updates",
+)
+"""Leaves that older checkpoints lack: the averages of utilities, where zero means none yet, and counts that are set anew."""
 
 
 def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
@@ -68,7 +76,7 @@ def restore_tree(template: Any, leaves: Mapping[str, np.ndarray], source: str) -
 
 def _restore_leaf(name: str, wanted, leaves: Mapping[str, np.ndarray], source: str):
     shape = jax.eval_shape(jax.random.key_data, wanted) if _is_key(wanted) else jax.eval_shape(lambda x: x, wanted)
-    if 0 in shape.shape or (name not in leaves and name.endswith(_SINCE_0_2)):
+    if 0 in shape.shape or (name not in leaves and name in _SINCE_0_2):
         return np.zeros(shape.shape, shape.dtype)
     if name not in leaves:
         raise RunFolderError(f"{source} lacks '{name}' of this run")

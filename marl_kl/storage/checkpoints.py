@@ -54,7 +54,7 @@ from marl_kl.storage.files import (  # fmt: skip
 )
 from marl_kl.storage.interrupts import interrupts_wait
 from marl_kl.storage.run_folder import RunWarning
-from marl_kl.storage.run_record import first_mismatch
+from marl_kl.storage.run_record import first_mismatch, with_current_fields
 
 FORMAT = 2
 """The version of the layout above; a checkpoint with a larger one is refused."""
@@ -307,7 +307,7 @@ def _read(checkpoint: Path, fingerprint: Mapping[str, Any] | None) -> Snapshot:
         # Checked before orbax reads: a damaged array would otherwise also print its threads' tracebacks.
         _verify(checkpoint, _manifest(checkpoint))
         about = json.loads((checkpoint / "snapshot.json").read_bytes())
-        other = None if fingerprint is None else first_mismatch(about["run"], fingerprint)
+        other = None if fingerprint is None else first_mismatch(with_current_fields(about["run"]), fingerprint)
         if other:
             raise RunFolderError(f"the checkpoint {checkpoint} belongs to another run: {other}")
         if about["update"] != _update(checkpoint):

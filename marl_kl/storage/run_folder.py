@@ -123,7 +123,7 @@ def same_record(out: Path, document: Mapping[str, Any], name: str = RUN) -> dict
 
 _ADVICE = {
     "seeds": "; train other seeds into another folder: marl-kl compare pools the seeds of both",
-    "config.total_env_steps": "; with anneal_lr the learning rate is 0 at the end of the run: train a new, longer one",
+    "config.total_env_steps": "; a schedule (..._final_fraction) ends with the run: train a new, longer one",
 }
 """What to do instead of resuming a run with another value of these."""
 

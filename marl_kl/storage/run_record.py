@@ -22,6 +22,7 @@ from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure
 from marl_kl.storage.files import RunFolderError, one_line_error, write_file
 
+_ANNEALED = {"anneal_lr": "actor_lr_final_fraction"}
 _TRUST_REGION_0_1 = {"line_search": "geometric"}
 """What version 0.1 did where it had no field yet and the default is another now."""
 
@@ -224,9 +225,26 @@ def read_document(out: Path, name: str = RUN) -> dict[str, Any]:
         raise RunFolderError(f"{path} is damaged: its format is {version!r}, not a whole number")
     if version > FORMAT:
         raise RunFolderError(f"{path} was written by a newer marl_kl (format {version}; this one reads up to {FORMAT})")
+    document = with_current_fields(document)
     if document.get("config_class") == "TrustRegionConfig" and isinstance(document.get("config"), dict):
         document["config"] = {**_TRUST_REGION_0_1, **document["config"]}
     return document
+
+
+def with_current_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A record or a `fingerprint` in which version 0.1's `anneal_lr` is `actor_lr_final_fraction`."""
+
+    def current(value):
+        if isinstance(value, list):
+            return [current(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        value = {name: current(item) for name, item in value.items()}
+        return {
+            _ANNEALED.get(name, name): float(not item) if name in _ANNEALED else item for name, item in value.items()
+        }
+
+    return {name: current(value) if name in ("config", "settings") else value for name, value in document.items()}
 
 
 def _config_class(document: Mapping[str, Any]) -> type[Config]:

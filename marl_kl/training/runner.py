@@ -59,7 +59,7 @@ def train(
         resume: resume the run in `out` from its newest checkpoint, with the same bits as if it had never stopped (same
             versions, same devices; others may round differently); if there is no run yet, start it. Everything but
             the schedule (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which
-            keeps the evaluation at its old end (not with `anneal_lr`, whose learning rate is 0 there).
+            keeps the evaluation at its old end (not with a `..._final_fraction`, whose schedule ends there).
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         loggers: further destinations of the metrics during the run: "tensorboard", "wandb", "mlflow", or your own

@@ -74,7 +74,12 @@ def test_our_ippo_does_as_much_work_as_the_baseline():
     assert (config.actor_epochs, config.critic_epochs) == (3, 3)
     assert (config.actor_minibatches, config.critic_minibatches) == (2, 2)
     assert (config.actor_lr, config.critic_lr, config.clip_eps, config.ent_coef) == (2.5e-4, 2.5e-4, 0.1, 0.02)
-    assert (config.gamma, config.gae_lambda, config.activation, config.anneal_lr) == (0.9, 0.8, "relu", True)
+    assert (config.gamma, config.gae_lambda, config.activation, config.actor_lr_final_fraction) == (
+        0.9,
+        0.8,
+        "relu",
+        0.0,
+    )
     assert config.share_parameters and not config.normalize_observations and config.batch_size == 32
 
 

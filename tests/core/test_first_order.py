@@ -216,26 +216,6 @@ def test_the_gradient_that_adam_sees_is_bounded_by_the_limit(float64):
         np.testing.assert_allclose(reported, norm, rtol=1e-9)
 
 
-def test_annealing_lowers_the_step_to_zero_over_the_run(float64):
-    config = small_config(anneal_lr=True, total_env_steps=10 * 4096, actor_epochs=1)
-    assert config.num_updates == 10
-    step, params, batch = one_network(config)
-
-    @jax.jit
-    def change(updates):
-        state = step.init(params)._replace(updates=updates)
-        improved = step.improve(jax.random.key(0), params, state, batch)
-        return jax.tree.map(jnp.subtract, improved.params, params), improved.state.updates
-
-    whole, _ = change(0)
-    for updates, share in ((0, 1.0), (3, 0.7), (9, 0.1), (10, 0.0), (12, 0.0)):
-        np.testing.assert_allclose(gradient_steps.learning_rate(config, updates), share * config.actor_lr, atol=1e-15)
-        moved, count = change(updates)
-        assert_same(moved, jax.tree.map(lambda leaf: share * leaf, whole), atol=1e-15)
-        assert count == updates + 1
-    assert gradient_steps.learning_rate(small_config(), 7) == small_config().actor_lr
-
-
 def test_early_stop_ends_at_the_first_kl_above_the_target(float64):
     """Exactly where a loop over runs of 1, 2, ... epochs sees it; an agent's stop is its own."""
     epochs = 6

@@ -55,7 +55,7 @@ def test_every_algorithm_and_kind_of_action(algorithm, kind, recurrent, float64)
         ("hatrpo_w", {"utility": "cross_fitted", "utility_smoothing": 0.9}),
         ("hatrpo_w", {"utility": "measured"}),
         ("hatrpo", {"share_parameters": True, "line_search": "geometric"}),
-        ("happo", {"anneal_lr": True}),
+        ("happo", {"actor_lr_final_fraction": 0.0, "critic_lr_final_fraction": 0.5}),
     ],
 )
 def test_options_of_algorithms(algorithm, fields, float64):

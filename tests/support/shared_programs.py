@@ -22,9 +22,7 @@ def programs_are_shared():
     compile_programs = Programs.compile
 
     def shared(self):
-        if getattr(self._config, "anneal_lr", False):  # the length of the run is part of the program
-            compile_programs(self)
-        elif first := _FIRST.get(_key(self)):
+        if first := _FIRST.get(_key(self)):
             vars(self).update({name: value for name, value in vars(first).items() if name in _MADE})
         else:
             compile_programs(self)

@@ -494,24 +494,30 @@ def test_a_run_is_resumed_on_another_number_of_devices(whole_run, tmp_path):
 
 
 def test_an_annealed_run_keeps_its_end(tmp_path, monkeypatch):
-    """Its learning rate is 0 there; the rest of the schedule is free."""
+    """Its schedule ends there; the rest is free."""
     monkeypatch.setattr(runner._Run, "_trained", lambda run, shard, snapshot, status: snapshot)
     monkeypatch.setattr(runner.reporting, "finish", lambda *_, **__: None)
 
     def resume(**options):
-        options = {"out": tmp_path / "run", "resume": True, "progress": "none", "anneal_lr": True, **options}
+        options = {
+            "out": tmp_path / "run",
+            "resume": True,
+            "progress": "none",
+            "actor_lr_final_fraction": 0.0,
+            **options,
+        }
         return marl_kl.train(counting_env(), "happo", **{**kills.CONFIG, **options})
 
     resume()
     resume(chunk_updates=7, save_interval=3)
     steps = kills.CONFIG["total_env_steps"]
     for other in (steps // 2, 2 * steps):
-        message = f"total_env_steps is {steps} there and {other} here; with anneal_lr the learning rate is 0"
+        message = f"total_env_steps is {steps} there and {other} here; a schedule "
         with pytest.raises(RunFolderError, match=message) as error:
             resume(total_env_steps=other)
         assert "\n" not in str(error.value) and "train a new" in str(error.value)
-    with pytest.raises(RunFolderError, match="config.anneal_lr is True there and False here"):
-        resume(anneal_lr=False)
+    with pytest.raises(RunFolderError, match="config.actor_lr_final_fraction is 0.0 there and 0.5 here"):
+        resume(actor_lr_final_fraction=0.5)
 
 
 # What only sweeps do
