@@ -6,6 +6,7 @@ The package is imported only when one of them is made: `pip install 'marl_kl[jum
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ def find(name: str) -> Callable[..., Env] | None:
 
 def _make(name: str, episode_length: int | None = None, **options) -> Env:
     try:
-        import jumanji
+        jumanji = importlib.import_module("jumanji")
     except ImportError as error:
         raise ValueError(
             f"env '{name}' needs Jumanji, which cannot be imported ({first_line(error)}); pip install 'marl_kl[jumanji]'"

@@ -147,7 +147,7 @@ def episode_metrics(episodes: Episodes) -> dict[str, jax.Array]:
     While jax searches for NaNs (`JAX_DEBUG_NANS`), 0 before the first one.
     """
     has_finished = episodes.last_length > 0
-    missing = 0.0 if jax.config.jax_debug_nans else jnp.nan
+    missing = 0.0 if getattr(jax.config, "jax_debug_nans", False) else jnp.nan
 
     def mean(values):
         known = has_finished & ~jnp.isnan(values)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import marl_kl
-from marl_kl.storage import checkpoints, run_folder, run_tables
+from marl_kl.storage import checkpoints, run_record, run_tables
 from tests.support.counting_env import counting_env
 
 UPDATES = 60
@@ -64,7 +64,7 @@ def assert_same_run(out, reference):
     for table in ("evaluation.csv", "log.jsonl"):
         assert (Path(out) / table).read_bytes() == (Path(reference) / table).read_bytes(), table
     assert without_wall_clock(out) == without_wall_clock(reference)
-    times = run_tables.read_metrics(out, run_folder.read_record(out).spec.agents).wall_time_s
+    times = run_tables.read_metrics(out, run_record.read_record(out).spec.agents).wall_time_s
     assert np.all(np.diff(times) > 0) and times[0] > 0
     found, wanted = checkpoints.load(out), checkpoints.load(reference)
     assert found.update == wanted.update
