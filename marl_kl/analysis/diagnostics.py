@@ -59,7 +59,7 @@ _QUANTITIES = (
     _Quantity("value loss", "value_loss"),
     _Quantity("entropy of each agent (nats)", "entropy"),
     _Quantity(
-        "KL spent / budget", "kl_total", scale=_budget, is_crossed=lambda mean: mean < 0.8, limit=0.8,
+        "KL spent / budget", "kl_total", scale=_budget, is_crossed=lambda mean: mean < 0.6, limit=0.6,
         advice="steps are shortened or rejected: line_search=kl_matched spends more; if many are rejected, lower "
         "kl_budget, or raise cg_subsample or cg_damping",
     ),
