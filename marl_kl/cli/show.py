@@ -79,9 +79,12 @@ def record_lines(record: run_record.RunRecord, swept: Sequence[str] = (), every_
         mark = "*" if is_changed and every_field else " "
         config.append(f"  {mark} {field.name} = {'swept' if field.name in swept else default_text(value)}")
     note = "*: not the default" if every_field else "the others are at their defaults: --all"
+    source, which = map(document.get, run_record.WARM_START)
+    started_from = [f"started from {source}, {which} learners"] if source else []
     return [
         f"{record.algorithm} on {spec.name}, seeds {', '.join(map(str, record.seeds))}",
         f"status       {record.status}, started {document['started']}{ended}",
+        *started_from,
         f"environment  {'; '.join(f'{name} {value}' for name, value in spec.metadata) or '-'}",
         f"agents       {', '.join(spec.agents)}",
         f"device       {session['device']['count']} x {session['device']['kind']}",

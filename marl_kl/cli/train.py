@@ -42,7 +42,7 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
     parser = commands.add_parser(
         "train",
         usage="marl-kl train [ENV] [--config FILE] [--preset NAME] [--algorithm NAME] [--seeds N] [--out FOLDER] "
-        "[--env KEY=VALUE ...] [--log NAME ...] [config options]",
+        "[--env KEY=VALUE ...] [--init-from RUN] [--log NAME ...] [config options]",
         help="train and write metrics, figures and the learned policies to a folder",
         description=f"Trains independent policies per seed. The options below are those of --algorithm {algorithm.name}.",
         epilog=EXAMPLE,
@@ -79,6 +79,15 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
         metavar="KEY=VALUE",
         dest="env_options",
         help="option of the environment, such as backend=spring or obs=1; may be repeated",
+    )
+    parser.add_argument(
+        "--init-from", type=Path, metavar="RUN", help="start from the learners of this run instead of random networks"
+    )
+    parser.add_argument(
+        "--init-which",
+        default="last",
+        choices=("last", "best"),
+        help="of that run, the learners of the newest checkpoint or the best evaluated ones (default: last)",
     )
     add_log(parser)
     add_progress(parser)
@@ -145,6 +154,8 @@ def _train(arguments: argparse.Namespace) -> int:
             run.algorithm,
             seeds=run.seeds,
             out=out,
+            init_from=arguments.init_from,
+            init_which=arguments.init_which,
             progress=arguments.progress,
             loggers=arguments.log,
             **run.config,

@@ -76,7 +76,8 @@ class Snapshot(NamedTuple):
 
     Attributes:
         update: updates made.
-        state: the `TrainState`, flat (see `array_trees.flatten_tree`): leaves [seed, ...].
+        state: the `TrainState`, flat (see `array_trees.flatten_tree`): leaves [seed, ...]. Before the first update those
+            of its leaves that do not begin as the algorithm initialises them.
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
         failures: the trials (of a run: setting 0) that met a non-finite number so far.

@@ -82,7 +82,7 @@ class Run:
         from marl_kl.core.trainer import learner_shapes
 
         template = learner_shapes(self.spec, self.algorithm, self.config)
-        return _of_seeds(template, len(self.seeds), self.leaves, self.source)
+        return of_seeds(template, len(self.seeds), self.leaves, self.source)
 
     def update_of(self, seed: int) -> int:
         """Updates made before the loaded team of `seed` was stored; ValueError if the run has no such seed."""
@@ -248,7 +248,7 @@ def _restored(
 ) -> Run:  # fmt: skip
     """Of the learner's flat `leaves`."""
     own = {name: leaf for name, leaf in leaves.items() if name.split(".")[0] in Team._fields}
-    team = _of_seeds(team_shapes(record.spec, record.config), len(record.seeds), own, source)
+    team = of_seeds(team_shapes(record.spec, record.config), len(record.seeds), own, source)
     return Run(
         Path(path),
         record.spec,
@@ -263,7 +263,7 @@ def _restored(
     )
 
 
-def _of_seeds(template, num_seeds: int, leaves: Mapping[str, np.ndarray], source: str):
+def of_seeds(template, num_seeds: int, leaves: Mapping[str, np.ndarray], source: str):
     """`template`, the shapes of one seed, filled with the leaves [seed, ...]."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), template)
     return array_trees.restore_tree(stacked, leaves, source)

@@ -32,6 +32,9 @@ FORMAT = 2
 RUN, SWEEP = "run.json", "sweep.json"
 """What a folder's record is called: that of a run, and that of a sweep (`marl_kl.training`)."""
 
+WARM_START = ("init_from", "init_which")
+"""The entries of a run that began with the learners of a stored run: its absolute path, and "last" or "best"."""
+
 STATUSES = ("running", "finished", "interrupted", "failed")
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
@@ -64,7 +67,8 @@ def record(
 ) -> dict[str, Any]:
     """The content of a new run's `run.json`: what is run, on which versions and devices, since when.
 
-    `env_params` is what `array_trees.digest` makes of the environment's params; `more` is what a sweep adds.
+    `env_params` is what `array_trees.digest` makes of the environment's params; `more` is what a sweep or a warm start
+    adds.
     """
     from marl_kl import __version__  # this module may be a part of that import
 
@@ -102,6 +106,7 @@ def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
         **{name: document[name] for name in ("algorithm", "config_class", "seeds", "env_params") if name in document},
         "config": {name: config[name] for name in names},
         "env": env_identity(document["env"]),
+        **{name: document.get(name) for name in WARM_START},
     }
     if "settings" not in document:
         return of_run
@@ -169,7 +174,7 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
 _KINDS = {
     "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]",
     "failures": "[dict]", "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]",
-    "settings": "[dict]", "sizes": "dict", "timing": "dict",
+    "settings": "[dict]", "sizes": "dict", "timing": "dict", "init_from": "str", "init_which": "str",
 }  # fmt: skip
 """Of what kind the entries of a record are that are not looked at by the classes that are made of them."""
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import make_train
 from marl_kl.results import Failure, TrainResult
 from marl_kl.storage import array_trees, files, run_folder, run_record
-from marl_kl.storage.checkpoints import START, Snapshot
+from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.run_tables import ABSOLUTE, TableWriter
 from marl_kl.storage.shards import Shard, Trial
-from marl_kl.training import run_file
+from marl_kl.training import run_file, warm_start
 from marl_kl.training.loggers import STREAM, About, JsonLines, Log, Logger, chosen_loggers, rows
 from marl_kl.training.programs import Programs
 from marl_kl.training.progress import Progress
@@ -42,6 +42,8 @@ def train(
     seeds: int | Sequence[int] = 1,
     out: str | PathLike | None = None,
     resume: bool = False,
+    init_from: str | PathLike | None = None,
+    init_which: Literal["last", "best"] = "last",
     config: Config | None = None,
     progress: str = "auto",
     loggers: Sequence[str | Logger] = (),
@@ -60,6 +62,11 @@ def train(
             versions, same devices; others may round differently); if there is no run yet, start it. Everything but
             the schedule (`marl_kl.config.free_schedule`) must be as it was; more `total_env_steps` extend a run, which
             keeps the evaluation at its old end (not with a `..._final_fraction`, whose schedule ends there).
+        init_from: folder of a run whose learners this new run starts from (not for sweeps): actors, critic and moments
+            of observations and states; the algorithm's own state too if the algorithm is the same. Agents and networks
+            must be the same. Each seed starts from the stored seed in its place, or all from the only one. A resumed
+            run starts from its own checkpoints, and needs `init_from` neither given nor, once there is one, on disk.
+        init_which: "last" or "best", as `which` of `marl_kl.load`.
         config: of the algorithm's config class; its defaults if None.
         progress: "auto", "plain" or "none".
         loggers: further destinations of the metrics during the run: "tensorboard", "wandb", "mlflow", or your own
@@ -73,7 +80,8 @@ def train(
     Raises:
         ValueError: bad input, reported in one line before anything is compiled.
         ModuleNotFoundError: the package of a logger is not installed.
-        RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written.
+        RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written; or
+            `init_from` cannot be read.
         MemoryError: the run does not fit into the devices' memory; usually reported before the first update.
     """
     check_env(env)
@@ -91,23 +99,27 @@ def train(
         mode=progress,
     )
     run = _Run(env, spec, config, seeds, display, loggers)
+    source = warm_start.entries(init_from, init_which)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the run to resume")
-        return run.result(run.shard(None, {}), START)
+        return run.result(run.shard(None, {}), run.start(source))
     algorithms.refuse_not_importable(spec, config)
-    document = run_record.record(env.spec, spec.name, config, seeds, array_trees.digest(env.params))
     is_resumed = resume and run_folder.holds_run(out)
+    if is_resumed and not source:
+        source = warm_start.recorded(out)
+    document = run_record.record(env.spec, spec.name, config, seeds, array_trees.digest(env.params), **source)
+    start = None if is_resumed else run.start(source)  # refuses a source before anything is written
     with run_folder.lock_folder(out, None if is_resumed else document) as out:
         shard = run.shard(out, run_record.fingerprint(document))
-        return run.result(shard, _resumed(shard, document) if is_resumed else START)
+        return run.result(shard, _resumed(run, shard, document) if start is None else start)
 
 
-def _resumed(shard: Shard, document: Mapping[str, Any]) -> Snapshot:
-    """The newest checkpoint; that the run resumes is recorded in its folder.
+def _resumed(run: _Run, shard: Shard, document: Mapping[str, Any]) -> Snapshot:
+    """The newest checkpoint, or the start if there is none; that the run resumes is recorded in its folder.
 
     Args:
-        shard: of the run.
+        run, shard: the run.
         document: the `run_record.record` of this call.
 
     Raises:
@@ -124,6 +136,8 @@ def _resumed(shard: Shard, document: Mapping[str, Any]) -> Snapshot:
             f"total_env_steps={config.total_env_steps}; it must be at least {snapshot.update * config.batch_size}, "
             f"which the run in {str(out)!r} has taken already"
         )
+    if not snapshot.update:
+        snapshot = run.start(document)
     if not shard.is_complete(snapshot) or stored["status"] != "finished":
         run_folder.record_resume(out, document, snapshot.update)
     return snapshot
@@ -143,6 +157,10 @@ class _Run:
     def shard(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> Shard:
         trials = tuple(Trial(0, seed, self.config) for seed in self.seeds)
         return Shard(trials, (), folder, fingerprint, is_extendable=True)
+
+    def start(self, document: Mapping[str, Any]) -> Snapshot:
+        """Before the first update; with the learners of another run if `document` has the entries `WARM_START`."""
+        return warm_start.start(document, self.env.spec, self.algorithm, self.config, len(self.seeds))
 
     def result(self, shard: Shard, snapshot: Snapshot) -> TrainResult:
         """Of the run, trained from `snapshot` to its end."""

@@ -70,7 +70,7 @@ class Samples(NamedTuple):
 
 
 class _StoredRun(NamedTuple):
-    """task: the environment, as JSON text. method_fields: the config fields that distinguish methods."""
+    """task: the environment, as JSON text. method_fields: config fields that distinguish methods, and `init_from`."""
 
     path: Path
     record: run_record.RunRecord
@@ -153,6 +153,8 @@ def _run(path: Path, record: run_record.RunRecord, result: TrainResult) -> _Stor
     config = {field.name: getattr(record.config, field.name) for field in dataclasses.fields(record.config)}
     ignored = (*free_schedule(config), *_PRECISION_FIELDS)
     method_fields = {name: value for name, value in config.items() if name not in ignored}
+    source, which = map(record.document.get, run_record.WARM_START)
+    method_fields["init_from"] = f"{source} ({which})" if source else None
     return _StoredRun(path, record, result, json.dumps(env, sort_keys=True), method_fields)
 
 
