@@ -54,7 +54,15 @@ def test_the_fields_of_the_file_are_passed_to_train(trained, tmp_path):
     ((spec, algorithm, options),) = trained
     assert spec == envs.make("matrix_game", num_agents=3, steps=5).spec and algorithm == "hatrpo_g"
     assert str(options.pop("out")).startswith("runs/matrix_game-hatrpo_g-2")
-    assert options == {"seeds": [3, 5], "progress": "none", "loggers": [], "hidden_sizes": [8, 4], "gamma": 0.9}
+    assert options == {
+        "seeds": [3, 5],
+        "progress": "none",
+        "loggers": [],
+        "init_from": None,
+        "init_which": "last",
+        "hidden_sizes": [8, 4],
+        "gamma": 0.9,
+    }
 
 
 def test_the_command_line_overrides_the_file(trained, tmp_path):
