@@ -113,6 +113,8 @@ def _unknown_word(word: str, known: list[str], parser: argparse.ArgumentParser) 
     if word.replace(".", "", 1).isdigit():
         return f"unknown argument {word}; the numbers of one option are written with commas: 64,64"
     part_of = [entry for entry in known if option.startswith("--") and option[2:] in entry[2:].split("-")]
+    # --kl-budget, but not --kl-budget-final-fraction
+    part_of = [entry for entry in part_of if not any(entry.startswith(f"{shorter}-") for shorter in part_of)]
     near = part_of or difflib.get_close_matches(option, known, n=1)
     kind = "option" if word.startswith("-") else "argument"
     hint = f"did you mean {' or '.join(near)}?" if near else "see --help"

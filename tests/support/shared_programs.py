@@ -8,7 +8,7 @@ from marl_kl.training import programs
 from marl_kl.training.programs import Programs
 
 _FIRST = {}
-_MADE = ("_traced_init", "shapes", "init", "_chunk", "_evaluate")
+_MADE = ("_init", "_traced_init", "shapes", "init", "_chunk", "_evaluate")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +38,6 @@ def _key(of):
     default = type(of._config)()
     schedule = {name: getattr(default, name) for name in SCHEDULE if name != "chunk_updates"}
     config = of._config.replace(**default.traced_fields, **schedule)
-    made_by = (programs.make_train, Programs._lowered_chunk, Programs._lowered_evaluation)
+    made_by = (programs.make_train, Programs._chunk_program, programs.evaluation.evaluate_seeds)
     env = (of._env.spec, of._env.reset, of._env.step)
     return env, of._algorithm, config, of.num_runs, made_by, jax.config.jax_enable_x64

@@ -238,9 +238,9 @@ def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(mo
         train = marl_kl.make_train(*arguments)
         return train._replace(update=lambda state: traces.append(1) or train.update(state))
 
-    lowered = Programs._lowered_chunk
+    lowered = Programs._chunk_program
     monkeypatch.setattr(programs, "make_train", counting_train)
-    monkeypatch.setattr(Programs, "_lowered_chunk", lambda self: compiled.append(self.num_runs) or lowered(self))
+    monkeypatch.setattr(Programs, "_chunk_program", lambda self: compiled.append(self.num_runs) or lowered(self))
     env, budgets, seeds = envs.make("matrix_game", num_agents=2), [0.01, 0.03, 0.1, 0.3], range(8)
     config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=160, chunk_updates=2)
     swept = marl_kl.sweep(env, "hatrpo_w", grid={"kl_budget": budgets}, seeds=8, config=config, progress="none")
