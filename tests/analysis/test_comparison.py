@@ -19,6 +19,7 @@ from marl_kl.config import FirstOrderConfig, TrustRegionConfig
 from marl_kl.results import EpisodeStatistics, Failure
 from marl_kl.storage import run_tables
 from marl_kl.storage.files import RunFolderError
+from tests.support.grids import slow_unless
 from tests.support.stored_runs import spec, store
 
 RISING = np.array([[0.0, 10.0, 20.0, 40.0], [0.0, 10.0, 30.0, 60.0], [0.0, 20.0, 40.0, 50.0], [0.0, 0.0, 10.0, 30.0]])
@@ -283,7 +284,7 @@ def _texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-@pytest.mark.parametrize("num_methods, num_tasks", [(1, 1), (8, 2)])
+@pytest.mark.parametrize("num_methods, num_tasks", slow_unless({(1, 1)}, [(1, 1), (8, 2)]))
 def test_figures_name_every_method_and_axis_and_explain_their_intervals(tmp_path, num_methods, num_tasks):
     runs = [
         store(tmp_path / f"{k}-{t}", RISING + k, spec=spec(f"task_{t}"), config=TrustRegionConfig(gamma=0.9 + k / 100))

@@ -117,6 +117,7 @@ def _walk(env, steps):
     return recording.Recording(poses, np.linspace(0, 10, steps + 1), "terminated")
 
 
+@pytest.mark.slow
 def test_a_gif_in_real_time():
     """Steps of 8 ms at 25 frames per second: every fifth step, and the last; all agents' colours are in each."""
     env = envs.make("hopper_3x1")

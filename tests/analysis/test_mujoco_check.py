@@ -85,6 +85,7 @@ def test_gymnasium_observes_what_the_training_engine_observes(name, options, fir
     np.testing.assert_allclose(env.wiring.observe(observed.astype(np.float32)), timestep.obs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_controls_are_rescaled_to_the_actuators_range():
     """Brax's humanoid takes controls in [-1, 1], Gymnasium's in [-0.4, 0.4]."""
     counterpart = mujoco_check.counterpart(envs.make("humanoid_17x1", obs=1))

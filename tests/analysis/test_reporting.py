@@ -40,6 +40,7 @@ reporting.finish(synthetic.result(out=pathlib.Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_an_unusable_backend_of_matplotlib_does_not_matter(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _UNUSABLE_BACKEND, tmp_path],

@@ -162,6 +162,7 @@ def test_without_a_command_the_help_is_printed(capsys):
     assert stop.value.code == 0 and "usage: marl-kl" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_m_marl_kl_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "marl_kl", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"marl-kl {marl_kl.__version__}")

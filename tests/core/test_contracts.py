@@ -90,7 +90,7 @@ def test_the_covering_cases_cover_all_pairs():
 @pytest.mark.parametrize(
     ("algorithm", "kind", "shared", "recurrent"),
     slow_unless(
-        {("hatrpo_w", "discrete", False, False)},
+        (),
         [*covering(), ("hatrpo", "discrete", True, False), ("hatrpo", "multi_discrete", True, True)],
     ),
 )

@@ -84,6 +84,7 @@ def test_a_fit_is_two_plain_fits(float64):
     np.testing.assert_allclose(trial.gain, np.mean((np.exp(ratio) - 1) * batch.weight), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_signal_is_unbiased_where_the_plain_slope_is_not(float64):
     """A bandit of three arms with noisy rewards: its true gradient g* and Fisher matrix F are sums over the arms.
 

@@ -102,6 +102,7 @@ def problem_of_unequal_deaths(name, **fields):
     return config, actor, actors, batch, alive
 
 
+@pytest.mark.slow
 def test_agents_update_on_their_own_samples_one_after_another(float64):
     """HATRPO in a loop; a dead agent's log ratio is 0 for those that follow."""
     config, actor, actors, batch, alive = problem_of_unequal_deaths("hatrpo", line_search_steps=4)

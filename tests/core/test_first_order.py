@@ -195,6 +195,7 @@ def global_norm(tree):
     return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
+@pytest.mark.slow
 def test_the_gradient_that_adam_sees_is_bounded_by_the_limit(float64):
     """After one step from nothing Adam's first moment is a tenth of it."""
     _, params, batch = one_network(small_config())
@@ -248,6 +249,7 @@ def test_early_stop_ends_at_the_first_kl_above_the_target(float64):
         assert all(kl <= target for kl in earlier for target, _ in seen)
 
 
+@pytest.mark.slow
 def test_an_unavailable_choice_gets_no_gradient(float64):
     """With an entropy bonus and Adam, whose steps do not shrink with the gradient: not a bit may change."""
     config = small_config(ent_coef=0.1)

@@ -136,6 +136,7 @@ def test_our_splits_are_ma_mujocos(scenario):
     assert (set(map(frozenset, ours)) == set(theirs)) != (scenario in OTHER_AGENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "split"), [("Reacher", "2x1"), ("Pusher", "3p")])
 def test_arms_are_split_as_in_ma_mujoco(family, split):
     """Not in the tables: their observations are made of other things than q and qd."""

@@ -91,6 +91,7 @@ def test_memory_in_use_of_a_cpu_is_the_process_s(machine, tmp_path, monkeypatch)
     assert devices.memory_in_use() == (2 * 2**20, None) and str(devices.memory_in_use()) == "0.0 GiB"
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(tmp_path):
     """In a separate process, as the command line: here the tests have a cache."""
     lines = "import jax, marl_kl; marl_kl.use_compilation_cache(); print(jax.config.jax_compilation_cache_dir)"

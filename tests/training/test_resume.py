@@ -281,7 +281,7 @@ def test_no_module_uses_an_adjustable_clock():
         for path in (Path(__file__).parents[2] / folder).rglob("*.py")
         if re.search(r"\btime\.time|mtime|datetime\.now|\.today\(", path.read_text())
     }
-    assert found == {"run_folder.py", "options.py"}
+    assert found == {"run_record.py", "options.py"}
 
 
 # Damaged and other folders
