@@ -25,6 +25,10 @@ from envs.base import Env, EnvSpec, TimeStep, timestep_shapes
 from envs.validation import check_integer
 
 
+_Rows = tuple[np.ndarray, ...]
+"""The fields of one `TimeStep`, on the host."""
+
+
 class History(NamedTuple):
     """seed: [] int32 of the reset. actions: [T, ...] joint actions so far, padded. t: [] int32, how many."""
 
@@ -84,7 +88,7 @@ def from_pettingzoo(
             for agent, own, size, shape, space in zip(agents, action, sizes, actions.shapes, action_spaces)
         }
 
-    def time_step(live: Any, observed: Mapping[Any, Any], reward: Mapping[Any, Any], ends: tuple[bool, bool]):
+    def time_step(live: Any, observed: Mapping[Any, Any], reward: Mapping[Any, Any], ends: tuple[bool, bool]) -> _Rows:
         obs = np.zeros((len(agents), spec.observation_size), np.float32)
         mask, alive = spec.action_mask.copy(), np.array([agent in live.agents for agent in agents])
         for i, agent in enumerate(agents):
@@ -95,7 +99,7 @@ def from_pettingzoo(
         state = _state(live)
         state = np.concatenate([row[:size] for row, size in zip(obs, sizes)]) if state is None else state
         rewards = np.array([reward.get(agent, 0.0) for agent in agents], np.float32)
-        return obs, state, rewards, np.bool_(ends[0]), np.bool_(ends[1]), mask, alive
+        return obs, state, rewards, np.asarray(ends[0]), np.asarray(ends[1]), mask, alive
 
     def host_step(live: Any, t: int, action: np.ndarray):
         """The time step after `action`, the `t`-th, and whether the episode continues."""
@@ -126,7 +130,7 @@ def from_pettingzoo(
                 pool.free.append(live)
             return after
 
-    def call(one: Callable[..., tuple[np.ndarray, ...]], *arguments: jax.Array) -> TimeStep:
+    def call(one: Callable[..., _Rows], *arguments: jax.Array) -> TimeStep:
         return TimeStep(*jax.pure_callback(_batched(one), shapes, *arguments, vmap_method="broadcast_all"))
 
     padded_action = _padded(actions, spec.example_action)
@@ -173,7 +177,7 @@ def _key(seed: Any, history: Any, t: Any) -> bytes:
     return np.int32(seed).tobytes() + b"".join(np.asarray(action).tobytes() for action in history[: int(t)])
 
 
-def _batched(one: Callable[..., tuple[np.ndarray, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
+def _batched(one: Callable[..., _Rows]) -> Callable[..., _Rows]:
     """`one`, whose first argument has no axes, over the leading axes of all arguments."""
 
     def over_all(*arguments):
@@ -200,9 +204,9 @@ def _flat(observation: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in jax.tree.leaves(observation)])
 
 
-def _mask(observation: Any) -> np.ndarray:
+def _mask(observation: Any) -> np.ndarray | bool:
     mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
-    return np.True_ if mask is None else np.ravel(mask).astype(bool)
+    return True if mask is None else np.ravel(mask).astype(bool)
 
 
 def _state(live: Any) -> np.ndarray | None:

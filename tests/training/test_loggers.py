@@ -89,7 +89,7 @@ def test_the_stream_has_the_tables_numbers(logged):
     training = pd.DataFrame([line for line in lines if "kl_total" in line]).astype(float)
     table = pd.read_csv(out / "metrics.csv").sort_values(["update", "seed"], ignore_index=True).astype(float)
     pd.testing.assert_frame_equal(training, table[training.columns], check_exact=True)
-    assert set(table.columns) == set(training.columns)
+    assert set(table.columns) == {*training.columns, "wall_time_s"}
     evaluations = [line for line in lines if "evaluation_return" in line]
     means = pd.read_csv(out / "evaluation.csv").groupby(["update", "seed"]).episode_return.mean()
     assert [(line["update"], line["seed"]) for line in evaluations] == list(means.index)

@@ -443,7 +443,7 @@ def _measured(original, sizes):
 
 def test_the_state_is_copied_to_the_host_only_where_it_is_saved(tmp_path, monkeypatch):
     copied, flatten = [], array_trees.flatten_tree
-    monkeypatch.setattr(checkpoints, "flatten_tree", lambda tree: copied.append(type(tree).__name__) or flatten(tree))
+    monkeypatch.setattr(array_trees, "flatten_tree", lambda tree: copied.append(type(tree).__name__) or flatten(tree))
     train(tmp_path / "run", save_interval=0)
     assert copied.count("TrainState") == 1
 
