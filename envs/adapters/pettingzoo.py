@@ -24,7 +24,6 @@ from envs.adapters import spaces
 from envs.base import Env, EnvSpec, TimeStep, timestep_shapes
 from envs.validation import check_integer
 
-
 _Rows = tuple[np.ndarray, ...]
 """The fields of one `TimeStep`, on the host."""
 
