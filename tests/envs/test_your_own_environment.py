@@ -11,7 +11,7 @@ import pytest
 import marl_kl
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_environment.md").read_text()
-GAME, CHECKING, _, PENDULUM = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+GAME, CHECKING, _, PENDULUM, *_ = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
