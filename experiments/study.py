@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 import marl_kl
 from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
+from marl_kl.storage.run_record import with_current_fields
 
 SIZES = ("smoke", "quick", "full")
 RESULTS = Path("experiments/results")
@@ -169,7 +170,7 @@ def _stored(work: Path, piece: Piece) -> dict | None:
         return None
     stored = json.loads(path.read_text())
     wanted = _plain(piece.settings)
-    known = stored["settings"]
+    known = with_current_fields({"config": stored["settings"]})["config"]
     # settings that the stored piece lacks did not exist when it was made
     return stored if known == {name: wanted[name] for name in wanted if name in known} else None
 
