@@ -198,9 +198,14 @@ def test_the_page_of_a_sweep(ant, tmp_path):
     assert main.main(["report", str(tmp_path / "sweep")]) == 0
     page = page_of(tmp_path / "sweep" / "report.html")
     alternatives = [picture["alt"] for picture in page.pictures]
-    assert alternatives[:2] == ["Learning curves by setting", "The body of ant_4x2, limbs coloured by agent"]
+    titles = [
+        "Final return by swept field",
+        "Learning curves by setting",
+        "The body of ant_4x2, limbs coloured by agent",
+    ]
+    assert alternatives[:3] == titles
     best = sweep_tables.ranking(result)[:3]
-    for k, share, steps in zip(best, alternatives[2::2], alternatives[3::2], strict=True):
+    for k, share, steps in zip(best, alternatives[3::2], alternatives[4::2], strict=True):
         assert share.startswith(f"Setting {k} (kl_budget={0.01 * (k + 1)}, hidden_sizes={8 + k}). Share of the KL")
         assert steps.endswith("Line searches that found a step")
     assert "setting 7, seed 9 failed: reward was not finite in update 4" in page.text
@@ -311,5 +316,5 @@ def test_a_browser_draws_every_picture(ant, tmp_path):
     found = done.stdout.split('id="found">')[1].split("<")[0].split()
     assert found[0] == "widths", done.stderr
     widths = list(map(int, found[1:]))
-    assert len(widths) == len(page_of(page).pictures) == 8 and min(widths) > 100
+    assert len(widths) == len(page_of(page).pictures) == 9 and min(widths) > 100
     assert "CONSOLE" not in done.stderr, "the browser reports no errors"

@@ -239,7 +239,7 @@ def _backwards(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: next(seconds))
     monkeypatch.setattr(time, "time_ns", lambda: int(next(seconds)) * 10**9)
     monkeypatch.setattr(
-        run_folder, "_now", lambda: datetime.datetime.fromtimestamp(next(seconds), datetime.UTC).isoformat()
+        run_record, "now", lambda: datetime.datetime.fromtimestamp(next(seconds), datetime.UTC).isoformat()
     )
 
 
