@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 import marl_kl
 from marl_kl.analysis.text_tables import markdown_row
 from marl_kl.storage.files import write_file
-from marl_kl.storage.run_record import with_current_fields
+from marl_kl.storage.run_record import current_fields
 
 SIZES = ("smoke", "quick", "full")
 RESULTS = Path("experiments/results")
@@ -170,14 +170,9 @@ def _stored(work: Path, piece: Piece) -> dict | None:
         return None
     stored = json.loads(path.read_text())
     wanted = _plain(piece.settings)
-    known = _current(stored["settings"])
+    known = current_fields(stored["settings"])
     # settings that the stored piece lacks did not exist when it was made
     return stored if known == {name: wanted[name] for name in wanted if name in known} else None
-
-
-def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with today's names of config fields."""
-    return with_current_fields({"config": settings})["config"]
 
 
 def load(study: Study, folder: Path) -> Results:
@@ -191,7 +186,7 @@ def load(study: Study, folder: Path) -> Results:
     return Results(
         size,
         {name: _decoded(piece) for name, piece in stored.items()},
-        {name: _current(piece["settings"]) for name, piece in stored.items()},
+        {name: current_fields(piece["settings"]) for name, piece in stored.items()},
         tuple(dict.fromkeys(piece["machine"] for piece in stored.values())),
         sum(piece["seconds"] for piece in stored.values()),
     )

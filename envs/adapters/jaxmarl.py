@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import inspect
 import io
 import math
@@ -218,7 +217,7 @@ def from_jaxmarl(
         observation_shape=_image_shape(env, agents, observed),
         metadata=(
             ("environment", f"{type(env).__module__}.{type(env).__name__}"),
-            ("jaxmarl", _version()),
+            ("jaxmarl", spaces.installed_version("jaxmarl")),
             ("state", "world_state" if has_world_state else "the observations of all agents"),
             ("reset", "never by itself: step_env, not step"),
             ("time_limit", ending.note),
@@ -453,10 +452,3 @@ def _entry(per_agent: Any, agent: Any, index: int) -> Any:
 def _lineage(env_class: type) -> frozenset[str]:
     """The names of a class's base classes in JaxMARL, found without importing it."""
     return frozenset(cls.__name__ for cls in env_class.__mro__ if cls.__module__.startswith("jaxmarl."))
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxmarl")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -117,7 +116,10 @@ def from_jumanji(env: Any, name: str | None = None, *, episode_length: int | Non
         episode_length=episode_length,
         team_reward=first.reward.ndim == 0,
         observation_shape=spaces.image_shape([_without_mask(first.observation)]) if num_agents == 1 else None,
-        metadata=(("environment", f"{type(env).__module__}.{type(env).__name__}"), ("jumanji", _version())),
+        metadata=(
+            ("environment", f"{type(env).__module__}.{type(env).__name__}"),
+            ("jumanji", spaces.installed_version("jumanji")),
+        ),
     )
     state_shapes = spaces.common_dtypes(fresh, jax.eval_shape(raw_step, fresh, spec.example_action)[0])
 
@@ -164,10 +166,3 @@ def _actions(name: str, env: Any, observation: Any) -> tuple[int, list[Any]]:
             "with a row in action_mask"
         )
     return len(choices), [SimpleNamespace(n=int(n)) for n in choices]
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jumanji")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

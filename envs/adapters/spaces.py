@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -187,3 +188,11 @@ def own_method(name: str, env: Any, *candidates: str) -> Callable[..., Any]:
             f"changes; define {found} in {kind}"
         )
     return getattr(env, found)
+
+
+def installed_version(package: str) -> str:
+    """As a spec's metadata has it; an environment of the user's own needs no package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

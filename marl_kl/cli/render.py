@@ -25,7 +25,7 @@ def add_render(commands) -> None:
 
 
 def _render(arguments: argparse.Namespace) -> int:
-    from marl_kl.analysis.bodies import drawing, recording
+    from marl_kl.analysis.bodies import drawing, recording, video
     from marl_kl.analysis.figure_style import algorithm_style
     from marl_kl.analysis.rebuild import load_with_env
     from marl_kl.core import evaluation
@@ -34,7 +34,7 @@ def _render(arguments: argparse.Namespace) -> int:
     if out is not None and (out.suffix not in (".gif", ".mp4") or not out.parent.is_dir()):
         raise ValueError(f"out={str(out)!r}; it must be a .gif or .mp4 file in an existing folder")
     if out is not None and out.suffix == ".mp4":
-        drawing.ffmpeg()  # before the episode is played
+        video.ffmpeg()  # before the episode is played
     use_devices_of(stored_sweeps.record_of(arguments.run, arguments.setting))
     advice = "draw it from Python: marl_kl.analysis.bodies.drawing.animation(env, ...)"
     with one_line_warnings():

@@ -22,7 +22,6 @@ from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure
 from marl_kl.storage.files import RunFolderError, one_line_error, write_file
 
-_ANNEALED = {"anneal_lr": "actor_lr_final_fraction"}
 _TRUST_REGION_0_1 = {"line_search": "geometric"}
 """What version 0.1 did where it had no field yet and the default is another now."""
 
@@ -237,19 +236,30 @@ def read_document(out: Path, name: str = RUN) -> dict[str, Any]:
 
 
 def with_current_fields(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A record or a `fingerprint` in which version 0.1's `anneal_lr` is `actor_lr_final_fraction`."""
+    """A record or a `fingerprint` with `current_fields` in its config and its settings."""
+    current = dict(document)
+    if isinstance(current.get("config"), Mapping):
+        current["config"] = current_fields(current["config"])
+    settings = current.get("settings")
+    if isinstance(settings, list):
+        current["settings"] = list(map(_current_setting, settings))
+    elif isinstance(settings, Mapping):
+        current["settings"] = {index: _current_setting(fields) for index, fields in settings.items()}
+    return current
 
-    def current(value):
-        if isinstance(value, list):
-            return [current(item) for item in value]
-        if not isinstance(value, Mapping):
-            return value
-        value = {name: current(item) for name, item in value.items()}
-        return {
-            _ANNEALED.get(name, name): float(not item) if name in _ANNEALED else item for name, item in value.items()
-        }
 
-    return {name: current(value) if name in ("config", "settings") else value for name, value in document.items()}
+def _current_setting(fields: Any) -> Any:
+    return current_fields(fields) if isinstance(fields, Mapping) else fields
+
+
+def current_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields in which version 0.1's `anneal_lr` is `actor_lr_final_fraction`."""
+    if "anneal_lr" not in fields:
+        return dict(fields)
+    return {
+        "actor_lr_final_fraction" if name == "anneal_lr" else name: float(not value) if name == "anneal_lr" else value
+        for name, value in fields.items()
+    }
 
 
 def _config_class(document: Mapping[str, Any]) -> type[Config]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from envs.base import EnvSpec
 from marl_kl.config import Config
 from marl_kl.core import algorithms
-from marl_kl.storage.run_record import with_current_fields
+from marl_kl.storage.run_record import current_fields
 from marl_kl.training import toml_file
 
 NAME = "config.toml"
@@ -65,8 +65,7 @@ def read(path: str | PathLike) -> RunFile:
     """
     content = toml_file.read(Path(path), ("seeds",), ("env_options", "config"))
     tables, seeds = content.tables, content.options.get("seeds", 1)
-    config = with_current_fields({"config": tables["config"]})["config"]
-    return RunFile(content.env, tables["env_options"], content.algorithm, seeds, config)
+    return RunFile(content.env, tables["env_options"], content.algorithm, seeds, current_fields(tables["config"]))
 
 
 def text(spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int]) -> str | None:

@@ -13,7 +13,7 @@ from PIL import Image
 import envs
 from envs.base import Drawing, Env, EnvSpec
 from envs.bodies.kinematics import KinematicTree
-from marl_kl.analysis.bodies import drawing, recording
+from marl_kl.analysis.bodies import drawing, recording, video
 from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.core import evaluation
 from tests.support import random_run
@@ -189,15 +189,15 @@ def test_mp4_gets_every_frame_and_holds_the_last_one(tmp_path):
     encoder.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\n')
     encoder.chmod(0o755)
     images = [np.full((4, 6, 3), value, np.uint8) for value in (1, 2)]
-    stored = np.frombuffer(drawing._mp4(images, 10.0, str(encoder)), np.uint8).reshape(-1, 4, 6, 3)
+    stored = np.frombuffer(video.mp4(images, 10.0, str(encoder)), np.uint8).reshape(-1, 4, 6, 3)
     assert stored[:, 0, 0, 0].tolist() == [1, 2, *[2] * 15]
 
 
 def test_mp4_without_ffmpeg_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(drawing.shutil, "which", lambda name: None)
+    monkeypatch.setattr(video.shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(
         ModuleNotFoundError, match="MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg"
     ) as error:
-        drawing.ffmpeg()
+        video.ffmpeg()
     assert error.value.name is None, "one line on the command line, not a traceback"

@@ -8,10 +8,6 @@ plus a disc. Under an orthographic camera the outline of such a sum is exact and
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import subprocess
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +22,7 @@ from matplotlib.patches import Patch
 
 from envs.base import Env
 from envs.bodies.physics import actuators_of_bodies
+from marl_kl.analysis.bodies import video
 from marl_kl.analysis.bodies.recording import Recording
 from marl_kl.analysis.figure_style import agent_colours
 
@@ -46,7 +43,6 @@ _ROOM_TO_MOVE = 1.45
 
 _DPI = 80
 _MAX_FRAMES_PER_SECOND = 25.0
-_LAST_FRAME_SECONDS = 1.5
 
 
 class Camera(NamedTuple):
@@ -144,9 +140,9 @@ def animation(env: Env, recording: Recording, title: str, kind: str = "gif") -> 
         kind: "gif", which loops, or "mp4".
 
     Raises:
-        ModuleNotFoundError: "mp4" without ffmpeg (see `ffmpeg`).
+        ModuleNotFoundError: "mp4" without ffmpeg (see `video.ffmpeg`).
     """
-    encoder = ffmpeg() if kind == "mp4" else None
+    encoder = video.ffmpeg() if kind == "mp4" else None
     stride = max(1, round(1.0 / (_MAX_FRAMES_PER_SECOND * env.drawing.seconds)))
     last = len(recording.poses) - 1
     shown = [*range(0, last, stride), last]
@@ -163,9 +159,9 @@ def animation(env: Env, recording: Recording, title: str, kind: str = "gif") -> 
         caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return {recording.episode_return[t]:8.1f}{end}")
         images.append(_image(figure))
     if encoder is not None:
-        return _mp4(images, 1.0 / (stride * env.drawing.seconds), encoder)
+        return video.mp4(images, 1.0 / (stride * env.drawing.seconds), encoder)
     milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
-    milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
+    milliseconds[-1] = round(1000 * video.LAST_FRAME_SECONDS)
     return _gif(images, milliseconds, _palette(env))
 
 
@@ -412,49 +408,6 @@ def _palette(env: Env) -> np.ndarray:
     softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
     palette = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
     return np.round(255 * palette[:256]).astype(np.uint8)
-
-
-def ffmpeg() -> str:
-    """The program ffmpeg: that on the PATH, or that of the package imageio-ffmpeg.
-
-    Raises:
-        ModuleNotFoundError: there is neither.
-    """
-    found = shutil.which("ffmpeg")
-    if found is not None:
-        return found
-    try:
-        import imageio_ffmpeg
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg") from None
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-
-def _mp4(images: Sequence[np.ndarray], frames_per_second: float, encoder: str) -> bytes:
-    """H.264, which every browser plays; the last frame stays for a while."""
-    height, width, _ = images[0].shape
-    still = round(_LAST_FRAME_SECONDS * frames_per_second)
-    frames = b"".join(image.tobytes() for image in (*images, *images[-1:] * still))
-    with tempfile.TemporaryDirectory() as folder:
-        to = os.path.join(folder, "episode.mp4")
-        raw = [
-            "-f",
-            "rawvideo",
-            "-pix_fmt",
-            "rgb24",
-            "-s",
-            f"{width}x{height}",
-            "-r",
-            f"{frames_per_second:g}",
-            "-i",
-            "-",
-        ]
-        even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
-        done = subprocess.run([encoder, "-loglevel", "error", *raw, *even, to], input=frames, capture_output=True)
-        if done.returncode:
-            raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
-        with open(to, "rb") as file:
-            return file.read()
 
 
 def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], colours: np.ndarray) -> bytes:

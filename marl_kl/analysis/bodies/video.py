@@ -1,0 +1,48 @@
+"""Pictures as an MP4, by the program ffmpeg."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+LAST_FRAME_SECONDS = 1.5
+"""For which animations show their last picture."""
+
+
+def ffmpeg() -> str:
+    """The program ffmpeg: that on the PATH, or that of the package imageio-ffmpeg.
+
+    Raises:
+        ModuleNotFoundError: there is neither.
+    """
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        return found
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg") from None
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def mp4(images: Sequence[np.ndarray], frames_per_second: float, encoder: str) -> bytes:
+    """H.264, which every browser plays; the last frame stays for a while."""
+    height, width, _ = images[0].shape
+    still = round(LAST_FRAME_SECONDS * frames_per_second)
+    frames = b"".join(image.tobytes() for image in (*images, *images[-1:] * still))
+    with tempfile.TemporaryDirectory() as folder:
+        to = os.path.join(folder, "episode.mp4")
+        form = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {frames_per_second:g} -i -"
+        even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+        done = subprocess.run(
+            [encoder, "-loglevel", "error", *form.split(), *even, to], input=frames, capture_output=True
+        )
+        if done.returncode:
+            raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
+        with open(to, "rb") as file:
+            return file.read()
