@@ -68,8 +68,16 @@ class Run:
     team: Team
     update: int
     best_updates: tuple[int, ...] | None = None
-    leaves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    leaves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     source: str = ""
+
+    def __repr__(self) -> str:
+        """One line, for notebooks: the parameters themselves are attributes."""
+        which = "last" if self.best_updates is None else "best"
+        return (
+            f"Run({self.algorithm} on {self.spec.name}, {len(self.seeds)} seeds, {which} policies of {self.update:,} updates, "
+            f"path={str(self.path)!r})"
+        )
 
     @functools.cached_property
     def learner(self) -> Learner:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import marl_kl
 from marl_kl.results import Evaluation
 from marl_kl.storage import run_tables, stored_runs
 from marl_kl.storage.files import RunFolderError
@@ -138,3 +139,6 @@ def test_a_result_is_one_line_and_a_picture(finished):
         "TrainResult(hatrpo_w on counting, 2 seeds, 320 env steps each, mean evaluation return "
     )
     assert len(repr(result)) < 300 and result.plot()._repr_png_().startswith(b"\x89PNG")
+    updates = int(result.metrics["kl"].shape[1])
+    expected = f"Run(hatrpo_w on counting, 2 seeds, last policies of {updates} updates, path={str(out)!r})"
+    assert repr(marl_kl.load(out)) == expected
