@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 import marl_kl
-from marl_kl.cli import compare, evaluate, listing, render, report, resume, show, sweep, train
+from marl_kl.cli import compare, completion, evaluate, listing, render, report, resume, show, sweep, train
 from marl_kl.cli.ctrl_c import end_on_second_interrupt
 from marl_kl.core import algorithms
 
@@ -81,6 +81,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     listing.add_envs(commands)
     listing.add_algorithms(commands)
     listing.add_presets(commands)
+    completion.add_completion(commands, parser)
     arguments, unknown = parser.parse_known_args(argv or ["--help"])
     if unknown:
         chosen = next(p for p in commands.choices.values() if p.get_default("command") is arguments.command)

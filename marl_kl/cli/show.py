@@ -15,20 +15,28 @@ from marl_kl.storage import run_folder, run_record, stored_sweeps
 
 def add_show(commands) -> None:
     """Adds `marl-kl show`."""
-    text = "show environment, config, status and results of a run or a sweep"
+    text = "show environment, config, status and results of a run or a sweep, or list the runs in a folder"
     more = ". Of the config, the fields that are not at their defaults."
-    parser = add_command(commands, _show, "show RUN|SWEEP [--setting K] [--all]", text, more)
+    parser = add_command(commands, _show, "show RUN|SWEEP|FOLDER [--setting K] [--all]", text, more)
     parser.add_argument(
-        "run", type=Path, metavar="RUN|SWEEP", help="the folder of a run or of a sweep, finished or not"
+        "run",
+        type=Path,
+        metavar="RUN|SWEEP|FOLDER",
+        help="the folder of a run or of a sweep, finished or not, or one that holds such folders",
     )
     add_setting(parser)
     parser.add_argument("--all", action="store_true", help="every field of the config")
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from marl_kl.analysis import run_list
     from marl_kl.analysis.text_tables import wide_console
+    from marl_kl.storage import stored_runs
 
     console = wide_console()
+    if not run_folder.holds_record(arguments.run) and (found := stored_runs.below(arguments.run)):
+        console.print(run_list.table(arguments.run, found))
+        return 0
     is_sweep = arguments.setting is None and run_folder.is_sweep(arguments.run)
     (_show_sweep if is_sweep else _show_run)(arguments, console)
     return 0

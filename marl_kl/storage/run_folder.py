@@ -18,11 +18,9 @@ appended. Every other file is written whole (`marl_kl.storage.files`). Whatever 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,11 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from marl_kl.results import Failure, Timing
-from marl_kl.storage import run_record
+from marl_kl.storage import folder_lock, run_record
 from marl_kl.storage.files import TEMPORARY, RunFolderError, one_line_error, remove_leftovers
 from marl_kl.storage.run_record import RUN, SWEEP
-
-_LOCK = ".lock"
 
 
 class RunExistsError(RunFolderError, FileExistsError):
@@ -73,7 +69,7 @@ def lock_folder(out: str | os.PathLike, new: Mapping[str, Any] | None, name: str
     is_made = not out.exists()
     with one_line_error("create", out):
         out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with folder_lock.locked(out):
         remove_leftovers(out)
         if new is not None:
             _begin(out, new, is_made, name)
@@ -94,6 +90,11 @@ def holds_run(out: str | os.PathLike, name: str = RUN) -> bool:
     """Whether there is a `run.json` (or `name`), readable or not."""
     with one_line_error("read", Path(out)):
         return (Path(out) / name).exists()
+
+
+def holds_record(out: str | os.PathLike) -> bool:
+    """Whether the folder holds a run or a sweep."""
+    return holds_run(out) or holds_run(out, SWEEP)
 
 
 def is_sweep(out: str | os.PathLike) -> bool:
@@ -214,28 +215,7 @@ def _check_not_taken(out: Path) -> None:
             raise RunExistsError(
                 f"out={str(out)!r} already holds {what}; choose a new folder, delete that one, or resume it"
             )
-    ours = (TEMPORARY, _LOCK)
+    ours = (TEMPORARY, folder_lock.NAME)
     content = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith(ours))
     if content:
         raise RunExistsError(f"out={str(out)!r} is not empty (it holds '{content[0]}'); choose a new folder")
-
-
-@contextlib.contextmanager
-def _locked(out: Path):
-    path = out / _LOCK
-    with one_line_error("write", path):
-        file = path.open("a+", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.readline().strip()
-            raise RunFolderError(f"out={str(out)!r} is in use by another process{owner and f' ({owner})'}") from None
-        except OSError:
-            pass  # a file system without locks
-        with contextlib.suppress(OSError):  # only a help for the reader
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
-        yield

@@ -20,6 +20,7 @@ from envs.base import EnvSpec
 from envs.validation import first_line, imported, is_path
 from marl_kl.config import SCHEDULE, Config, free_schedule
 from marl_kl.results import Failure, SweepFailure
+from marl_kl.storage import folder_lock
 from marl_kl.storage.files import RunFolderError, one_line_error, write_file
 
 _TRUST_REGION_0_1 = {"line_search": "geometric"}
@@ -35,6 +36,10 @@ WARM_START = ("init_from", "init_which")
 """The entries of a run that began with the learners of a stored run: its absolute path, and "last" or "best"."""
 
 STATUSES = ("running", "finished", "interrupted", "failed")
+"""What is recorded."""
+
+STOPPED = "stopped"
+"""The status of a run whose process ended without recording how: it was killed, or could not write."""
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint")
 
@@ -47,7 +52,7 @@ class RunRecord(NamedTuple):
         algorithm: the algorithm's name.
         config: the resolved config.
         seeds: the seeds, in the order of every seed axis.
-        status: one of `STATUSES`.
+        status: one of `STATUSES`, or `STOPPED`.
         failures: one entry per seed (in a sweep: setting and seed) that met a non-finite number.
         document: the whole file, versions and device included.
     """
@@ -162,9 +167,10 @@ def read_record(out: str | os.PathLike, name: str = RUN) -> RunRecord:
         config = _config_class(document)(**document["config"])
         failures = tuple(failure_class(**failure) for failure in document["failures"])
         fingerprint(document)
-        return RunRecord(
-            spec, document["algorithm"], config, tuple(document["seeds"]), document["status"], failures, document
-        )
+        status = document["status"]
+        if status == "running" and folder_lock.is_released(Path(out)):
+            status = STOPPED
+        return RunRecord(spec, document["algorithm"], config, tuple(document["seeds"]), status, failures, document)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise RunFolderError(f"{path} does not describe a run that this version can read: {reason}") from error

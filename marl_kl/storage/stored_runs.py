@@ -51,6 +51,16 @@ def read_result(out: str | os.PathLike, record: run_record.RunRecord | None = No
     )
 
 
+def below(folder: str | os.PathLike) -> list[Path]:
+    """The folders of runs and sweeps below `folder`, at any depth, sorted by path."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        if {run_record.RUN, run_record.SWEEP} & set(files):
+            found.append(Path(path))
+            folders.clear()  # what is in it belongs to it
+    return sorted(found)
+
+
 def _metrics(out: Path, record: run_record.RunRecord) -> run_tables.StoredMetrics:
     """Empty ones for a run that was evaluated and stopped before its first update was saved."""
     if not (out / "metrics.csv").exists():

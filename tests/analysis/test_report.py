@@ -257,7 +257,7 @@ def test_a_sweep_without_its_pieces_is_its_tables(tmp_path):
         ("report {full}", "is not a run folder: it has no run.json"),
         ("report {full}/none", "there is no run folder"),
         ("report {run} --out {full}/page.pdf", "it must be a .html file in an existing folder"),
-        ("show {full}", "is not a run folder: it has no run.json"),
+        ("show {full}/nothing", "there is no run folder"),
     ],
 )
 def test_bad_input_gives_a_one_line_error(words, message, tmp_path, capsys):
@@ -285,6 +285,24 @@ def test_show_of_a_run_without_results(tmp_path, capsys):
     ):
         assert main.main(["show", str(tmp_path / "new")]) == 0
     assert "nothing is saved yet" in capsys.readouterr().out
+
+
+def test_runs_in_a_folder_are_listed(tmp_path, capsys):
+    run(tmp_path / "ant" / "done")
+    with run_folder.lock_folder(
+        tmp_path / "killed", run_record.record(spec(), "hatrpo", marl_kl.TrustRegionConfig(), (0,))
+    ):
+        pass
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert main.main(["show", str(tmp_path)]) == 0
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0]: line[1:] for line in found if line and line[0] in ("ant/done", "killed", "damaged")}
+    assert rows["ant/done"][:4] == ["legs", "hatrpo_w", "finished", "4"] and "±" in rows["ant/done"]
+    assert rows["killed"] == ["legs", "hatrpo", "stopped", "1", "0", "of", "1,000,000", "-"]
+    assert rows["damaged"] == ["cannot", "be", "read"]
+    (tmp_path / "empty").mkdir()
+    assert main.main(["show", str(tmp_path / "empty")]) == 2 and "is not a run folder" in capsys.readouterr().err
 
 
 _LOOK = """<iframe id="page" src="{page}"></iframe><pre id="found">waiting</pre><script>

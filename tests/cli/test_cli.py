@@ -184,6 +184,26 @@ def test_lists_and_version(capsys):
     assert capsys.readouterr().out.startswith(f"marl-kl {marl_kl.__version__}")
 
 
+def test_a_shell_completes_options_and_names(tmp_path, capsys):
+    assert main.main(["completion", "bash"]) == 0
+    (tmp_path / "marl-kl.bash").write_text(capsys.readouterr().out)
+    words = {
+        "train ant_4": {"ant_4x2"},
+        "train ant_4x2 --allocation-e": {"--allocation-epsilon"},
+        "train --algorithm hatrpo_": {"hatrpo_w", "hatrpo_g", "hatrpo_n"},
+        "comp": {"compare", "completion"},
+    }
+    for line, expected in words.items():
+        ask = f'source ./marl-kl.bash; COMP_WORDS=(marl-kl {line}); COMP_CWORD={len(line.split())}; _shtab_marl_kl; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == expected
+
+
+def test_completion_names_the_extra_that_it_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main.main(["completion", "zsh"]) == 2 and "pip install 'marl_kl[completion]'" in capsys.readouterr().err
+
+
 def test_ctrl_c_prints_one_line_and_exits_with_130(monkeypatch, capsys, tmp_path):
     def interrupted(*_, out, **__):
         (out / "run.json").touch()

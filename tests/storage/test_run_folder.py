@@ -38,10 +38,21 @@ def test_record_comes_back_as_it_was(tmp_path):
     out = _created(tmp_path / "a" / "b", config)
     record = run_record.read_record(out)
     assert record.spec == synthetic.spec() and record.config == config and type(record.config) is TrustRegionConfig
-    assert (record.algorithm, record.seeds, record.status, record.failures) == ("hatrpo_w", (3, 5), "running", ())
+    assert (record.algorithm, record.seeds, record.failures) == ("hatrpo_w", (3, 5), ())
     versions = record.document["versions"]
     assert versions["jax"] == jax.__version__ and versions["marl_kl"] and versions["python"]
     assert record.document["device"]["count"] == len(jax.devices())
+
+
+def test_a_run_is_running_while_a_process_holds_its_folder(tmp_path):
+    out = _created(tmp_path / "run")
+    assert run_record.read_record(out).status == "stopped", "as after a SIGKILL"
+    with run_folder.lock_folder(out, None):
+        assert run_record.read_record(out).status == "running"
+    (out / ".lock").unlink()
+    assert run_record.read_record(out).status == "running", "where locks say nothing"
+    run_folder.set_status(out, "finished")
+    assert run_record.read_record(out).status == "finished"
 
 
 def test_status_and_failures_are_noted(tmp_path):
@@ -172,7 +183,11 @@ def test_a_resumed_run_is_noted(tmp_path):
     device = {"kind": "cpu", "platform": "cpu", "count": 99}
     run_folder.record_resume(out, longer | {"device": device}, 12)
     record = run_record.read_record(out)
-    assert record.status == "running" and record.document["ended"] is None and record.config.total_env_steps == 7
+    assert (
+        record.document["status"] == "running"
+        and record.document["ended"] is None
+        and record.config.total_env_steps == 7
+    )
     assert [(entry["update"], entry["device"]) for entry in record.document["resumed"]] == [(12, device)]
     assert run_record.last_session(record.document)["device"] == device
 

@@ -199,7 +199,7 @@ def _text(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
-    return str(value)
+    return str(value) or "none"
 
 
 def _run_samples(run: _StoredRun, task: str, method: str, metric: Metric) -> tuple[list[Sample], list[str]]:
