@@ -60,8 +60,8 @@ _QUANTITIES = (
     _Quantity("entropy of each agent (nats)", "entropy"),
     _Quantity(
         "KL spent / budget", "kl_total", scale=_budget, is_crossed=lambda mean: mean < 0.6, limit=0.6,
-        advice="steps are shortened or rejected: line_search=kl_matched spends more; if many are rejected, lower "
-        "kl_budget, or raise cg_subsample or cg_damping",
+        advice="steps are shortened or rejected: lower kl_budget, or raise cg_subsample or cg_damping "
+        "(line_search=kl_matched spends more than geometric)",
     ),
     _Quantity(
         "largest compound factor", "factor_max", is_crossed=lambda mean: mean > 100, limit=100.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from marl_kl.analysis.statistics import MIN_RUNS, bootstrap_interval, interquart
 from marl_kl.results import SweepResult
 
 _COLUMNS = 3
+_CHARACTERS_PER_INCH = 17
+"""Of the caption."""
 _LOG_RATIO = 10.0
 """Positive values that span more are drawn on a logarithmic axis."""
 
@@ -43,10 +46,12 @@ def returns_by_field(result: SweepResult) -> Figure:
     figure.suptitle(
         f"Sweep: {algorithm_style(result.algorithm).label} on {result.spec.name}", fontsize=11, x=0.01, ha="left"
     )
-    figure.supxlabel(
+    caption = (
         f"Deterministic policies. IQM over all runs with a value; bars: 95 % bootstrap intervals, from {MIN_RUNS} runs on; "
-        "grey: settings.", fontsize=7.5, x=0.01, ha="left", color="0.25",
-    )  # fmt: skip
+        "grey: settings."
+    )
+    width = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+    figure.supxlabel(textwrap.fill(caption, width), fontsize=7.5, x=0.01, ha="left", color="0.25")
     return figure
 
 
