@@ -130,7 +130,8 @@ class Comparison:
     def __repr__(self) -> str:
         """One line, for notebooks."""
         runs = len({sample.path for sample in self.samples})
-        return f"Comparison({self.metric} returns of {', '.join(self.methods)} on {len(self.tasks)} tasks, {runs} runs)"
+        tasks = ", ".join(scale.name for scale in self.tasks)
+        return f"Comparison({self.metric} returns of {', '.join(self.methods)} on {tasks}, {runs} runs)"
 
     def _repr_html_(self) -> str:
         """The tables, for notebooks."""
