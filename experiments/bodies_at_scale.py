@@ -382,9 +382,14 @@ def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
 
 def allocation(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
     """The share of each agent against its signal, both means over a bin of updates, as multiples of the team's mean."""
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, method in zip(panels, ("hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")):
+    shown = [
+        method
+        for method in ("hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")
+        if any(method in values for values in by_scenario.values())
+    ]
+    figure = Figure(figsize=(3.0 * len(shown), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, method in zip(panels, shown):
         for scenario, values in by_scenario.items():
             if method not in values:
                 continue
