@@ -14,8 +14,8 @@ from PIL import Image
 
 import envs
 import marl_kl
+from envs.pictures import agent_colours
 from marl_kl.analysis import sweep_tables
-from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
