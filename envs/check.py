@@ -23,13 +23,14 @@ class Trace(NamedTuple):
         first: the timesteps after reset, leaves [E, ...].
         steps: those after every step, leaves [E, T, ...], before a reset.
         age: [E, T] int32, steps since the last reset.
-        drawn: env_state after the reset, leaves [E, ...]; env_state and action of the last step.
+        drawn: env_state after the reset, leaves [E, ...], and env_state and action of every step, [E, T, ...]; None without
+            `draw`.
     """
 
     first: TimeStep
     steps: TimeStep
     age: jax.Array
-    drawn: tuple[EnvState, EnvState, jax.Array]
+    drawn: tuple[EnvState, EnvState, jax.Array] | None
 
 
 def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 0) -> None:
@@ -83,19 +84,19 @@ def _random_trace(env: Env, keys: jax.Array, steps: int) -> Trace:
         env_state, first = env.reset(key_reset, env.params)
 
         def env_step(carry, key):
-            env_state, timestep, age, _ = carry
+            env_state, timestep, age = carry
             key_action, key_step, key_reset = jax.random.split(key, 3)
             action = random_actions(env.spec, key_action, timestep.action_mask)
             env_state, after = env.step(key_step, env_state, action, env.params)
-            stepped = env_state, action
+            stepped = None if env.draw is None else (host_ready(env_state), action)
             fresh = env.reset(key_reset, env.params)
             done = after.terminated | after.truncated
             env_state, timestep = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, (env_state, after))
-            return (env_state, timestep, jnp.where(done, 0, age + 1), stepped), (after, age + 1)
+            return (env_state, timestep, jnp.where(done, 0, age + 1)), (after, age + 1, stepped)
 
-        carry = (env_state, first, jnp.zeros((), jnp.int32), (env_state, env.spec.example_action))
-        (*_, stepped), (trace, age) = jax.lax.scan(env_step, carry, jax.random.split(key_steps, steps))
-        return Trace(first, trace, age, (host_ready(env_state), host_ready(stepped[0]), stepped[1]))
+        carry = (env_state, first, jnp.zeros((), jnp.int32))
+        _, (trace, age, stepped) = jax.lax.scan(env_step, carry, jax.random.split(key_steps, steps))
+        return Trace(first, trace, age, None if stepped is None else (host_ready(env_state), *stepped))
 
     options = dict(env.spec.cpu_compiler_options) if jax.default_backend() == "cpu" else None
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(play), compiler_options=options)(keys))
@@ -186,11 +187,12 @@ def _check_mask(spec: EnvSpec, timestep: TimeStep, after: str) -> None:
 
 def _check_draw(env: Env, trace: Trace) -> None:
     """Draws the first environment after its reset and after the last step."""
-    if env.draw is None:
+    if env.draw is None or trace.drawn is None:
         return
     from matplotlib.figure import Figure
 
-    fresh, stepped, action = jax.tree.map(lambda leaf: leaf[0], trace.drawn)
+    fresh, *stepped = jax.tree.map(lambda leaf: leaf[0], trace.drawn)
+    stepped, action = jax.tree.map(lambda leaf: leaf[-1], stepped)
     for after, env_state, led_to in (("a reset", fresh, None), ("a step", stepped, action)):
         figure = Figure()
         try:
