@@ -316,6 +316,15 @@ class Wiring(NamedTuple):
 EnvParams = Any
 """A pytree of parameters of an environment's dynamics (for example a payoff tensor); `()` if none."""
 
+Draw = Callable[[Any, EnvState, Any, EnvParams], None]
+"""`draw(axes, env_state, action, params)` draws one state, for `marl-kl render`.
+
+    axes: matplotlib's, empty; only these may be drawn on. Title and caption are not drawn here.
+    env_state: of one environment, with numpy arrays as leaves (see `host_ready`).
+    action: the joint action that led to it, a numpy array of shape `EnvSpec.action_shape`; None after a reset.
+    params: the environment's.
+"""
+
 
 class Env(NamedTuple):
     """A pure, stateless environment with static shapes; it never resets itself.
@@ -328,6 +337,7 @@ class Env(NamedTuple):
         params: the default `params`.
         drawing: for body environments, else None.
         wiring: for body environments, else None.
+        draw: draws a state, see `Draw`; None: `marl-kl render` cannot show the environment, unless it is a body.
     """
 
     spec: EnvSpec
@@ -336,11 +346,18 @@ class Env(NamedTuple):
     params: EnvParams = ()
     drawing: Drawing | None = None
     wiring: Wiring | None = None
+    draw: Draw | None = None
 
     def __repr__(self) -> str:
         """One line, for notebooks: a drawing holds a whole model."""
         spec = self.spec
         return f"Env({spec.name!r}, {spec.num_agents} agents, {spec.action_kind} actions)"
+
+
+def host_ready(env_state: EnvState) -> EnvState:
+    """`env_state` with typed keys as their numbers, which unlike keys can be numpy arrays."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, env_state)
 
 
 def cast_like(tree: Any, like: Any) -> Any:

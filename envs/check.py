@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Env, EnvSpec, TimeStep, declared_shapes
+from envs.base import Env, EnvSpec, EnvState, TimeStep, declared_shapes, host_ready
+from envs.validation import first_line
 
 
 class ContractError(ValueError):
@@ -22,11 +23,14 @@ class Trace(NamedTuple):
         first: the timesteps after reset, leaves [E, ...].
         steps: those after every step, leaves [E, T, ...], before a reset.
         age: [E, T] int32, steps since the last reset.
+        drawn: env_state after the reset, leaves [E, ...], and env_state and action of every step, [E, T, ...]; None without
+            `draw`.
     """
 
     first: TimeStep
     steps: TimeStep
     age: jax.Array
+    drawn: tuple[EnvState, EnvState, jax.Array] | None
 
 
 def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 0) -> None:
@@ -35,7 +39,8 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
     Shapes and dtypes (equal after reset and step, as required by `jax.lax.scan`), under jit and vmap; finite numbers;
     zeros where padded; at least one available choice per agent and no padded one; `terminated` and `truncated` never
     together and neither after a reset; no episode longer than `episode_length` or truncated earlier; equal rewards if
-    `team_reward`; the same key gives the same trajectory when traced again (no hidden state outside of `env_state`).
+    `team_reward`; the same key gives the same trajectory when traced again (no hidden state outside of `env_state`); `draw`, if
+    there is one, draws a first state and a later one.
 
     Args:
         env: the environment.
@@ -55,6 +60,7 @@ def check(env: Env, *, steps: int | None = None, num_envs: int = 4, seed: int = 
     keys = jax.random.split(jax.random.key(seed), num_envs)
     trace = _random_trace(env, keys, steps)
     _check_values(spec, trace)
+    _check_draw(env, trace)
     again = _random_trace(env, keys, steps)
     for name, before, after in zip(TimeStep._fields, trace.steps, again.steps):
         same = before is None or after is None or np.array_equal(before, after, equal_nan=True)
@@ -82,14 +88,15 @@ def _random_trace(env: Env, keys: jax.Array, steps: int) -> Trace:
             key_action, key_step, key_reset = jax.random.split(key, 3)
             action = random_actions(env.spec, key_action, timestep.action_mask)
             env_state, after = env.step(key_step, env_state, action, env.params)
+            stepped = None if env.draw is None else (host_ready(env_state), action)
             fresh = env.reset(key_reset, env.params)
             done = after.terminated | after.truncated
             env_state, timestep = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, (env_state, after))
-            return (env_state, timestep, jnp.where(done, 0, age + 1)), (after, age + 1)
+            return (env_state, timestep, jnp.where(done, 0, age + 1)), (after, age + 1, stepped)
 
         carry = (env_state, first, jnp.zeros((), jnp.int32))
-        _, (trace, age) = jax.lax.scan(env_step, carry, jax.random.split(key_steps, steps))
-        return Trace(first, trace, age)
+        _, (trace, age, stepped) = jax.lax.scan(env_step, carry, jax.random.split(key_steps, steps))
+        return Trace(first, trace, age, None if stepped is None else (host_ready(env_state), *stepped))
 
     options = dict(env.spec.cpu_compiler_options) if jax.default_backend() == "cpu" else None
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(play), compiler_options=options)(keys))
@@ -141,7 +148,7 @@ def _described(leaf: Any) -> str:
 
 
 def _check_values(spec: EnvSpec, trace: Trace) -> None:
-    first, steps, age = trace
+    first, steps, age, _ = trace
     name = f"env '{spec.name}'"
     for after, timestep in (("reset", first), ("a step", steps)):
         _check_mask(spec, timestep, after)
@@ -176,3 +183,21 @@ def _check_mask(spec: EnvSpec, timestep: TimeStep, after: str) -> None:
     # no action is chosen after the end of an episode
     has_choice = timestep.action_mask.any(-1) | (timestep.terminated | timestep.truncated)[..., None]
     _require(has_choice.all(), f"{name}: an agent has no available choice after {after}")
+
+
+def _check_draw(env: Env, trace: Trace) -> None:
+    """Draws the first environment after its reset and after the last step."""
+    if env.draw is None or trace.drawn is None:
+        return
+    from matplotlib.figure import Figure
+
+    fresh, *stepped = jax.tree.map(lambda leaf: leaf[0], trace.drawn)
+    stepped, action = jax.tree.map(lambda leaf: leaf[-1], stepped)
+    for after, env_state, led_to in (("a reset", fresh, None), ("a step", stepped, action)):
+        figure = Figure()
+        try:
+            env.draw(figure.subplots(), env_state, led_to, env.params)
+            figure.draw_without_rendering()
+        except Exception as error:
+            text = f"env '{env.spec.name}': draw fails after {after}: {type(error).__name__}: {first_line(error)}"
+            raise ContractError(text) from error

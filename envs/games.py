@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionKind, Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
+from envs import pictures
+from envs.base import ActionKind, Draw, Env, EnvParams, EnvSpec, TimeStep, multi_discrete_sizes
 from envs.time_limit import with_time_limit
 from envs.validation import check_integer
 
@@ -80,7 +81,13 @@ def matrix_game(
         chex.assert_shape(params, payoff.shape)
         return _looked_up(params, action)
 
-    return _stage_game(spec, reward, jnp.asarray(payoff))
+    def draw(axes, env_state, action, params):
+        table = np.asarray(params)
+        pictures.payoff(axes, table.mean(-1) if per_agent else table, action, spec.agents)
+        if per_agent:
+            axes.set_title("mean payoff of the agents", fontsize=9)
+
+    return _stage_game(spec, reward, draw, jnp.asarray(payoff))
 
 
 def digits(
@@ -131,7 +138,11 @@ def digits(
         absent_are_zero = jnp.all(jnp.where(exists, 0, action) == 0)
         return jnp.where(absent_are_zero, _looked_up(params, action[np.nonzero(exists)]), jnp.nan)
 
-    return _stage_game(spec, reward, jnp.asarray(payoff))
+    def draw(axes, env_state, action, params):
+        players = [f"{spec.agents[agent]}.{digit}" for agent, digit in np.argwhere(exists)]
+        pictures.payoff(axes, np.asarray(params), None if action is None else action[exists], players)
+
+    return _stage_game(spec, reward, draw, jnp.asarray(payoff))
 
 
 class Peak(NamedTuple):
@@ -162,7 +173,7 @@ def two_peaks(steps: int = 1) -> Env:
         ValueError: `steps` below 1.
     """
     spec = _spec("two_peaks", (1, 1), "continuous", steps)
-    return _stage_game(spec, lambda action, params: two_peaks_expectation(action[:, 0], jnp.zeros(2)))
+    return _differential_game(spec, lambda action: two_peaks_expectation(action, jnp.zeros(2)), -3.0, 11.0)
 
 
 def two_peaks_expectation(mean: jax.Array, std: jax.Array | float) -> jax.Array:
@@ -197,13 +208,13 @@ def bilinear(steps: int = 1, bound: float | None = None) -> Env:
     """
     name = "bilinear"
     if bound is None:
-        return _stage_game(_spec(name, (1, 1), "continuous", steps), lambda action, params: jnp.prod(action))
+        return _differential_game(_spec(name, (1, 1), "continuous", steps), jnp.prod, -3.0, 3.0)
     if not isinstance(bound, (int, float)) or isinstance(bound, bool) or not 0 < bound < 2.0**128:
         raise ValueError(f"env '{name}': bound={bound!r}; it must be a finite number > 0, or None")
     bound = float(bound)
     low, high = ((-bound,),) * 2, ((bound,),) * 2
     spec = _spec(name, (1, 1), "continuous", steps, action_low=low, action_high=high)
-    return _stage_game(spec, lambda action, params: jnp.prod(jnp.clip(action, -bound, bound)))
+    return _differential_game(spec, lambda action: jnp.prod(jnp.clip(action, -bound, bound)), -bound, bound)
 
 
 def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
@@ -231,7 +242,11 @@ def parameter_sharing(num_agents: int = 4, steps: int = 1) -> Env:
         first, second = action[:half], action[half:]
         return jnp.all(first == action[0]) & jnp.all(second == 1 - action[0])
 
-    return _stage_game(_spec(name, (2,) * num_agents, "discrete", steps), reward)
+    def draw(axes, env_state, action, params):
+        pictures.joint_choice(axes, spec.action_sizes, action, spec.agents)
+
+    spec = _spec(name, (2,) * num_agents, "discrete", steps)
+    return _stage_game(spec, reward, draw)
 
 
 def _looked_up(payoff: jax.Array, choices: jax.Array) -> jax.Array:
@@ -308,7 +323,18 @@ def _spec(name: str, action_sizes: tuple[int, ...], action_kind: ActionKind, ste
     )
 
 
-def _stage_game(spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Array], params: EnvParams = ()) -> Env:
+def _differential_game(spec: EnvSpec, reward: Callable[[jax.Array], jax.Array], low: float, high: float) -> Env:
+    """A stage game of two agents with `reward(action[2])`; drawn from `low` to `high`, if nothing is beyond."""
+
+    def draw(axes, env_state, action, params):
+        pictures.landscape(axes, jax.vmap(reward), None if action is None else action[:, 0], low, high, spec.agents)
+
+    return _stage_game(spec, lambda action, params: reward(action[:, 0]), draw)
+
+
+def _stage_game(
+    spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Array], draw: Draw, params: EnvParams = ()
+) -> Env:
     """The environment around a stage reward: `reward(action, params)` is [] (team) or [N]."""
     n = spec.num_agents
 
@@ -329,7 +355,7 @@ def _stage_game(spec: EnvSpec, reward: Callable[[jax.Array, EnvParams], jax.Arra
         chex.assert_shape(action, spec.action_shape)
         return (), timestep(reward(action, params), spec.episode_length == 1)
 
-    return with_time_limit(Env(spec, reset, step, params))
+    return with_time_limit(Env(spec, reset, step, params, draw=draw))
 
 
 FACTORIES: dict[str, Callable[..., Env]] = {

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs import pictures
 from envs.base import Env, EnvSpec, TimeStep
 from envs.time_limit import with_time_limit
 
@@ -198,7 +199,11 @@ def paxmen(num_agents: int) -> Env:
         state = PaxMenState(state.layout, position, dots, is_left | is_over)
         return state, timestep(state, reward)
 
-    return with_time_limit(Env(spec, reset, step))
+    def draw(axes, state, action, params):
+        is_wall = maps.is_wall[state.layout]
+        pictures.maze(axes, is_wall, state.dots[state.is_left], state.position, spec.agents)
+
+    return with_time_limit(Env(spec, reset, step, draw=draw))
 
 
 FACTORIES: dict[str, Callable[..., Env]] = {f"paxmen_{n}": functools.partial(paxmen, n) for n in _HUB}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env, EnvState
+from envs.base import Draw, Env, EnvState
 
 
 class TimedState(NamedTuple):
@@ -46,4 +46,9 @@ def with_time_limit(bare: Env, limited_inside: bool = False) -> Env:
     if drawing is not None:
         pose = drawing.pose
         drawing = drawing._replace(pose=lambda env_state: pose(env_state.inner))
-    return bare._replace(reset=reset, step=step, drawing=drawing)
+    draw = bare.draw and _of_inner(bare.draw)
+    return bare._replace(reset=reset, step=step, drawing=drawing, draw=draw)
+
+
+def _of_inner(draw: Draw) -> Draw:
+    return lambda axes, env_state, action, params: draw(axes, env_state.inner, action, params)

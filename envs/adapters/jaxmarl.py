@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from envs import pictures
 from envs.adapters import spaces
-from envs.base import Env, EnvSpec, TimeStep, cast_like
+from envs.base import Draw, Env, EnvSpec, TimeStep, cast_like
 from envs.time_limit import with_time_limit
 from envs.validation import suggest
 
@@ -264,7 +266,7 @@ def from_jaxmarl(
         observed, inner, reward, terminated = raw_step(key, env_state, action)
         return cast_like(inner, state_shapes), timestep(observed, inner, reward, terminated)
 
-    return with_time_limit(Env(spec, reset, step), ending.limited_inside)
+    return with_time_limit(Env(spec, reset, step, draw=_draw(env)), ending.limited_inside)
 
 
 class _Ending(NamedTuple):
@@ -442,6 +444,30 @@ def _alive(env: Any) -> Callable[[Any], jax.Array] | None:
     if "JaxNav" in families:
         return lambda state: ~(state.done | state.move_term)
     return None
+
+
+def _draw(env: Any) -> Draw | None:
+    """Of MPE and SMAX; None for others."""
+    families = _lineage(type(env))
+    if "SimpleMPE" in families:
+        return functools.partial(_draw_particles, env)
+    if "EnemySMAX" in families:
+        return lambda axes, state, action, params: _draw_units(env._env, axes, state.state)
+    if "SMAX" in families:
+        return lambda axes, state, action, params: _draw_units(env, axes, state)
+    return None
+
+
+def _draw_particles(env: Any, axes: Any, state: Any, action: Any, params: Any) -> None:
+    silent = [not env.dim_c or bool(silent) for silent in env.silent]
+    messages = ["" if is_silent else f"says {np.argmax(c)}" for is_silent, c in zip(silent, state.c)]
+    pictures.particles(axes, state.p_pos, np.asarray(env.rad), env.agents, messages)
+
+
+def _draw_units(env: Any, axes: Any, state: Any) -> None:
+    health = np.where(state.unit_alive, state.unit_health / np.asarray(env.unit_type_health)[state.unit_types], 0.0)
+    symbols = [env.unit_type_shorthands[kind] for kind in state.unit_types]
+    pictures.battle(axes, state.unit_positions, health, state.unit_teams == 1, symbols, (env.map_width, env.map_height))
 
 
 def _entry(per_agent: Any, agent: Any, index: int) -> Any:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from envs.pictures import agent_colours
 from marl_kl.analysis.figure_style import (
     PALETTE,
-    agent_colours,
     bin_edges,
     binned_means,
     healthy_seeds,

@@ -9,16 +9,13 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from envs.pictures import PALETTE
 from marl_kl.results import TrainResult
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
-"""Of Okabe and Ito: distinct under the common colour-vision deficiencies and in grey."""
 
 DIVERGING = "PuOr_r"
 """Purple, white, orange: distinct under the common colour-vision deficiencies."""
@@ -51,14 +48,6 @@ ALGORITHM_STYLES = {
 def algorithm_style(algorithm: str) -> AlgorithmStyle:
     """Of `ALGORITHM_STYLES`; black, under its own name, for an algorithm of the user's."""
     return ALGORITHM_STYLES.get(algorithm, AlgorithmStyle(algorithm, "#000000", "-", "o"))
-
-
-def agent_colours(num_agents: int) -> tuple[str | tuple[float, ...], ...]:
-    """One colour per agent."""
-    if num_agents <= len(PALETTE):
-        return PALETTE[:num_agents]
-    spectrum = matplotlib.colormaps["turbo"]
-    return tuple(spectrum(0.04 + 0.92 * agent / (num_agents - 1))[:3] for agent in range(num_agents))
 
 
 MAX_BINS = 200

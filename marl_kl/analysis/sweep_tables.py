@@ -208,6 +208,11 @@ def _ranked(result: SweepResult) -> list[_SettingReturns]:
     return sorted(found, key=lambda row: -row.rank_key)
 
 
+def scores(result: SweepResult) -> list[float]:
+    """Per setting what `ranking` sorts by: the interquartile mean of the final returns; -inf without one."""
+    return [row.rank_key for row in sorted(_ranked(result), key=lambda row: row.setting)]
+
+
 def final_returns(result: SweepResult) -> list[np.ndarray]:
     """Per setting the final evaluation returns [S'] of the seeds that are finished and did not fail."""
     return [row.final for row in sorted(_ranked(result), key=lambda row: row.setting)]

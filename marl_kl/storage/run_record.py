@@ -114,13 +114,22 @@ def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "settings" not in document:
         return of_run
+    searched = ("search", "rounds", "sampler", "samples", "search_seed") if "search" in document else ()
     return of_run | {
+        **{name: document.get(name) for name in searched},
         "total_env_steps": config["total_env_steps"],
         "eval_interval": config["eval_interval"],
         "number of settings": len(document["settings"]),
         "settings": {str(index): fields for index, fields in enumerate(document["settings"])},
         "runs_at_once": document.get("runs_at_once"),
     }
+
+
+def shard_fingerprint(document: Mapping[str, Any], group: int) -> dict[str, Any]:
+    """What the shards of one group of trials (from 1) belong to: in a search, the sweep as far as that round."""
+    if "search" in document:
+        document = {**document, "settings": document["settings"][: group * document["samples"]]}
+    return fingerprint(document)
 
 
 def env_identity(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +189,7 @@ _KINDS = {
     "status": "str", "started": "str", "algorithm": "str", "config_class": "str", "seeds": "[int]",
     "failures": "[dict]", "env": "dict", "config": "dict", "versions": "dict", "device": "dict", "resumed": "[dict]",
     "settings": "[dict]", "sizes": "dict", "timing": "dict", "init_from": "str", "init_which": "str",
+    "search": "dict", "rounds": "int",
 }  # fmt: skip
 """Of what kind the entries of a record are that are not looked at by the classes that are made of them."""
 
@@ -204,6 +214,8 @@ def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:
         _check_kinds(device, _DEVICE_KINDS, f"{where}device.")
     if not document["seeds"] or len(set(document["seeds"])) < len(document["seeds"]):
         raise ValueError(f"seeds is {document['seeds']!r}")
+    if "search" in document and (type(document["samples"]) is not int or document["samples"] < 1):
+        raise ValueError(f"samples is {document['samples']!r}")
     if document["status"] not in STATUSES:
         raise ValueError(f"status is {document['status']!r}, which is none of {', '.join(STATUSES)}")
 

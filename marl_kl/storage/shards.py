@@ -150,13 +150,24 @@ def _with_failures(snapshot: Snapshot, trials: Sequence[Trial]) -> Snapshot:
     return snapshot._replace(metrics=metrics, failures=failures(trials, metrics.pop("nonfinite"), 0, ()))
 
 
-def group_by_program(configs: Sequence[Config], seeds: Sequence[int]) -> list[list[Trial]]:
-    """All trials of a sweep, grouped by program: settings that differ in traced fields only share one.
+def grouped(
+    configs: Sequence[Config], seeds: Sequence[int], settings_per_round: int | None = None
+) -> list[list[Trial]]:
+    """All trials of a sweep, in the groups in which they are trained, one after another.
+
+    Grouped by program: settings that differ in traced fields only share one. Those of a search, which all share one, by
+    round.
 
     Args:
         configs: of the settings.
         seeds: of every setting.
+        settings_per_round: of a search, else None.
     """
+    if settings_per_round is not None:
+        rounds = (range(start, start + settings_per_round) for start in range(0, len(configs), settings_per_round))
+        return [
+            [Trial(setting, seed, configs[setting]) for setting in of_round for seed in seeds] for of_round in rounds
+        ]
     groups: dict[Config, list[Trial]] = {}
     for setting, config in enumerate(configs):
         statics = config.replace(**type(config)().traced_fields)
@@ -165,21 +176,21 @@ def group_by_program(configs: Sequence[Config], seeds: Sequence[int]) -> list[li
 
 
 def cut(
-    out: Path | None, program: int, trials: Sequence[Trial], size: int, fingerprint: Mapping[str, Any]
+    out: Path | None, group: int, trials: Sequence[Trial], size: int, fingerprint: Mapping[str, Any]
 ) -> list[Shard]:
-    """The trials of one program in shards of equal size, the last one padded.
+    """The trials of one group in shards of equal size, the last one padded.
 
     Args:
         out: the sweep's folder, if any.
-        program: its number, from 1.
-        trials: of this program.
+        group: its number, from 1.
+        trials: of this group.
         size: trials per shard.
-        fingerprint: of the sweep.
+        fingerprint: of the sweep (`run_record.shard_fingerprint`).
     """
     found = []
     for number, start in enumerate(range(0, len(trials), size), 1):
         own = tuple(trials[start : start + size])
         padding = tuple(trials[: size - len(own)])
         identity = {**fingerprint, "runs": [[trial.setting, trial.seed] for trial in own + padding]}
-        found.append(Shard(own, padding, out and out / FOLDER / f"{program}-{number}", identity))
+        found.append(Shard(own, padding, out and out / FOLDER / f"{group}-{number}", identity))
     return found

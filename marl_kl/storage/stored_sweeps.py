@@ -164,14 +164,16 @@ def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
 
 def _shards(out: Path, record: run_record.RunRecord) -> list[Shard]:
     """Of the programs that have begun: before that, the size of their shards is open."""
-    fingerprint = run_record.fingerprint(record.document)
     sizes = record.document.get("sizes", {})
-    groups = shards.group_by_program([setting.config for setting in _settings(out, record)], record.seeds)
+    per_round = record.document["samples"] if "search" in record.document else None
+    groups = shards.grouped([setting.config for setting in _settings(out, record)], record.seeds, per_round)
     return [
         shard
         for number, trials in enumerate(groups, 1)
         if str(number) in sizes
-        for shard in shards.cut(out, number, trials, sizes[str(number)], fingerprint)
+        for shard in shards.cut(
+            out, number, trials, sizes[str(number)], run_record.shard_fingerprint(record.document, number)
+        )
     ]
 
 

@@ -73,6 +73,11 @@ class Programs:
         """Of all train states."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._traced_init.out_info)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` has been called."""
+        return hasattr(self, "_chunk")
+
     def compile(self) -> None:
         """Traces and compiles `chunk` and `evaluate` in parallel: both step environments, which takes longest."""
         chunk, evaluate = self._chunk_program(), evaluation.evaluate_seeds(self._env, self._config, self.mesh)

@@ -26,30 +26,40 @@ class Distribution(NamedTuple):
     Attributes:
         text: how it was written.
         draw: `draw(generator, n)` -> n values; the first of them are the same for any n.
+        kind: "uniform", "log_uniform" or "choice".
+        values: its two ends, or what to choose from.
     """
 
     text: str
     draw: Callable[[np.random.Generator, int], list]
+    kind: str
+    values: tuple
 
 
 def uniform(low: float, high: float) -> Distribution:
     """Numbers drawn evenly from [low, high)."""
     text = _between("uniform", low, high)
-    return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist())
+    return Distribution(text, lambda generator, n: generator.uniform(low, high, n).tolist(), "uniform", (low, high))
 
 
 def log_uniform(low: float, high: float) -> Distribution:
     """Numbers whose logarithm is drawn evenly from [log low, log high)."""
     text = _between("log_uniform", low, high, at_least=0.0)
-    return Distribution(text, lambda generator, n: np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist())
+
+    def draw(generator, n):
+        return np.exp(generator.uniform(math.log(low), math.log(high), n)).tolist()
+
+    return Distribution(text, draw, "log_uniform", (low, high))
 
 
 def choice(values: Sequence) -> Distribution:
     """One of `values`, each as often as any other."""
     values = _listed("choice's values", values)
-    return Distribution(
-        f"choice({values})", lambda generator, n: [values[i] for i in generator.integers(len(values), size=n)]
-    )
+
+    def draw(generator, n):
+        return [values[i] for i in generator.integers(len(values), size=n)]
+
+    return Distribution(f"choice({values})", draw, "choice", tuple(values))
 
 
 DISTRIBUTIONS = {"log_uniform": log_uniform, "uniform": uniform, "choice": lambda *values: choice(values)}
@@ -81,22 +91,20 @@ def make_settings(
     Raises:
         ValueError: an unknown field, a value out of its range, ...: one line.
     """
-    grid = {name: _listed(f"grid[{name!r}]", values) for name, values in _fields("grid", grid).items()}
-    random = _fields("random", random)
+    grid = {name: _listed(f"grid[{name!r}]", values) for name, values in check_swept("grid", grid, fixed).items()}
+    random = check_swept("random", random, fixed)
     if not grid and not random:
         raise ValueError("there is nothing to sweep; give grid={field: values} or random={field: distribution}")
     twice = sorted(set(grid) & set(random))
     if twice:
         raise ValueError(f"'{twice[0]}' is in grid and in random; it must be in one of them")
-    for name in (*grid, *random):
-        _refuse_not_swept(name, fixed)
     _check_samples(random, samples, search_seed)
     count = math.prod(map(len, grid.values())) * (samples or 1)
     if count > MAX_SETTINGS:
         raise ValueError(f"these are {count} settings, grid times samples; there must be at most {MAX_SETTINGS}")
     points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     draws = _draws(random, samples, search_seed)
-    return tuple(_setting(config, fixed, point | draw) for point in points for draw in draws)
+    return tuple(make_setting(config, fixed, point | draw) for point in points for draw in draws)
 
 
 def _check_samples(random: Mapping[str, Distribution], samples: Any, search_seed: Any) -> None:
@@ -113,31 +121,36 @@ def _draws(random: Mapping[str, Distribution], samples: int | None, search_seed:
         return [{}]
     drawn = {}
     for name, distribution in random.items():
-        if not isinstance(distribution, Distribution):
-            raise ValueError(
-                f"random[{name!r}]={distribution!r}; it must be marl_kl.log_uniform(low, high), "
-                "marl_kl.uniform(low, high) or marl_kl.choice(values)"
-            )
+        refuse_no_distribution("random", name, distribution)
         drawn[name] = distribution.draw(np.random.default_rng([search_seed, *name.encode()]), samples)
     return [dict(zip(drawn, values)) for values in zip(*drawn.values())]
 
 
-def _setting(config: Config, fixed: Mapping[str, Any], fields: dict[str, Any]) -> Setting:
+def make_setting(config: Config, fixed: Mapping[str, Any], fields: Mapping[str, Any]) -> Setting:
+    """`config` with the `fixed` fields, and those of one setting."""
     config = config.replace(**fixed, **fields)
     return Setting({name: getattr(config, name) for name in fields}, config)
 
 
-def _fields(argument: str, given: Any) -> dict[str, Any]:
+def check_swept(argument: str, given: Any, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, which must be a dict of fields that may be swept and are not `fixed`; `argument` is its name."""
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"{argument}={given!r}; it must be a dict with config fields as keys")
+    for name in given or {}:
+        if name in fixed:
+            raise ValueError(f"{name}={fixed[name]!r} is given, and swept as well; it must be one of the two")
+        if name in NOT_SWEPT:
+            raise ValueError(f"'{name}' cannot be swept: it must be the same for all settings; give it as {name}=...")
     return dict(given or {})
 
 
-def _refuse_not_swept(name: str, fixed: Mapping[str, Any]) -> None:
-    if name in fixed:
-        raise ValueError(f"{name}={fixed[name]!r} is given, and swept as well; it must be one of the two")
-    if name in NOT_SWEPT:
-        raise ValueError(f"'{name}' cannot be swept: it must be the same for all settings; give it as {name}=...")
+def refuse_no_distribution(argument: str, name: str, distribution: Any) -> None:
+    """Raises ValueError if `argument[name]` is something else."""
+    if not isinstance(distribution, Distribution):
+        raise ValueError(
+            f"{argument}[{name!r}]={distribution!r}; it must be marl_kl.log_uniform(low, high), "
+            "marl_kl.uniform(low, high) or marl_kl.choice(values)"
+        )
 
 
 def _listed(name: str, values: Any) -> list:

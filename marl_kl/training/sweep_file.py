@@ -29,10 +29,14 @@ EXAMPLE = """example:
 
   [config]
   total_env_steps = 1e6
+
+  # instead of [grid] and [random]: each of `rounds` times (at the top) Optuna chooses `samples` settings by the results so far
+  # [search]
+  # kl_budget = { log_uniform = [0.01, 0.3] }
 """
 
-_OPTIONS = ("seeds", "samples", "search_seed", "runs_at_once")
-_TABLES = ("env_options", "grid", "random", "config")
+_OPTIONS = ("seeds", "samples", "rounds", "sampler", "search_seed", "runs_at_once")
+_TABLES = ("env_options", "grid", "random", "search", "config")
 
 
 class SweepFile(NamedTuple):
@@ -62,12 +66,16 @@ def read(path: Path) -> SweepFile:
     content = toml_file.read(path, _OPTIONS, _TABLES)
     tables = content.tables
     config_class = algorithms.get(content.algorithm).config_class
-    for table in ("config", "grid", "random"):
+    for table in ("config", "grid", "random", "search"):
         config_class().refuse_unknown(tables[table])
-    random = {name: _distribution(name, written) for name, written in tables["random"].items()}
+    drawn = {
+        table: {name: _distribution(f"{table}.{name}", written) for name, written in tables[table].items()}
+        for table in ("random", "search")
+    }
+    search = {"search": drawn["search"]} if drawn["search"] else {}
     return SweepFile(
         content.env, tables["env_options"], content.algorithm,
-        {**content.options, "grid": tables["grid"], "random": random}, tables["config"],
+        {**content.options, "grid": tables["grid"], "random": drawn["random"], **search}, tables["config"],
     )  # fmt: skip
 
 
@@ -76,11 +84,11 @@ def _distribution(field: str, written: Any) -> Distribution:
     is_one = isinstance(written, dict) and len(written) == 1 and isinstance(next(iter(written.values())), list)
     if not is_one:
         raise ValueError(
-            f"random.{field}={written!r}; it must be written as in {field} = {{ log_uniform = [0.01, 0.3] }}"
+            f"{field}={written!r}; it must be written as in {field.partition('.')[2]} = {{ log_uniform = [0.01, 0.3] }}"
         )
     ((name, arguments),) = written.items()
     if name not in DISTRIBUTIONS:
-        raise ValueError(f"random.{field}: unknown distribution {name!r}; {suggest(name, DISTRIBUTIONS)}")
+        raise ValueError(f"{field}: unknown distribution {name!r}; {suggest(name, DISTRIBUTIONS)}")
     if name != "choice" and len(arguments) != 2:
-        raise ValueError(f"random.{field}: {name} is {arguments!r}; it must be [low, high]")
+        raise ValueError(f"{field}: {name} is {arguments!r}; it must be [low, high]")
     return DISTRIBUTIONS[name](*arguments)

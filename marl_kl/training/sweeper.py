@@ -28,7 +28,8 @@ from marl_kl.core.trainer import make_train
 from marl_kl.results import SweepResult, Timing
 from marl_kl.storage import array_trees, run_folder, run_record, shards, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
-from marl_kl.storage.shards import Shard, Trial
+from marl_kl.storage.shards import Setting, Shard, Trial
+from marl_kl.training.adaptive_search import TPE, Search, make_search
 from marl_kl.training.loggers import Logger, chosen_loggers
 from marl_kl.training.programs import Programs
 from marl_kl.training.progress import Progress
@@ -48,6 +49,9 @@ def sweep(
     grid: Mapping[str, Sequence] | None = None,
     random: Mapping[str, Distribution] | None = None,
     samples: int | None = None,
+    search: Mapping[str, Distribution] | None = None,
+    rounds: int | None = None,
+    sampler: str = TPE,
     search_seed: int = 0,
     seeds: int | Sequence[int] = 1,
     out: str | PathLike | None = None,
@@ -68,8 +72,13 @@ def sweep(
         grid: config field -> values to try; all combinations.
         random: config field -> `marl_kl.log_uniform`, `marl_kl.uniform` or `marl_kl.choice`; the same `samples` draws
             at every point of the grid.
-        samples: how many draws.
-        search_seed: seed of the draws.
+        samples: how many draws; of a search, settings per round.
+        search: traced config field -> its range, as for `random`, instead of `grid` and `random`: in each of `rounds` rounds
+            Optuna's sampler chooses `samples` settings by the final evaluation returns of those before (the interquartile mean
+            over seeds). All rounds are one program. Needs the extra `search`.
+        rounds: how many.
+        sampler: "tpe", or the path of one of Optuna's that chooses by results alone ("optuna.samplers:GPSampler").
+        search_seed: seed of the draws, or of the sampler.
         seeds: how many per setting (0, 1, ...), or which.
         out: folder for `table.csv` (one row per setting and seed), `curves.csv` and `log.jsonl` (one per setting, seed
             and update), `summary.md` (one per setting), `settings.png` (returns by swept field), `sweep.json` (what was run) and `pieces` (checkpoints of the
@@ -94,11 +103,21 @@ def sweep(
         ValueError: bad input, reported in one line before anything is compiled.
         RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
         MemoryError: not even the smallest shard fits into the devices' memory.
+        ModuleNotFoundError: a search without Optuna.
     """
     check_env(env)
     spec = algorithms.get(algorithm)
     config = spec.config_class() if config is None else config
-    settings = make_settings(config, fields, grid, random, samples, search_seed)
+    if search is None:
+        plan = None
+        if rounds is not None:
+            raise ValueError(f"rounds={rounds!r}, but there is nothing to search; give search={{field: distribution}}")
+        settings = make_settings(config, fields, grid, random, samples, search_seed)
+    else:
+        if grid or random:
+            raise ValueError("search is given, and grid or random as well; a search chooses all swept fields")
+        plan = make_search(config, fields, search, samples, rounds, sampler, search_seed)
+        settings = plan.next_round((), ())
     for setting in settings:  # refuses what the algorithm or the environment cannot do, before anything is compiled
         make_train(env, spec, setting.config)
         spec.refuse_unused(setting.config)
@@ -106,37 +125,39 @@ def sweep(
     if runs_at_once is not None:
         check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
-    swept = (env, spec, settings, seeds, runs_at_once, show)
+    swept = (env, spec, plan, seeds, runs_at_once, show)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the sweep to resume")
         name = f"{env.spec.name}-{spec.name}"
         with SweepLogs(loggers, env.spec, spec.name, name, uuid.uuid4().hex[:16], None) as logs:
-            result = _Sweep(*swept, logs).result()
+            result = _Sweep(*swept, logs, settings).result()
         show.table(result)
         return result
     for setting in settings:
         algorithms.refuse_not_importable(spec, setting.config)
     document = run_record.record(
-        env.spec, spec.name, settings[0].config, seeds, array_trees.digest(env.params),
+        env.spec, spec.name, settings[0].config if plan is None else plan.config, seeds, array_trees.digest(env.params),
         grid={name: list(values) for name, values in (grid or {}).items()},
         random={name: distribution.text for name, distribution in (random or {}).items()},
         samples=samples,
         search_seed=search_seed,
         settings=[setting.fields for setting in settings],
         runs_at_once=runs_at_once,
+        **({} if plan is None else plan.document),
     )  # fmt: skip
     is_resumed = resume and run_folder.holds_run(out, run_record.SWEEP)
     with run_folder.lock_folder(out, None if is_resumed else document, run_record.SWEEP) as out:
         if is_resumed:
             _resume(out, document)
-        fingerprint = run_record.fingerprint(document)
-        run_id = run_folder.stable_id(out, fingerprint, run_record.SWEEP)
+        if plan is not None:
+            settings = tuple(map(plan.setting, document["settings"]))
+        run_id = run_folder.stable_id(out, run_record.shard_fingerprint(document, 1), run_record.SWEEP)
         with (
             SweepLogs(loggers, env.spec, spec.name, out.absolute().name, run_id, out) as logs,
             run_folder.status_recorded(out, run_record.SWEEP) as status,
         ):
-            result = _Sweep(*swept, logs, out, fingerprint).result()
+            result = _Sweep(*swept, logs, settings, out, document).result()
             status |= {"failures": result.failures, "timing": result.timing}
             sweep_tables.write(result)
             reporting.finish_sweep(result)
@@ -144,13 +165,16 @@ def sweep(
     return result
 
 
-def _resume(out: Path, document: Mapping[str, Any]) -> None:
+def _resume(out: Path, document: dict[str, Any]) -> None:
     """Refuses a folder with another sweep or without its shards, and records that this one resumes.
 
     Args:
         out: a folder with a `sweep.json`.
-        document: the `run_record.record` of this call.
+        document: the `run_record.record` of this call; that of a search gets the settings that have been chosen.
     """
+    before = run_record.read_record(out, run_record.SWEEP).document
+    if "search" in document and "search" in before:
+        document["settings"] = before["settings"]
     stored = run_folder.same_record(out, document, run_record.SWEEP)
     if (out / "table.csv").exists() and not (out / shards.FOLDER).exists():
         raise run_folder.RunFolderError(f"there is no folder {shards.FOLDER!r} in {str(out)!r}, only table.csv")
@@ -190,47 +214,70 @@ class _Show:
 
 
 class _Sweep:
-    """A sweep while it runs: program by program, shard by shard.
+    """A sweep while it runs: program by program (a search: round by round), shard by shard.
 
     The number of trials per shard is recorded before the first of them is trained: the free memory may allow another
     one next time, and in another program a trial is the same only up to rounding.
     """
 
     def __init__(
-        self, env, algorithm, settings, seeds, runs_at_once, show: _Show, logs: SweepLogs,
-        out: Path | None = None, fingerprint: Mapping[str, Any] | None = None,
+        self, env, algorithm, search: Search | None, seeds, runs_at_once, show: _Show, logs: SweepLogs,
+        settings: tuple[Setting, ...], out: Path | None = None, document: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        self.env, self.algorithm, self.settings, self.seeds = env, algorithm, settings, seeds
+        self.env, self.algorithm, self.search, self.seeds = env, algorithm, search, seeds
         self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
-        self.out, self.fingerprint = out, fingerprint or {}
-        # program -> trials per shard
+        self.settings, self.out, self.document = settings, out, document
+        self._of_search: dict[int, Programs] = {}
+        # group -> trials per shard
         self._sizes = {} if out is None else run_record.read_record(out, run_record.SWEEP).document.get("sizes", {})
         self._compiling = 0.0
         self._timing = Timing(0.0, 0.0, 0.0)
 
     def result(self) -> SweepResult:
         results: list[tuple[Shard, Snapshot]] = []
-        groups = shards.group_by_program([setting.config for setting in self.settings], self.seeds)
-        for number, trials in enumerate(groups, 1):
-            if len(groups) > 1:
-                self.show.line(f"program {number} of {len(groups)}: {len(trials)} runs")
+        groups = self._groups()
+        what, count = ("program", len(groups)) if self.search is None else ("round", self.search.rounds)
+        for number in range(1, count + 1):
+            if number > len(groups):
+                self._choose(self._combined(results))
+                groups = self._groups()
+            trials = groups[number - 1]
+            if count > 1:
+                self.show.line(f"{what} {number} of {count}: {len(trials)} runs")
             results += self._trained(number, trials)
+        return self._combined(results)
+
+    def _groups(self) -> list[list[Trial]]:
+        configs = [setting.config for setting in self.settings]
+        return shards.grouped(configs, self.seeds, None if self.search is None else self.search.samples)
+
+    def _combined(self, results: list[tuple[Shard, Snapshot]]) -> SweepResult:
         return sweep_results.combine(
             self.env.spec, self.algorithm.name, self.settings, self.seeds, results, self._timing, self.out
         )
 
+    def _choose(self, so_far: SweepResult) -> None:
+        """Adds the settings of the next round of a search, and records them before they are trained."""
+        self.settings += self.search.next_round(self.settings, sweep_tables.scores(so_far))
+        if self.out is not None:
+            fields = [setting.fields for setting in self.settings]
+            self.document = {**(self.document or {}), "settings": fields}
+            run_record.update_record(self.out, run_record.SWEEP, settings=fields)
+
     def _trained(self, number: int, trials: list[Trial]) -> list[tuple[Shard, Snapshot]]:
-        """The shards of program `number`, at their end."""
+        """The shards of group `number`, at their end."""
         size = self._sizes.get(str(number))
         programs = self._fitting(trials) if size is None else self._programs(trials, size)
         if size is None:
-            self._sizes[str(number)] = programs.num_runs
+            alike = [number] if self.search is None else range(1, self.search.rounds + 1)
+            self._sizes |= {str(group): programs.num_runs for group in alike}
             if self.out is not None:
                 run_record.update_record(self.out, run_record.SWEEP, sizes=self._sizes)
-        of_program = shards.cut(self.out, number, trials, programs.num_runs, self.fingerprint)
+        identity = {} if self.document is None else run_record.shard_fingerprint(self.document, number)
+        of_program = shards.cut(self.out, number, trials, programs.num_runs, identity)
         snapshots = [shard.load() for shard in of_program]
         complete = [shard.is_complete(snapshot) for shard, snapshot in zip(of_program, snapshots)]
-        if size is not None and not all(complete):
+        if size is not None and not all(complete) and not programs.is_compiled:
             done = sum(len(shard.trials) for shard, is_complete in zip(of_program, complete) if is_complete)
             self.show.line(f"resuming: {done} of {len(trials)} runs are finished")
             self._compiled(programs)
@@ -278,7 +325,11 @@ class _Sweep:
         return self._programs(trials, shard_size(len(trials), at_most, len(jax.local_devices())))
 
     def _programs(self, trials: list[Trial], size: int) -> Programs:
-        return Programs(self.env, self.algorithm, trials[0].config, size)
+        """Those of a search are the same in all rounds."""
+        programs = self._of_search.get(size) or Programs(self.env, self.algorithm, trials[0].config, size)
+        if self.search is not None:
+            self._of_search[size] = programs
+        return programs
 
     def _compiled(self, programs: Programs) -> Programs:
         self.show.line(f"compiling {programs.num_runs} runs at once")

@@ -1,9 +1,7 @@
 """Pictures of bodies: who owns which limb, outlines against brute force, what is in a GIF."""
 
 import io
-import sys
 
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -13,11 +11,9 @@ from PIL import Image
 import envs
 from envs.base import Drawing, Env, EnvSpec
 from envs.bodies.kinematics import KinematicTree
-from marl_kl.analysis.bodies import drawing, recording, video
-from marl_kl.analysis.figure_style import agent_colours
-from marl_kl.core import evaluation
-from tests.support import random_run
-from tests.support.counting_env import counting_env
+from envs.pictures import agent_colours
+from marl_kl.analysis.bodies import drawing
+from marl_kl.analysis.rendering import animation, recording
 from tests.support.loaded_bodies import bodies_are_loaded_once  # noqa: F401  for all tests here
 
 LEGS_OF_THE_ANT = {
@@ -114,14 +110,14 @@ def _walk(env, steps):
     poses = np.tile(env.drawing.model.qpos0, (steps + 1, 1))
     poses[:, 0] = np.linspace(0, 2, steps + 1)
     poses[:, 4] = np.linspace(0, -1, steps + 1)
-    return recording.Recording(poses, np.linspace(0, 10, steps + 1), "terminated")
+    return recording.Recording(poses, np.zeros((steps, 3, 1)), np.linspace(0, 10, steps + 1), "terminated")
 
 
 @pytest.mark.slow
 def test_a_gif_in_real_time():
     """Steps of 8 ms at 25 frames per second: every fifth step, and the last; all agents' colours are in each."""
     env = envs.make("hopper_3x1")
-    gif = Image.open(io.BytesIO(drawing.animation(env, _walk(env, 12), "a title")))
+    gif = Image.open(io.BytesIO(animation.animation(env, _walk(env, 12), "a title")))
     durations, frames = [], []
     for index in range(gif.n_frames):
         gif.seek(index)
@@ -152,52 +148,3 @@ def test_a_still_of_any_pose_and_what_it_refuses():
 def test_many_agents_have_different_colours():
     for number in (2, 6, 7, 30):
         assert len(set(agent_colours(number))) == number
-
-
-# Recordings
-
-
-def _drawn(env):
-    return env._replace(drawing=Drawing(None, lambda state: jnp.stack([state.inner.start, state.inner.t]), None, 0.1))
-
-
-@pytest.mark.parametrize(
-    ("terminate_at", "steps", "length", "ended"),
-    [(None, 9, 5, "truncated"), (3, 9, 3, "terminated"), (None, 2, 2, None)],
-)
-def test_a_recording_ends_with_its_episode(terminate_at, steps, length, ended):
-    env = _drawn(counting_env(episode_length=5, terminate_at=terminate_at))
-    learner = random_run.learner(env.spec, 0)
-    recorded = recording.record(env, random_run.CONFIG, learner, evaluation.keys((3,), 0)[0], steps)
-    assert recorded.ended == ended and recorded.poses.shape == (length + 1, 2)
-    np.testing.assert_array_equal(recorded.poses[:, 1], np.arange(length + 1))
-    assert np.ptp(recorded.poses[:, 0]) == 0 and recorded.episode_return[0] == 0
-    rewards = np.diff(recorded.episode_return)
-    assert (rewards <= np.arange(1, length + 1)).all() and (rewards > np.arange(length)).all()
-
-
-def test_nothing_to_record():
-    with pytest.raises(ValueError, match="env 'bilinear' is not a body"):
-        recording.record(envs.make("bilinear"), random_run.CONFIG, None, None, 3)
-    with pytest.raises(ValueError, match="steps=0; it must be at least 1"):
-        recording.record(_drawn(counting_env()), random_run.CONFIG, None, None, 0)
-
-
-def test_mp4_gets_every_frame_and_holds_the_last_one(tmp_path):
-    """A program in the place of ffmpeg, which stores what it is given."""
-    encoder = tmp_path / "ffmpeg"
-    encoder.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\n')
-    encoder.chmod(0o755)
-    images = [np.full((4, 6, 3), value, np.uint8) for value in (1, 2)]
-    stored = np.frombuffer(video.mp4(images, 10.0, str(encoder)), np.uint8).reshape(-1, 4, 6, 3)
-    assert stored[:, 0, 0, 0].tolist() == [1, 2, *[2] * 15]
-
-
-def test_mp4_without_ffmpeg_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(video.shutil, "which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(
-        ModuleNotFoundError, match="MP4 needs ffmpeg: install it, or pip install imageio-ffmpeg"
-    ) as error:
-        video.ffmpeg()
-    assert error.value.name is None, "one line on the command line, not a traceback"

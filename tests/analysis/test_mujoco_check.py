@@ -196,10 +196,10 @@ def test_render_writes_a_gif_into_the_run(hopper_run, capsys):
 _BAD = {
     "render {run} --seed 5": "seed=5 is not in this run; it has 0, 1",
     "render {run} --steps 0": "steps=0; it must be at least 1",
-    "render {run} --out {run}/picture.png": "it must be a .gif or .mp4 file in an existing folder",
-    "render {run} --out nowhere/picture.gif": "it must be a .gif or .mp4 file in an existing folder",
+    "render {run} --out {run}/picture.jpg": "it must be a .gif, .mp4 or .png file in an existing folder",
+    "render {run} --out nowhere/picture.gif": "it must be a .gif, .mp4 or .png file in an existing folder",
     "render {run}/none": "there is no run folder",
-    "render {game}": "env 'bilinear' is not a body",
+    "render {path}": "env 'tests.support.own_work:grid' cannot be drawn; give it a function draw(axes,",
     "render": "required: RUN",
     "evaluate {run} --seed 5": "seed=5 is not in this run; it has 0, 1",
     "evaluate {run} --episodes 0": "episodes=0; it must be at least 1",
@@ -215,6 +215,7 @@ _BAD = {
 def test_bad_input_gives_a_one_line_error(words, hopper_run, tmp_path, capsys):
     stored = {"run": lambda: hopper_run, "game": lambda: random_run.store(tmp_path / "game", envs.make("bilinear"))}
     stored["own"] = lambda: random_run.store(tmp_path / "own", counting_env())
+    stored["path"] = lambda: random_run.store(tmp_path / "path", envs.make("tests.support.own_work:grid"))
     stored["other"] = lambda: _of_another_version(tmp_path / "other")
     folders = {name: make() for name, make in stored.items() if "{" + name + "}" in words}
     assert main.main(words.format(**folders).split()) == 2

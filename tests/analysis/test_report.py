@@ -14,8 +14,8 @@ from PIL import Image
 
 import envs
 import marl_kl
+from envs.pictures import agent_colours
 from marl_kl.analysis import sweep_tables
-from marl_kl.analysis.figure_style import agent_colours
 from marl_kl.analysis.report import pages
 from marl_kl.cli import main
 from marl_kl.config import FirstOrderConfig, TrustRegionConfig
@@ -53,7 +53,7 @@ def sweep(out, failures=(), seeds=(4, 7, 9), env_spec=None, done=None):
     with run_folder.lock_folder(out, document, run_record.SWEEP):
         record = run_record.read_record(out, run_record.SWEEP)
         fingerprint = run_record.fingerprint(record.document)
-        for k, runs in enumerate(shards.group_by_program([config.replace(**one) for one in fields], seeds)[:done]):
+        for k, runs in enumerate(shards.grouped([config.replace(**one) for one in fields], seeds)[:done]):
             (shard,) = shards.cut(out, k + 1, runs, len(seeds), fingerprint)
             checkpoints.save(shard.folder, _snapshot(k, seeds, failures), shard.fingerprint, keep=1)
         result = sweep_folders.read(out)

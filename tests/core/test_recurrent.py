@@ -13,7 +13,8 @@ import envs
 import marl_kl
 from benchmarks.plain_hatrpo import plain_update
 from envs.base import Drawing, EnvSpec
-from marl_kl.analysis.bodies import mujoco_check, recording
+from marl_kl.analysis.bodies import mujoco_check
+from marl_kl.analysis.rendering import recording
 from marl_kl.core import (
     algorithms,
     evaluation,
@@ -444,7 +445,7 @@ def test_evaluation_recording_and_loaded_policies_carry_the_hidden_state():
     np.testing.assert_allclose(scores.episode_return, [by_hand(k) for k in jax.random.split(key_reset, 3)])
     recorded = recording.record(body, run.config, learner, key, 10)
     np.testing.assert_allclose(recorded.episode_return[-1], by_hand(key_reset))
-    assert recorded.ended == "truncated" and len(recorded.poses) == 5
+    assert recorded.ended == "truncated" and len(recorded.states) == 5
 
 
 @pytest.mark.slow

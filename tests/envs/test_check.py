@@ -77,6 +77,14 @@ BROKEN = {
     "alive sometimes": (lambda: changed(with_field(alive=jnp.ones(2, bool))), "alive is None after one of reset and step"),
     "rewards": (lambda: changed(env=counting_env(team_reward=False), team_reward=True), "agents receive different rewards"),
     "memory": (forgetful, "the same keys give another reward"),
+    "draw at a reset": (
+        lambda: GOOD._replace(draw=lambda axes, env_state, action, params: axes.plot(action[0], 0)),
+        "draw fails after a reset: TypeError: 'NoneType' object is not subscriptable",
+    ),
+    "draw after a step": (
+        lambda: GOOD._replace(draw=lambda axes, env_state, action, params: action is None or axes.plot(action.no, 0)),
+        "draw fails after a step: AttributeError: 'numpy.ndarray' object has no attribute 'no'",
+    ),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A run or a sweep that is killed again and again, and must end as one that was never interrupted.
 
-    python -m tests.support.kills run|sweep FOLDER [KILLS]     a reference and a victim in FOLDER, and the verdict (default: 20)
+    python -m tests.support.kills run|sweep|search FOLDER [KILLS]     a reference and a victim in FOLDER, and the verdict (default: 20)
 
 A kill is SIGKILL, so nothing can be tidied up. Odd ones come from outside, at a random moment after the first update
 of that process; even ones from the process itself, at a random one of the moments when files change their names, which
@@ -89,7 +89,12 @@ def _assert_same_teams(found, wanted):
             np.testing.assert_array_equal(tree[name], leaf, err_msg=name)
 
 
-KINDS = {"run": (train, assert_same_run), "sweep": (sweep, assert_same_sweep)}
+def search(out, **options):
+    space = {"kl_budget": marl_kl.log_uniform(0.02, 0.3), "gamma": marl_kl.uniform(0.8, 1.0)}
+    return sweep(out, grid=None, search=space, samples=3, rounds=2, **options)
+
+
+KINDS = {"run": (train, assert_same_run), "sweep": (sweep, assert_same_sweep), "search": (search, assert_same_sweep)}
 """What can be killed: how it is started or resumed, and what must hold at its end."""
 
 

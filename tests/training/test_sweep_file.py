@@ -68,6 +68,14 @@ def test_the_fields_of_the_file_are_passed_to_sweep(calls, tmp_path, capsys):
     }
 
 
+def test_a_search_is_passed_to_sweep(calls, tmp_path):
+    text = "samples = 4\nrounds = 3\nsampler = 'optuna.samplers:GPSampler'\n[search]\ngamma = { uniform = [0.8, 1] }\n"
+    assert main.main(["sweep", written(tmp_path, HEAD + text), "--progress", "none"]) == 130
+    ((_, _, options),) = calls
+    assert options["search"]["gamma"].text == "uniform(0.8, 1)" and not options["grid"] and not options["random"]
+    assert (options["samples"], options["rounds"], options["sampler"]) == (4, 3, "optuna.samplers:GPSampler")
+
+
 def test_it_goes_on_where_it_was_interrupted(calls, tmp_path, capsys):
     path, out = written(tmp_path, HEAD + "[grid]\ngamma = [0.9]"), tmp_path / "sweep"
     assert main.main(["sweep", path, "--resume"]) == 2
@@ -102,6 +110,9 @@ _BAD = {
     HEAD + "[random]\ngamma = 0.9": "random.gamma=0.9; it must be written as in gamma = { log_uniform = [0.01, 0.3] }",
     HEAD + "[random]\ngamma = { unifrom = [0, 1] }": "unknown distribution 'unifrom'; did you mean uniform",
     HEAD + "[random]\ngamma = { uniform = [0] }": "random.gamma: uniform is [0]; it must be [low, high]",
+    HEAD + "[search]\ngamma = 0.9": "search.gamma=0.9; it must be written as in gamma = { log_uniform = [0.01, 0.3] }",
+    HEAD + "[search]\ngamma = { uniform = [0.5, 0.9] }": "samples=None; it must be an integer >= 1",
+    HEAD + "rounds = 2\n[grid]\ngamma = [0.9]": "rounds=2, but there is nothing to search",
     HEAD: "there is nothing to sweep",
     HEAD + "seeds = 0\n[grid]\ngamma = [0.9]": "seeds=0; it must be",
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import types
 import warnings
 
@@ -16,10 +17,12 @@ from marl_kl import devices
 from marl_kl.analysis import sweep_tables
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.results import SweepFailure
-from marl_kl.storage import run_folder
-from marl_kl.training import programs
+from marl_kl.storage import run_folder, stored_sweeps
+from marl_kl.training import programs, sweeper
+from marl_kl.training.adaptive_search import make_search
 from marl_kl.training.programs import Programs
 from marl_kl.training.sweeper import shard_size
+from tests.support import kills
 from tests.support.counting_env import counting_env
 from tests.support.grids import slow_unless
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
@@ -365,3 +368,32 @@ def test_a_folder_that_holds_a_sweep_is_refused(swept, monkeypatch):
     monkeypatch.setattr(Programs, "compile", never_compile)
     with pytest.raises(FileExistsError, match="already holds another sweep"):
         sweep(grid={"kl_budget": BUDGETS}, out=swept.out)
+
+
+# Searches
+
+SEARCH = {"search": {"kl_budget": marl_kl.log_uniform(0.02, 0.3)}, "samples": 3, "rounds": 2, "search_seed": 5}
+
+
+def test_rounds_are_one_program_and_one_sweep(monkeypatch, tmp_path):
+    """And resume to the same where one was interrupted between two rounds."""
+    made, init = [], Programs.__init__
+    monkeypatch.setattr(Programs, "__init__", lambda self, *args: made.append(args) or init(self, *args))
+    whole = sweep(**SEARCH, out=tmp_path / "whole")
+    assert len(made) == 1, "one program for both rounds"
+    assert len(whole.settings) == 6 and whole.final.episode_return.shape == (6, 2, 4)
+    scores = sweeper.sweep_tables.scores(whole)
+    plan = make_search(whole.config, {}, SEARCH["search"], 3, 2, "tpe", 5)
+    first = tuple(map(plan.setting, whole.settings[:3]))
+    assert whole.settings[3:] == tuple(setting.fields for setting in plan.next_round(first, scores[:3]))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweeper._Sweep, "_choose", lambda *_: signal.raise_signal(signal.SIGINT))
+        sweep(**SEARCH, out=tmp_path / "parts")
+    assert len(stored_sweeps.read(tmp_path / "parts").settings) == 3
+    parts = sweep(**SEARCH, out=tmp_path / "parts", resume=True)
+    assert parts.settings == whole.settings
+    kills.assert_same_sweep(tmp_path / "parts", tmp_path / "whole")
+    for other in ({"search_seed": 6}, {"search": {"kl_budget": marl_kl.uniform(0.02, 0.3)}}):
+        with pytest.raises(ValueError, match="holds another sweep: search(_seed|.kl_budget) is .* there and .* here"):
+            sweep(**{**SEARCH, **other}, out=tmp_path / "parts", resume=True)

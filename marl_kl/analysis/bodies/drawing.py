@@ -1,4 +1,4 @@
-"""Drawings of bodies, limbs coloured by agent: still, or as an animated GIF or MP4.
+"""Drawings of bodies, limbs coloured by agent: still, or pose after pose (`marl_kl.analysis.rendering`).
 
 Drawn with matplotlib only, so that neither a display nor OpenGL is needed. A geom of the `mujoco.MjModel` is
 taken as the sum of a box and an ellipsoid along its own axes: a capsule is a segment plus a ball, a cylinder a segment
@@ -7,14 +7,12 @@ plus a disc. Under an orthographic camera the outline of such a sum is exact and
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -22,15 +20,12 @@ from matplotlib.patches import Patch
 
 from envs.base import Env
 from envs.bodies.physics import actuators_of_bodies
-from marl_kl.analysis.bodies import video
-from marl_kl.analysis.bodies.recording import Recording
-from marl_kl.analysis.figure_style import agent_colours
+from envs.pictures import agent_colours
 
 ROOT_COLOUR = "#9A9A9A"
 """For geoms that no agent moves."""
 
 _WORLD_COLOUR = "#D5D2CB"
-_PAPER = "#FFFFFF"
 _TILES = ("#F4F2ED", "#E9E6DF")
 _SHADOW = "#CFCBC2"
 _DIRECTIONS = np.stack([np.cos(a := np.linspace(0.0, 2 * np.pi, 40, endpoint=False)), np.sin(a)], axis=-1)
@@ -40,9 +35,6 @@ _TONES = ((1.0, 0.0), (0.66, 0.16), (0.33, 0.36))
 
 _ROOM = 1.15
 _ROOM_TO_MOVE = 1.45
-
-_DPI = 80
-_MAX_FRAMES_PER_SECOND = 25.0
 
 
 class Camera(NamedTuple):
@@ -130,39 +122,16 @@ def legend(figure: Figure | Axes, env: Env, **options) -> None:
     figure.legend(handles=handles, frameon=False, handlelength=1.0, handleheight=1.0, **options)
 
 
-def animation(env: Env, recording: Recording, title: str, kind: str = "gif") -> bytes:
-    """The recording as an animation, in real time, at most 25 frames per second.
+def scene(axes: Axes, env: Env, poses: np.ndarray) -> Callable[[int], None]:
+    """A function that draws pose i on `axes`, for pictures one after another: the camera follows the body.
 
     Args:
-        env: the body's environment.
-        recording: at least one pose.
-        title: the line above the drawing.
-        kind: "gif", which loops, or "mp4".
-
-    Raises:
-        ModuleNotFoundError: "mp4" without ffmpeg (see `video.ffmpeg`).
+        poses: [T, nq], all that will be shown.
     """
-    encoder = video.ffmpeg() if kind == "mp4" else None
-    stride = max(1, round(1.0 / (_MAX_FRAMES_PER_SECOND * env.drawing.seconds)))
-    last = len(recording.poses) - 1
-    shown = [*range(0, last, stride), last]
     view, parts = camera(env), _geom_parts(env)
-    frames = [_outlines(env, parts, view, recording.poses[t]) for t in shown]
-    figure, axes = _page(env, title)
+    frames = [_outlines(env, parts, view, pose) for pose in poses]
     stage = _Stage(axes, env, view, parts, frames, _ROOM_TO_MOVE)
-    caption = figure.text(0.02, 0.015, "", fontsize=9, ha="left", va="bottom", color="0.2")
-    images = []
-    for t, outlines in zip(shown, frames):
-        stage.show(outlines)
-        end = f"  {recording.ended}" if recording.ended and t == last else ""
-        seconds = t * env.drawing.seconds
-        caption.set_text(f"{seconds:6.2f} s   step {t:4d}   return {recording.episode_return[t]:8.1f}{end}")
-        images.append(_image(figure))
-    if encoder is not None:
-        return video.mp4(images, 1.0 / (stride * env.drawing.seconds), encoder)
-    milliseconds = [max(20, round(1000 * stride * env.drawing.seconds))] * len(images)
-    milliseconds[-1] = round(1000 * video.LAST_FRAME_SECONDS)
-    return _gif(images, milliseconds, _palette(env))
+    return lambda index: stage.show(frames[index])
 
 
 def camera(env: Env) -> Camera:
@@ -372,16 +341,6 @@ def _nice(length: float) -> float:
     return float(power * max(digit for digit in (1, 2, 5) if digit * power <= length * (1 + 1e-9)))
 
 
-def _page(env: Env, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, facecolor=_PAPER)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.07, 0.74, 0.85))
-    figure.text(0.02, 0.975, title, fontsize=11, ha="left", va="top")
-    size = 8 if env.spec.num_agents <= 10 else 7
-    legend(figure, env, loc="center left", bbox_to_anchor=(0.745, 0.5), fontsize=size, labelspacing=0.5)
-    return figure, axes
-
-
 def _shades(env: Env) -> np.ndarray:
     """[agents + 2, 1 + tones, 3] rim, then tones inwards, of each agent; the last two are for the world and for no agent."""
     colour = np.array([to_rgb(colour) for colour in (*agent_colours(env.spec.num_agents), _WORLD_COLOUR, ROOT_COLOUR)])
@@ -394,13 +353,7 @@ def _short(name: str) -> str:
     return "\n".join(textwrap.wrap(spaced, 24, max_lines=2, placeholder=" ...")).replace("+ ", "+")
 
 
-def _image(figure: Figure) -> np.ndarray:
-    """[height, width, 3] uint8."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
-def _palette(env: Env) -> np.ndarray:
+def palette(env: Env) -> np.ndarray:
     """[up to 256, 3] uint8: the colours of a drawing of `env`, and greys for text and antialiased edges."""
     greys = np.linspace(0.0, 1.0, 20)[:, None].repeat(3, axis=1)
     floor = [to_rgb(colour) for colour in (*_TILES, _SHADOW)]
@@ -408,15 +361,3 @@ def _palette(env: Env) -> np.ndarray:
     softened = 0.5 * shades[:, 0] + 0.5 * np.array(floor[0])
     palette = np.concatenate([greys, floor, shades.reshape(-1, 3), softened])
     return np.round(255 * palette[:256]).astype(np.uint8)
-
-
-def _gif(images: Sequence[np.ndarray], milliseconds: Sequence[int], colours: np.ndarray) -> bytes:
-    """All frames with one palette, colours [C, 3], so that only changes are stored."""
-    from PIL import Image
-
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours.tobytes())
-    first, *rest = (Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
-    content = io.BytesIO()
-    first.save(content, format="GIF", save_all=True, append_images=rest, duration=list(milliseconds), loop=0)
-    return content.getvalue()

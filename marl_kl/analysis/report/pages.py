@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 import envs
 from envs.base import Env, EnvSpec
+from envs.pictures import agent_colours
 from marl_kl import __version__
 from marl_kl.analysis import diagnostics, run_figures, summary, sweep_figures, sweep_tables
 from marl_kl.analysis.decoration import decoration
-from marl_kl.analysis.figure_style import agent_colours, binned_means, figure_bytes, healthy_seeds
+from marl_kl.analysis.figure_style import binned_means, figure_bytes, healthy_seeds
 from marl_kl.analysis.report import report_figures
 from marl_kl.analysis.text_tables import percent_text
 from marl_kl.config import Config

@@ -1,7 +1,8 @@
-"""Pictures as an MP4, by the program ffmpeg."""
+"""Pictures as a GIF, or as an MP4 by the program ffmpeg."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -12,6 +13,33 @@ import numpy as np
 
 LAST_FRAME_SECONDS = 1.5
 """For which animations show their last picture."""
+
+
+def gif(images: Sequence[np.ndarray], seconds: float, colours: np.ndarray) -> bytes:
+    """A loop of frames with one palette, so that only changes are stored; the last frame stays for a while.
+
+    Args:
+        images: [height, width, 3] uint8 each. seconds: per frame. colours: [C, 3] uint8, at most 256.
+    """
+    from PIL import Image
+
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours.tobytes())
+    first, *rest = (Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    durations = [max(20, round(1000 * seconds))] * len(rest) + [round(1000 * LAST_FRAME_SECONDS)]
+    content = io.BytesIO()
+    first.save(content, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return content.getvalue()
+
+
+def common_palette(images: Sequence[np.ndarray]) -> np.ndarray:
+    """[up to 256, 3] uint8 colours for all of these frames, from up to eight of them; white stays white."""
+    from PIL import Image
+
+    some = np.concatenate(images[:: -(-len(images) // 8)])
+    found = np.array(Image.fromarray(some).quantize(256).getpalette(), np.uint8).reshape(-1, 3)
+    found[(found > 245).all(axis=-1)] = 255
+    return found
 
 
 def ffmpeg() -> str:
