@@ -319,7 +319,7 @@ EnvParams = Any
 Draw = Callable[[Any, EnvState, Any, EnvParams], None]
 """`draw(axes, env_state, action, params)` draws one state, for `marl-kl render`.
 
-    axes: matplotlib's, empty; only these may be drawn on. Title and caption are not drawn here.
+    axes: matplotlib's, empty; only these may be drawn on. The title of the picture is not drawn here.
     env_state: of one environment, with numpy arrays as leaves (see `host_ready`).
     action: the joint action that led to it, a numpy array of shape `EnvSpec.action_shape`; None after a reset.
     params: the environment's.

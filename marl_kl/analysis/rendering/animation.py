@@ -74,7 +74,9 @@ def _strip(env: Env, recording: Recording, title: str) -> bytes:
             axes.set_axis_off()
             continue
         _scene(axes, env, recording, shown)(index)
-        axes.set_title(_caption(env, recording, shown[index]), fontsize=9, loc="left", color="0.2")
+        lines = filter(None, [_caption(env, recording, shown[index]), axes.get_title()])
+        axes.set_title("")
+        axes.set_title("\n".join(lines), fontsize=9, loc="left", color="0.2")
         repeated = axes.get_legend() if index < len(shown) - 1 else None
         if repeated is not None:
             repeated.remove()
