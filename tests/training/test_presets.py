@@ -31,7 +31,8 @@ PUBLISHED = {
 def test_every_preset_fits_its_environments_and_algorithms(name):
     preset = presets.get(name)
     assert preset.about and preset.source and preset.scenarios and preset.algorithms
-    classes = {algorithms.get(algorithm).config_class.__name__ for algorithm in algorithms.names()} | {"Config"}
+    classes = {algorithms.get(algorithm).config_class.__name__ for algorithm in algorithms.names()}
+    classes |= {"Config", "OnPolicyConfig"}
     assert set(preset.fields) <= classes
     for scenario, tables in preset.scenarios.items():
         assert set(tables) <= classes

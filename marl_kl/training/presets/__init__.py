@@ -3,6 +3,7 @@
 about = "one line"
 source = "where the numbers are from"
 [Config]                     # fields that every algorithm has
+[OnPolicyConfig]             # those of all on-policy ones
 [TrustRegionConfig]          # of the algorithms with this config class; those without a table have no such preset
 [scenarios]                  # the scenarios it is for, with what is different there
 ant_4x2 = { TrustRegionConfig = { kl_budget = 0.02 } }
