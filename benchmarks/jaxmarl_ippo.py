@@ -209,7 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jaxmarl-baselines", type=Path, required=True, help="a checkout of JaxMARL, or the script")
     parser.add_argument("--env", default="jaxmarl/MPE_simple_spread_v3", help="one of JaxMARL's MPE with agents alike")
-    parser.add_argument("--algorithms", nargs="+", default=list(algorithms.names()))
+    parser.add_argument("--algorithms", nargs="+", default=list(algorithms.names(marl_kl.OnPolicyConfig)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--rollout-length", type=int, default=128)

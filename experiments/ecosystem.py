@@ -34,7 +34,7 @@ FIRST_ORDER = {"actor_lr": 1e-3, "actor_minibatches": 4}
 """Rollouts of 4,096 samples of a cheap environment allow larger and more steps than those of a body."""
 SETTINGS = {
     name: FIRST_ORDER if name in algorithms.names(marl_kl.FirstOrderConfig) else settings.PUBLISHED
-    for name in algorithms.names()
+    for name in algorithms.names(marl_kl.OnPolicyConfig)
 }
 """In addition to `COMMON`, by algorithm; there was no search."""
 

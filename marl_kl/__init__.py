@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from marl_kl.analysis.comparison.compare_runs import compare
     from marl_kl.analysis.comparison.estimates import Comparison
     from marl_kl.analysis.reevaluation import EvaluationResult, evaluate
-    from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
+    from marl_kl.config import Config, FirstOrderConfig, OffPolicyConfig, OnPolicyConfig, TrustRegionConfig
     from marl_kl.core import advantages, algorithms, allocators, schemes, surrogates, trust_region
     from marl_kl.core.trainer import Train, TrainState, make_train
     from marl_kl.results import SweepResult, TrainResult
@@ -50,7 +50,7 @@ _HOMES = {
     "analysis.comparison.compare_runs": ("compare",),
     "analysis.comparison.estimates": ("Comparison",),
     "analysis.reevaluation": ("EvaluationResult", "evaluate"),
-    "config": ("Config", "FirstOrderConfig", "TrustRegionConfig"),
+    "config": ("Config", "FirstOrderConfig", "OffPolicyConfig", "OnPolicyConfig", "TrustRegionConfig"),
     "core.trainer": ("Train", "TrainState", "make_train"),
     "results": ("SweepResult", "TrainResult"),
     "storage.loading": ("load",),

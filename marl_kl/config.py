@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -30,8 +30,14 @@ _ANY: _Check = (lambda x: True, "")
 _PATH: _Check = (lambda x: not x or is_path(x), "a path 'module:function', or empty for none")
 
 
+_WIDTHS: _Check = (lambda x: len(x) > 0 and all(w > 0 for w in x), "> 0, at least one")
+
+
 def _one_of(*options: str) -> _Check:
     return (lambda x: x in options, "one of " + ", ".join(options))
+
+
+_ACTIVATION = _one_of("tanh", "relu", "elu", "silu")
 
 
 _INT32, _INT64, _FLOAT32 = 2**31, 2**63, 2.0**128
@@ -50,7 +56,7 @@ def static(default, text: str, check: _Check = _POSITIVE, below: int = _INT32):
     return dataclasses.field(default=default, metadata={"help": text, "static": True, "check": check, "below": below})
 
 
-SCHEDULED = ("kl_budget", "critic_lr", "actor_lr", "ent_coef")
+SCHEDULED = ("kl_budget", "critic_lr", "actor_lr", "ent_coef", "exploration_noise", "exploration_epsilon")
 """The fields that may change linearly over a run."""
 
 
@@ -66,7 +72,7 @@ EVALUATIONS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The fields of every algorithm: rollout, networks, critic, evaluation and checkpoints.
+    """The fields of every algorithm: rollout, networks, evaluation and checkpoints.
 
     Raises:
         ValueError: a field has a value outside its range; the message names the field, the value and the range.
@@ -76,42 +82,25 @@ class Config:
     num_envs: int = static(32, "parallel environments per seed")
     rollout_length: int = static(128, "env steps per environment between two updates")
     gamma: float = traced(0.99, "discount", _UNIT)
-    gae_lambda: float = traced(0.95, "GAE's lambda", _UNIT)
     normalize_observations: bool = static(True, "standardise observations and states by running moments", _ANY)
 
-    hidden_sizes: tuple[int, ...] = static(
-        (64, 64),
-        "hidden layer widths of actors and critic",
-        (lambda x: len(x) > 0 and all(w > 0 for w in x), "> 0, at least one"),
-    )
-    activation: str = static("tanh", "activation of the hidden layers", _one_of("tanh", "relu", "elu", "silu"))
-    init_std: float = traced(0.37, "initial standard deviation of Gaussian policies")
-    squash: bool = static(
-        False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY
-    )
+    hidden_sizes: tuple[int, ...] = static((64, 64), "hidden layer widths of actors and critic", _WIDTHS)
+    activation: str = static("tanh", "activation of the hidden layers", _ACTIVATION)
     share_parameters: bool = static(
-        False, "one actor network for all agents (not for happo, hatrpo_w, hatrpo_g, hatrpo_n)", _ANY
+        False, "one actor network for all agents (not for happo, hatrpo_w, hatrpo_g, hatrpo_n, haddpg, hatd3)", _ANY
     )
     agent_ids: bool = static(
         True, "append a one-hot agent id to the inputs of a shared network; no effect without share_parameters", _ANY
     )
-    recurrent: bool = static(False, "recurrent actors: a GRU after their hidden layers, reset with each episode", _ANY)
-    recurrent_critic: bool = static(False, "recurrent critic, whether the actors are or not", _ANY)
-    recurrent_size: int = static(64, "width of the GRUs")
     actor_encoder: str = static(
         "", "path of a function spec -> flax module that encodes each actor's inputs before its hidden layers", _PATH
     )
-    critic_encoder: str = static("", "the same for the critic's inputs", _PATH)
+    critic_encoder: str = static(
+        "", "the same for the critic's inputs (of off-policy algorithms: for the state in them)", _PATH
+    )
 
     critic_lr: float = traced(1e-3, "Adam step size of the critic")
     critic_lr_final_fraction: float = _final_fraction("critic_lr")
-    critic_epochs: int = static(5, "passes of the critic over each batch")
-    critic_minibatches: int = static(
-        4, "minibatches per pass; must divide num_envs * rollout_length (num_envs if the critic is recurrent)"
-    )
-    critic_max_grad_norm: float = traced(10.0, "global gradient norm at which the critic's step is clipped")
-    huber_delta: float = traced(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
-    value_clip: float = traced(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
 
     eval_episodes: int = static(16, "evaluation episodes per seed: parallel environments, one episode each")
     eval_interval: int = static(
@@ -131,7 +120,6 @@ class Config:
                 f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}; "
                 f"it must be below {_INT32}"
             )
-        self._check_divisible("critic_minibatches", self.recurrent_critic)
 
     @property
     def batch_size(self) -> int:
@@ -153,7 +141,7 @@ class Config:
         """The fields that may be traced, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["static"]}
 
-    def at(self, progress: jax.Array) -> Config:
+    def at(self, progress: jax.Array) -> Self:
         """The config at `progress` [] of a run, from 0 to 1: the `SCHEDULED` fields have their values there."""
         fractions = {name: getattr(self, f"{name}_final_fraction", 1.0) for name in SCHEDULED}
         changes = {
@@ -169,20 +157,7 @@ class Config:
         multiples = ((done // every + 1) * every for every in intervals if every)
         return min(done + self.chunk_updates, self.num_updates, *multiples)
 
-    def _check_divisible(self, name: str, recurrent: bool) -> None:
-        minibatches = getattr(self, name)
-        if recurrent and self.num_envs % minibatches:
-            raise ValueError(
-                f"{name}={minibatches} does not divide num_envs={self.num_envs}; it must if the network is recurrent, "
-                "because its minibatches are whole rollouts of environments"
-            )
-        if self.batch_size % minibatches:
-            raise ValueError(
-                f"{name}={minibatches} does not divide the batch of "
-                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
-            )
-
-    def replace(self, **changes) -> Config:
+    def replace(self, **changes) -> Self:
         """A copy with `changes`; an unknown name raises ValueError with the nearest field."""
         self.refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
@@ -202,12 +177,13 @@ SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_ke
 
 
 def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of `SCHEDULE` that no update depends on, given the other fields.
+    """The fields of `SCHEDULE` that no update depends on, given the other fields; `save_replay` is another.
 
     With a field that changes over the run, updates depend on `total_env_steps`.
     """
     is_scheduled = any(config.get(f"{name}_final_fraction", 1) != 1 for name in SCHEDULED)
-    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not is_scheduled)
+    free = tuple(name for name in SCHEDULE if name != "total_env_steps" or not is_scheduled)
+    return (*free, "save_replay") if "save_replay" in config else free
 
 
 def is_due(done: int, every: int) -> bool:
@@ -216,7 +192,45 @@ def is_due(done: int, every: int) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrustRegionConfig(Config):
+class OnPolicyConfig(Config):
+    """Fields of the on-policy algorithms: stochastic policies, advantages, and a critic of states."""
+
+    gae_lambda: float = traced(0.95, "GAE's lambda", _UNIT)
+    init_std: float = traced(0.37, "initial standard deviation of Gaussian policies")
+    squash: bool = static(
+        False, "squash Gaussian actions into the environment's control range by tanh, instead of clipping them", _ANY
+    )
+    recurrent: bool = static(False, "recurrent actors: a GRU after their hidden layers, reset with each episode", _ANY)
+    recurrent_critic: bool = static(False, "recurrent critic, whether the actors are or not", _ANY)
+    recurrent_size: int = static(64, "width of the GRUs")
+    critic_epochs: int = static(5, "passes of the critic over each batch")
+    critic_minibatches: int = static(
+        4, "minibatches per pass; must divide num_envs * rollout_length (num_envs if the critic is recurrent)"
+    )
+    critic_max_grad_norm: float = traced(10.0, "global gradient norm at which the critic's step is clipped")
+    huber_delta: float = traced(10.0, "where the critic's loss turns from quadratic to linear (normalised units)")
+    value_clip: float = traced(0.2, "range of a value update per batch (normalised units)", _POSITIVE_OR_INF)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_divisible("critic_minibatches", self.recurrent_critic)
+
+    def _check_divisible(self, name: str, recurrent: bool) -> None:
+        minibatches = getattr(self, name)
+        if recurrent and self.num_envs % minibatches:
+            raise ValueError(
+                f"{name}={minibatches} does not divide num_envs={self.num_envs}; it must if the network is recurrent, "
+                "because its minibatches are whole rollouts of environments"
+            )
+        if self.batch_size % minibatches:
+            raise ValueError(
+                f"{name}={minibatches} does not divide the batch of "
+                f"num_envs * rollout_length = {self.num_envs} * {self.rollout_length} = {self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRegionConfig(OnPolicyConfig):
     """Fields of the trust-region algorithms (HATRPO and its relatives): the joint KL budget and the step inside it.
 
     A per-agent threshold d, as in HARL or the HATRPO paper, corresponds to `kl_budget = num_agents * d` for continuous
@@ -267,7 +281,7 @@ class TrustRegionConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstOrderConfig(Config):
+class FirstOrderConfig(OnPolicyConfig):
     """Fields of the first-order algorithms (HAPPO, MAPPO and their relatives): a surrogate maximised by Adam."""
 
     actor_lr: float = traced(5e-4, "Adam step size of the actors")
@@ -289,6 +303,94 @@ class FirstOrderConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         self._check_divisible("actor_minibatches", self.recurrent)
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyConfig(Config):
+    """Fields of the off-policy algorithms (MADDPG and its relatives): replay, exploration and targets.
+
+    One update is `rollout_length` env steps in each environment, and then `gradient_steps` steps on minibatches of the
+    replay.
+    """
+
+    num_envs: int = static(10, "parallel environments per seed")
+    rollout_length: int = static(50, "env steps per environment between two updates")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "hidden layer widths of actors and critic", _WIDTHS)
+    activation: str = static("relu", "activation of the hidden layers", _ACTIVATION)
+
+    actor_lr: float = traced(5e-4, "Adam step size of the actors")
+    actor_lr_final_fraction: float = _final_fraction("actor_lr")
+    max_grad_norm: float = traced(
+        math.inf, "global gradient norm at which each network's gradient is clipped", _POSITIVE_OR_INF
+    )
+    tau: float = traced(0.005, "how far each target network moves towards its network after a step", _FRACTION)
+    n_step: int = static(1, "rewards in a target before it bootstraps, at most; fewer where an episode ends")
+    minibatch_size: int = static(1000, "transitions per gradient step")
+    updates_per_step: float = static(
+        1.0, "gradient steps of the critic per env step of each environment; times rollout_length a whole number"
+    )
+    warmup_steps: int = static(
+        10_000, "env steps of uniformly random actions before the first gradient step", _NON_NEGATIVE
+    )
+    replay_size: int = static(1_000_000, "transitions in the replay of each seed")
+    save_replay: bool = static(
+        True, "whether checkpoints have the replay; without it a resumed run first fills an empty one", _ANY
+    )
+    exploration_noise: float = traced(
+        0.1,
+        "std of the Gaussian added to continuous actions in training, in half widths of the control range",
+        _NON_NEGATIVE,
+    )
+    exploration_noise_final_fraction: float = _final_fraction("exploration_noise")
+    exploration_epsilon: float = traced(0.05, "share of choices made uniformly at random in training", _UNIT)
+    exploration_epsilon_final_fraction: float = _final_fraction("exploration_epsilon")
+    gumbel_temperature: float = traced(1.0, "temperature of the softmax through which choices are differentiated")
+    policy_freq: int = static(
+        2, "critic steps per step of actors and targets; must divide the gradient steps of an update"
+    )
+    target_noise: float = traced(
+        0.2, "std of the Gaussian added to target actions, in half widths of the control range", _NON_NEGATIVE
+    )
+    target_noise_clip: float = traced(0.5, "largest such noise", _NON_NEGATIVE)
+
+    def __post_init__(self):
+        super().__post_init__()
+        steps = self.rollout_length * self.updates_per_step
+        if steps < 1 or abs(steps - round(steps)) > 1e-6:
+            raise ValueError(
+                f"updates_per_step={self.updates_per_step}; times rollout_length={self.rollout_length} it must be a "
+                "whole number of gradient steps, at least 1"
+            )
+        if self.replay_length <= self.n_step:
+            raise ValueError(
+                f"replay_size={self.replay_size}; it must hold more than n_step={self.n_step} env steps of each "
+                f"environment, and at least num_envs * rollout_length = {self.batch_size} transitions"
+            )
+        if self.warmup_steps > self.num_envs * self.replay_length:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}; it must be at most replay_size={self.replay_size}, rounded down to "
+                f"whole updates: {self.num_envs * self.replay_length}"
+            )
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the critic per update."""
+        return round(self.rollout_length * self.updates_per_step)
+
+    @property
+    def replay_length(self) -> int:
+        """Env steps of each environment in a full replay: `replay_size`, rounded down to whole updates."""
+        return self.replay_size // self.batch_size * self.rollout_length
+
+    def refuse_unknown(self, names: Iterable[str]) -> None:
+        names = tuple(names)
+        recurrent = next((name for name in names if name in ("recurrent", "recurrent_critic", "recurrent_size")), None)
+        if recurrent:
+            raise ValueError(
+                f"{recurrent}; off-policy algorithms have no recurrent networks: their replay holds single env steps, "
+                "without the hidden states before them"
+            )
+        super().refuse_unknown(names)
 
 
 def _validate(field: dataclasses.Field, value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,6 +52,17 @@ def _budget(result: TrainResult) -> float:
     return float(getattr(result.config, "kl_budget", None) or 1.0)
 
 
+def _horizon_return(result: TrainResult) -> float:
+    """The best episodes' return over the env steps that Q looks ahead: the discount's horizon, at least an episode."""
+    returns, lengths = (np.asarray(result.metrics[name]) for name in ("episode_return", "episode_length"))
+    per_step = np.abs(returns) / lengths
+    if not np.isfinite(per_step).any():
+        return math.nan
+    discount = 1 - float(result.config.gamma)
+    horizon = max(float(np.nanmean(lengths)), 1 / discount if discount else math.inf)
+    return max(float(np.nanmax(per_step)) * horizon, 1e-9)
+
+
 _QUANTITIES = (
     _Quantity(
         "explained variance", "explained_variance", is_crossed=lambda mean: mean < 0, limit=0.0,
@@ -73,6 +85,12 @@ _QUANTITIES = (
         advice="half of the samples ended further from the old policy than the surrogate means them to: lower actor_lr or "
         "actor_epochs",
     ),
+    _Quantity("Q loss", "q_loss"),
+    _Quantity(
+        "mean Q / best return of its horizon", "q_mean", scale=_horizon_return, is_crossed=lambda mean: mean > 2, limit=2.0,
+        advice="the critic overestimates: use matd3 or hatd3, or lower critic_lr or n_step",
+    ),
+    _Quantity("actor loss of each agent", "actor_loss"),
 )  # fmt: skip
 """All quantities, their thresholds and the advice."""
 

@@ -41,6 +41,10 @@ ALGORITHM_STYLES = {
     "ippo": AlgorithmStyle("IPPO", PALETTE[5], _DOTS, "<"),
     "maspo": AlgorithmStyle("MASPO", "#882255", _LONG, ">"),
     "mars": AlgorithmStyle("MARS", "#8C510A", _MIXED, "X"),
+    "maddpg": AlgorithmStyle("MADDPG", "#117733", _SHORT, "p"),
+    "haddpg": AlgorithmStyle("HADDPG", "#332288", "-", "h"),
+    "matd3": AlgorithmStyle("MATD3", "#999933", _DOTS, "d"),
+    "hatd3": AlgorithmStyle("HATD3", "#AA4499", _LONG, "*"),
 }
 """By algorithm, in the order of all tables; colours differ, and so do dashes and markers, for grey prints."""
 

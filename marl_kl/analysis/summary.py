@@ -185,6 +185,10 @@ def _columns(result: TrainResult) -> list[_Column]:
         meaning = "beyond clip: share of samples whose final ratio is further than clip_eps from 1"
         shares = _finite_reduce(np.mean, _metric(result, "clip_fraction"))
         columns.append(_Column("beyond clip", meaning, shares, np.mean, percent_text))
+    if "q_mean" in result.metrics:
+        for name, metric in (("mean Q", "q_mean"), ("Q loss", "q_loss")):
+            last = np.asarray(result.metrics[metric], np.float64)[:, -1]
+            columns.append(_Column(name, f"{name}: in the last update", last, np.mean, number_text))
     return columns
 
 

@@ -100,17 +100,17 @@ def export(spec: EnvSpec, config: Config, team: Team, agent: int) -> bytes:
             "exporting an agent needs flatbuffers, which is not installed; pip install 'marl_kl[export]'"
         )
     policy = make_policy(spec, config, team, agent)
+    hidden = jax.tree.leaves(initial_carry(spec, config))
     has_choices = spec.action_kind != "continuous"
     (batch,) = jax.export.symbolic_shape("b")
     arguments = [jax.ShapeDtypeStruct((batch, spec.observation_sizes[agent]), jnp.float32)]
     if has_choices:
         arguments.append(jax.ShapeDtypeStruct((batch, spec.action_sizes[agent]), jnp.bool_))
-    if config.recurrent:
-        arguments.append(jax.ShapeDtypeStruct((batch, config.recurrent_size), jnp.float32))
+    arguments += [jax.ShapeDtypeStruct((batch, *state.shape), state.dtype) for state in hidden]
 
     def call(obs, *others):
         mask = others[0] if has_choices else jnp.ones((obs.shape[0], spec.action_sizes[agent]), bool)
-        if config.recurrent:
+        if hidden:
             return policy(obs, others[-1], mask)
         return policy(obs, (), mask)[0]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax.losses import huber_loss
 
-from marl_kl.config import Config
+from marl_kl.config import OnPolicyConfig
 from marl_kl.core import networks, normalizers, sequences
 from marl_kl.core.networks import CRITIC_OUTPUT_GAIN, MLP, Recurrent
 from marl_kl.core.normalizers import Moments
@@ -108,7 +108,12 @@ class Critic(NamedTuple):
         return networks.initial_carry(self.network, axes)
 
     def fit(
-        self, key: jax.Array, config: Config, critic: CriticState, states: jax.Array | Sequences, targets: jax.Array
+        self,
+        key: jax.Array,
+        config: OnPolicyConfig,
+        critic: CriticState,
+        states: jax.Array | Sequences,
+        targets: jax.Array,
     ) -> tuple[CriticState, jax.Array]:
         """See the function `fit`."""
         return fit(key, config, self, critic, states, targets)
@@ -149,7 +154,12 @@ class IndependentCritics(NamedTuple):
         return estimates._replace(value=value, next_value=next_value)
 
     def fit(
-        self, key: jax.Array, config: Config, critics: CriticState, inputs: jax.Array | Sequences, targets: jax.Array
+        self,
+        key: jax.Array,
+        config: OnPolicyConfig,
+        critics: CriticState,
+        inputs: jax.Array | Sequences,
+        targets: jax.Array,
     ) -> tuple[CriticState, jax.Array]:
         """Like the function `fit`, with inputs [B, N, I], or `Sequences` [N, E], and targets [B, N], or [E, T, N]."""
 
@@ -174,7 +184,7 @@ class IndependentCritics(NamedTuple):
         return per_agent.reshape(self.num_critics, -1, *per_agent.shape[2:])
 
 
-def make_critic(config: Config, num_values: int, encoder: nn.Module | None = None) -> Critic:
+def make_critic(config: OnPolicyConfig, num_values: int, encoder: nn.Module | None = None) -> Critic:
     """A critic with `num_values` heads: 1 for a team reward, one per agent otherwise."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.critic_max_grad_norm), optax.adam(config.critic_lr, eps=1e-5)
@@ -216,7 +226,7 @@ def clipped_huber(
 
 def fit(
     key: jax.Array,
-    config: Config,
+    config: OnPolicyConfig,
     critic: Critic,
     state: CriticState,
     states: jax.Array | Sequences,

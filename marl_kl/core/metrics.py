@@ -17,8 +17,21 @@ TEAM_METRICS = {
     "factor_max": "largest compound factor in the batch",
     "value_loss": "Huber loss of the critic, normalised units, mean over its minibatches",
     "explained_variance": "share of the variance of the returns that the critic explained before this update",
+    "q_loss": "mean squared error of the critics to their targets, mean over the gradient steps; NaN before the first one",
+    "q_mean": "mean Q of the first critic on the same minibatches",
+    "exploration": "std of the noise on continuous actions, in half widths of the control range, or share of uniform "
+    "choices; 1 in the warm-up, whose actions are all uniform",
+    "replay_fill": "share of the replay that is filled",
 }
-"""[seed, update]: reported by every algorithm."""
+"""[seed, update]: each algorithm reports those of its kind, `ON_POLICY_TEAM_METRICS` or `OFF_POLICY_TEAM_METRICS`."""
+
+_EPISODES = ("episode_return", "episode_length", "episodes_finished")
+
+OFF_POLICY_TEAM_METRICS = (*_EPISODES, "q_loss", "q_mean", "exploration", "replay_fill")
+"""The team metrics of algorithms with an `OffPolicyConfig`."""
+
+ON_POLICY_TEAM_METRICS = (*_EPISODES, *(name for name in TEAM_METRICS if name not in OFF_POLICY_TEAM_METRICS))
+"""The team metrics of algorithms with an `OnPolicyConfig`."""
 
 AGENT_METRICS = {
     "utility": "expected gain of the agent's trial step at an equal share of the budget, before any update "
@@ -36,8 +49,10 @@ AGENT_METRICS = {
     "clip_fraction": "share of the samples whose final ratio differs from 1 by more than clip_eps",
     "grad_norm": "mean global gradient norm of the steps made, before clipping (of the network, if it is shared)",
     "epochs": "passes over the batch made before target_kl stopped them",
+    "actor_loss": "minus the mean Q of the agent's own actions, mean over the gradient steps; NaN before the first one",
 }
-"""[seed, update, agent]: each algorithm reports those of its kind, `TRUST_REGION_METRICS` or `FIRST_ORDER_METRICS`."""
+"""[seed, update, agent]: each algorithm reports those of its kind: `TRUST_REGION_METRICS`, `FIRST_ORDER_METRICS` or
+`OFF_POLICY_METRICS`."""
 
 _COMMON = ("kl", "gain", "position", "entropy")
 
@@ -46,6 +61,9 @@ TRUST_REGION_METRICS = (*_COMMON, "utility", "kl_threshold", "step_fraction")
 
 FIRST_ORDER_METRICS = (*_COMMON, "clip_fraction", "grad_norm", "epochs")
 """The agent metrics of algorithms with a `FirstOrderConfig`."""
+
+OFF_POLICY_METRICS = ("actor_loss", "grad_norm")
+"""The agent metrics of algorithms with an `OffPolicyConfig`."""
 
 WATCHED = ("observation", "reward", "value", "actor", "critic")
 """The quantities checked for finiteness in every update, in the order of the metric `nonfinite`."""

@@ -90,6 +90,21 @@ class GaussianNetwork(nn.Module):
         return mean, jnp.broadcast_to(log_std, mean.shape)
 
 
+class QNetwork(nn.Module):
+    """Q(s, a): state [..., S] and joint action [..., J] -> [...]; the encoder is of the state."""
+
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    encoder: nn.Module | None = None
+
+    @nn.compact
+    def __call__(self, state: jax.Array, action: jax.Array) -> jax.Array:
+        features = state if self.encoder is None else self.encoder(state)
+        x = jnp.concatenate([features, action], axis=-1)
+        x = _hidden_layers(self.hidden_sizes, self.activation, None, x)
+        return nn.Dense(1, kernel_init=orthogonal(CRITIC_OUTPUT_GAIN), name="output")(x)[..., 0]
+
+
 class CategoricalNetwork(nn.Module):
     """Logits: [..., O] -> [..., A]."""
 

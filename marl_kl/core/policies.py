@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from envs.base import EnvSpec
-from marl_kl.config import Config
+from marl_kl.config import Config, OffPolicyConfig, OnPolicyConfig
 from marl_kl.core import networks, normalizers
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.types import Carry, Params, Sequences
@@ -177,8 +178,129 @@ class MultiCategorical(NamedTuple):
         return jnp.sum(jnp.where(self._has_choice, values, 0.0), axis=-1)
 
 
+class Explored(Protocol):
+    """The policy of an off-policy algorithm: deterministic, and with exploration where it is sampled."""
+
+    def sample(self, key: jax.Array) -> jax.Array: ...
+
+    def mode(self) -> jax.Array: ...
+
+    def uniform(self, key: jax.Array) -> jax.Array:
+        """An action drawn uniformly, whatever the policy."""
+        ...
+
+    def encoded(self, action: jax.Array) -> jax.Array:
+        """An action as critics see it: [..., A] in [-1, 1], choices one-hot; 0 where masked."""
+        ...
+
+    def relaxed(self, key: jax.Array) -> jax.Array:
+        """[..., A] an encoded action of the policy that is differentiable in the network's outputs."""
+        ...
+
+    def smoothed(self, key: jax.Array, std: float | jax.Array, limit: float | jax.Array) -> jax.Array:
+        """[..., A] an encoded action close to the policy's (target smoothing; Fujimoto et al. 2018)."""
+        ...
+
+
+class Deterministic(NamedTuple):
+    """A continuous action in units of half the control range, from its middle; its exploration is Gaussian.
+
+    Attributes:
+        action: [..., A] in [-1, 1]. mask: [..., A] bool, the real dimensions. noise: std of the exploration.
+    """
+
+    action: jax.Array
+    mask: jax.Array
+    noise: float | jax.Array
+
+    def sample(self, key):
+        return self._moved(self.noise * jax.random.normal(key, self.action.shape, self.action.dtype))
+
+    def mode(self):
+        return jnp.where(self.mask, self.action, 0.0)
+
+    def uniform(self, key):
+        uniform = jax.random.uniform(key, self.action.shape, self.action.dtype, -1.0, 1.0)
+        return jnp.where(self.mask, uniform, 0.0)
+
+    def encoded(self, action):
+        return jnp.where(self.mask, action, 0.0)
+
+    def relaxed(self, key):
+        return self.mode()
+
+    def smoothed(self, key, std, limit):
+        noise = std * jax.random.normal(key, self.action.shape, self.action.dtype)
+        return self._moved(jnp.clip(noise, -limit, limit))
+
+    def _moved(self, by: jax.Array) -> jax.Array:
+        return jnp.where(self.mask, jnp.clip(self.action + by, -1.0, 1.0), 0.0)
+
+
+class EpsilonGreedy(NamedTuple):
+    """One or several choices: the likeliest, and while exploring one drawn from the softmax or, at times, uniformly.
+
+    Attributes:
+        choice: `Categorical` or `MultiCategorical`. epsilon: how often a choice is uniform.
+        temperature: of the softmax through which `relaxed` is differentiated.
+    """
+
+    choice: Categorical | MultiCategorical
+    epsilon: float | jax.Array
+    temperature: float | jax.Array
+
+    def sample(self, key):
+        key_own, key_uniform, key_coin = jax.random.split(key, 3)
+        own = self.choice.sample(key_own)
+        is_uniform = jax.random.bernoulli(key_coin, self.epsilon, own.shape)
+        return jnp.where(is_uniform, self.uniform(key_uniform), own)
+
+    def mode(self):
+        return self.choice.mode()
+
+    def uniform(self, key):
+        return self.choice._replace(logits=jnp.zeros_like(self.choice.logits)).sample(key)
+
+    def encoded(self, action):
+        mask = self._groups(self.choice.mask)
+        one_hot = jax.nn.one_hot(action.reshape(mask.shape[:-1]), mask.shape[-1], dtype=self.choice.logits.dtype)
+        return self._entries(one_hot)
+
+    def relaxed(self, key):
+        """Straight-through Gumbel-softmax (Jang et al. 2017): one-hot, with the gradient of the softmax."""
+        logits = self._groups(self.choice.logits)
+        noisy = (logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / self.temperature
+        noisy = jnp.where(self._groups(self.choice.mask), noisy, _UNAVAILABLE)
+        soft = jax.nn.softmax(noisy, axis=-1)
+        hard = jax.nn.one_hot(jnp.argmax(noisy, axis=-1), noisy.shape[-1], dtype=soft.dtype)
+        return self._entries(hard + (soft - jax.lax.stop_gradient(soft)))
+
+    def smoothed(self, key, std, limit):
+        """A draw from the softmax, whatever `std` and `limit`."""
+        return self.encoded(self.choice.sample(key))
+
+    def _groups(self, entries: jax.Array) -> jax.Array:
+        """[..., D * K] or [..., D, K] -> [..., D, K]; [..., 1, A] for one choice."""
+        shape = self.choice.logits.shape
+        return entries.reshape(shape if isinstance(self.choice, MultiCategorical) else (*shape[:-1], 1, shape[-1]))
+
+    def _entries(self, one_hot: jax.Array) -> jax.Array:
+        """The inverse of `_groups`, 0 in sub-actions without an available choice."""
+        has_choice = jnp.any(self._groups(self.choice.mask), axis=-1, keepdims=True)
+        return jnp.where(has_choice, one_hot, 0.0).reshape(self.choice.mask.shape)
+
+
 _FAMILIES = {"continuous": Gaussian, "discrete": Categorical, "multi_discrete": MultiCategorical}
 """By `EnvSpec.action_kind`."""
+
+
+def _explored_family(action_kind: str, config: OffPolicyConfig) -> Callable[..., Explored]:
+    if action_kind == "continuous":
+        return lambda output, mask: Deterministic(jnp.tanh(output), mask, config.exploration_noise)
+    choice = _FAMILIES[action_kind]
+    return lambda logits, mask: EpsilonGreedy(
+        choice(logits, mask), config.exploration_epsilon, config.gumbel_temperature
+    )
 
 
 class ActionRange(NamedTuple):
@@ -186,15 +308,17 @@ class ActionRange(NamedTuple):
 
     Attributes:
         low, high: per agent [N] the ends [A], 0 where padded.
+        is_squashed: whether the policies' actions u are still to be squashed into [-1, 1].
     """
 
     low: tuple[tuple[float, ...], ...]
     high: tuple[tuple[float, ...], ...]
+    is_squashed: bool = True
 
     def squash(self, u: jax.Array) -> jax.Array:
-        """low + (tanh(u) + 1) / 2 (high - low), with u [..., N, A]."""
+        """low + (tanh(u) + 1) / 2 (high - low), with u [..., N, A]; without the tanh if u is in [-1, 1] already."""
         low, high = jnp.asarray(self.low, u.dtype), jnp.asarray(self.high, u.dtype)
-        return low + 0.5 * (jnp.tanh(u) + 1) * (high - low)
+        return low + 0.5 * ((jnp.tanh(u) if self.is_squashed else u) + 1) * (high - low)
 
 
 class Actor(NamedTuple):
@@ -203,14 +327,15 @@ class Actor(NamedTuple):
     Attributes:
         network: flax module at the padded sizes; `network.apply(params, inputs[..., I]) -> outputs`, or
             `networks.Recurrent`.
-        family: `Gaussian`, `Categorical` or `MultiCategorical`.
+        family: `Gaussian`, `Categorical` or `MultiCategorical`; of off-policy algorithms a function that makes an
+            `Explored` of the same arguments.
         shared: whether all agents share one network: leaves of the parameters are then [1, ...] instead of [N, ...].
         agent_ids: whether one-hot agent ids are appended to the observation: I = O + N instead of O.
-        action_range: the range that actions are squashed into for the environment; None: no squashing.
+        action_range: the range that actions are squashed or stretched into for the environment; None: neither.
     """
 
     network: nn.Module
-    family: type
+    family: Callable[..., Any]
     shared: bool = False
     agent_ids: bool = False
     action_range: ActionRange | None = None
@@ -262,6 +387,7 @@ class Actor(NamedTuple):
         A squashed policy is a Gaussian of u, and the environment's action is `ActionRange.squash(u)`. Everything else
         (stored samples, densities, ratios, KL, Fisher matrix, entropy) is of u. Ratios and KL are unchanged by the
         squashing, which is one-to-one and the same for all policies; the entropy is that before squashing.
+        Off-policy actions are in [-1, 1] and only stretched.
         """
         return action if self.action_range is None else self.action_range.squash(action)
 
@@ -270,14 +396,25 @@ def make_actor(spec: EnvSpec, config: Config) -> Actor:
     """The actor for an environment's action kind.
 
     Raises:
-        ValueError: `squash` with actions that are not continuous or are unbounded.
+        ValueError: `squash` with actions that are not continuous or are unbounded, or an off-policy algorithm with
+            unbounded ones.
     """
     shared = config.share_parameters
     network = _network(spec, config, input_size(spec, config), spec.action_size)
-    return Actor(network, _FAMILIES[spec.action_kind], shared, shared and config.agent_ids, _range(spec, config))
+    family = _FAMILIES[spec.action_kind]
+    if isinstance(config, OffPolicyConfig):
+        family = _explored_family(spec.action_kind, config)
+    return Actor(network, family, shared, shared and config.agent_ids, _range(spec, config))
 
 
 def _range(spec: EnvSpec, config: Config) -> ActionRange | None:
+    if not isinstance(config, OnPolicyConfig):
+        if spec.action_kind == "continuous" and spec.action_range is None:
+            raise ValueError(
+                f"env '{spec.name}' has unbounded actions (no action_low and action_high in its EnvSpec); off-policy "
+                "algorithms need a control range"
+            )
+        return None if spec.action_range is None else _action_range(spec.action_range, False)
     if not config.squash:
         return None
     if spec.action_kind != "continuous":
@@ -287,7 +424,12 @@ def _range(spec: EnvSpec, config: Config) -> ActionRange | None:
             f"squash=True; env '{spec.name}' has unbounded actions (no action_low and action_high in its EnvSpec): "
             "it must be False"
         )
-    return ActionRange(*(tuple(map(tuple, end.tolist())) for end in spec.action_range))
+    return _action_range(spec.action_range, True)
+
+
+def _action_range(ends: tuple[np.ndarray, np.ndarray], is_squashed: bool) -> ActionRange:
+    low, high = (tuple(map(tuple, end.tolist())) for end in ends)
+    return ActionRange(low, high, is_squashed)
 
 
 def num_networks(spec: EnvSpec, config: Config) -> int:
@@ -320,7 +462,7 @@ def init_actors(key: jax.Array, spec: EnvSpec, config: Config) -> Params:
 
 def _network(spec: EnvSpec, config: Config, inputs: int, action_size: int) -> nn.Module:
     encoder = networks.make_encoder(config.actor_encoder, spec, inputs)
-    if not config.recurrent:
+    if not isinstance(config, OnPolicyConfig) or not config.recurrent:
         return _feed_forward(spec, config, config.hidden_sizes, action_size, encoder)
     head = _feed_forward(spec, config, (), action_size, None)
     return networks.Recurrent(config.hidden_sizes, config.recurrent_size, config.activation, head, encoder)
@@ -329,8 +471,10 @@ def _network(spec: EnvSpec, config: Config, inputs: int, action_size: int) -> nn
 def _feed_forward(
     spec: EnvSpec, config: Config, hidden_sizes: tuple[int, ...], action_size: int, encoder: nn.Module | None
 ) -> nn.Module:
-    if spec.action_kind == "continuous":
+    if spec.action_kind == "continuous" and isinstance(config, OnPolicyConfig):
         return networks.GaussianNetwork(hidden_sizes, action_size, config.activation, config.init_std, encoder)
+    if spec.action_kind == "continuous":
+        return networks.MLP(hidden_sizes, action_size, networks.ACTOR_OUTPUT_GAIN, config.activation, encoder)
     if spec.action_kind == "multi_discrete":
         return networks.MultiCategoricalNetwork(hidden_sizes, action_size, config.activation, spec.num_choices, encoder)
     return networks.CategoricalNetwork(hidden_sizes, action_size, config.activation, encoder)

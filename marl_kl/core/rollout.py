@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class Trajectory(NamedTuple):
         obs: [T, E, N, O] raw. state: [T, E, S] raw. action: [T, E, N, A], [T, E, N] or [T, E, N, D], of the policies
             (`Actor.env_action` maps them to the environment's). action_mask: [T, E, N, A].
         reward: [T, E, N]. terminated, done: [T, E] bool.
-        next_obs: [T, E, N, O], next_state: [T, E, S] the true successor, before any reset.
+        next_obs: [T, E, N, O], next_state: [T, E, S], next_action_mask: [T, E, N, A] the true successor, before any reset.
         alive: [T, E, N] bool, of the step at which the action was chosen; None if the environment does not say it.
     """
 
@@ -63,6 +64,7 @@ class Trajectory(NamedTuple):
     done: jax.Array
     next_obs: jax.Array
     next_state: jax.Array
+    next_action_mask: jax.Array
     alive: jax.Array | None = None
 
 
@@ -92,10 +94,22 @@ def policy_step(
     return actor.distribution(outputs, jnp.swapaxes(action_mask, 0, 1)), hidden
 
 
+def sampled(key: jax.Array, policy: Distribution) -> jax.Array:
+    """Actions of the stochastic policies."""
+    return policy.sample(key)
+
+
 def rollout(
-    key: jax.Array, env: Env, actor: Actor, actors: Params, obs_moments: Moments, env_batch: EnvBatch, length: int
+    key: jax.Array,
+    env: Env,
+    actor: Actor,
+    actors: Params,
+    obs_moments: Moments,
+    env_batch: EnvBatch,
+    length: int,
+    choose: Callable[[jax.Array, Any], jax.Array] = sampled,
 ) -> tuple[EnvBatch, Trajectory]:
-    """`length` env steps in each parallel environment, with the stochastic policies.
+    """`length` env steps in each parallel environment, with actions `choose(key, policy)`.
 
     Finished environments restart from a pool of E reset states, drawn once per rollout and used in order: this avoids
     an expensive reset in every step and gives up to E different initial states per rollout. They repeat if more than E
@@ -110,7 +124,7 @@ def rollout(
         before = env_batch.timestep
         key_action, key_env = jax.random.split(key)
         policy, hidden = policy_step(actor, actors, obs_moments, before.obs, before.action_mask, env_batch.hidden)
-        action = jnp.swapaxes(policy.sample(key_action), 0, 1)
+        action = jnp.swapaxes(choose(key_action, policy), 0, 1)
         env_keys = jax.random.split(key_env, num_envs)
         env_action = actor.env_action(action)
         env_state, after = jax.vmap(env.step, (0, 0, 0, None))(env_keys, env_batch.env_state, env_action, env.params)
@@ -125,6 +139,7 @@ def rollout(
             done,
             after.obs,
             after.state,
+            after.action_mask,
             before.alive,
         )
         ended = jnp.cumsum(done)

@@ -2,79 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
-import jax.numpy as jnp
 
-from envs.base import Env, EnvSpec, with_declared_dtypes
-from marl_kl.config import Config
-from marl_kl.core import advantages, algorithms, networks, normalizers, sequences
-from marl_kl.core import critic as critics
-from marl_kl.core.critic import Critic, CriticState, IndependentCritics, ValueEstimates
-from marl_kl.core.normalizers import Moments
-from marl_kl.core.policies import Actor, init_actors, init_obs_moments, input_size, make_actor, num_networks
-from marl_kl.core.rollout import EnvBatch, Trajectory, episode_metrics, init_env_batch, rollout
-from marl_kl.core.types import Algorithm, Batch, Carry, Metrics, Params
+from envs.base import Env, EnvSpec
+from marl_kl.config import Config, OffPolicyConfig
+from marl_kl.core import algorithms, off_policy, on_policy
+from marl_kl.core.train_state import Learner, Loop, Train, TrainState
 
-
-class Learner(NamedTuple):
-    """Everything that is learned, with the statistics needed to apply it.
-
-    Attributes:
-        actors: leaves [G, ...].
-        critic: network, optimiser and moments of its targets.
-        obs_moments: moments [N, O] of the observations ([O] if the actors share parameters).
-        state_moments: moments [S] of the global state.
-        algorithm: the algorithm's own state.
-    """
-
-    actors: Params
-    critic: CriticState
-    obs_moments: Moments
-    state_moments: Moments
-    algorithm: Any
-
-
-class TrainState(NamedTuple):
-    """One seed between two updates: a pytree with everything that a resumed run needs.
-
-    Attributes:
-        key: typed PRNG key.
-        learner: what is learned.
-        env_batch: the parallel environments.
-        healthy: [] bool; after the first non-finite number the learner keeps its last finite values.
-        critic_hidden: hidden state of a recurrent critic in the current episodes: [E, H], of independent critics
-            [N, E, H]; `()` for feed-forward critics.
-        updates: [] int32 updates made. num_updates: [] float32 those of the whole run, at whose end schedules end.
-    """
-
-    key: jax.Array
-    learner: Learner
-    env_batch: EnvBatch
-    healthy: jax.Array
-    critic_hidden: Carry = ()
-    updates: jax.Array | int = 0
-    num_updates: jax.Array | int = 1
-
-    @property
-    def progress(self) -> jax.Array:
-        """[] float32 share of the run's updates that are made."""
-        return jnp.minimum(self.updates / self.num_updates, 1.0).astype(jnp.float32)
-
-
-class Train(NamedTuple):
-    """A training run as pure functions, to be jitted, vmapped over keys and scanned.
-
-    Attributes:
-        init: `init(key) -> TrainState`, `key` a typed key (`jax.random.key(seed)`).
-        update: `update(state) -> (TrainState, Metrics)`: one rollout and one update. Metrics are those of
-            `marl_kl.core.metrics` and `nonfinite` [len(WATCHED)] bool.
-    """
-
-    init: Callable[[jax.Array], TrainState]
-    update: Callable[[TrainState], tuple[TrainState, Metrics]]
+__all__ = ["Learner", "Train", "TrainState", "learner_shapes", "make_train"]
 
 
 def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Config | None = None) -> Train:
@@ -91,191 +26,21 @@ def make_train(env: Env, algorithm: str | algorithms.AlgorithmSpec, config: Conf
     Raises:
         ValueError: unknown algorithm, or a config of the wrong class.
     """
-    at_start = algorithms.get(algorithm).config_class() if config is None else config
-    spec, env = env.spec, with_declared_dtypes(env)
-    components_at_start = _compose(spec, algorithm, at_start)
-
-    def init(key):
-        config, components = at_start, components_at_start
-        actor, critic = components.actor, components.critic
-        key, key_learner, key_envs = jax.random.split(key, 3)
-        learner = _init_learner(key_learner, spec, config, components)
-        agents_and_envs = (spec.num_agents, config.num_envs)
-        env_batch = init_env_batch(key_envs, env, config.num_envs, actor.initial_carry(agents_and_envs))
-        critic_hidden = critic.initial_carry(agents_and_envs[1:] if components.is_central else agents_and_envs)
-        counts = jnp.asarray(0, jnp.int32), jnp.asarray(config.num_updates, jnp.float32)
-        return TrainState(key, learner, env_batch, jnp.ones((), bool), critic_hidden, *counts)
-
-    def update(state):
-        config = at_start.at(state.progress)
-        components = _compose(spec, algorithm, config)
-        actor, critic = components.actor, components.critic
-        key, key_rollout, key_actors, key_critic = jax.random.split(state.key, 4)
-        old = state.learner
-        env_batch, trajectory = rollout(
-            key_rollout, env, actor, old.actors, old.obs_moments, state.env_batch, config.rollout_length
-        )
-        estimates, advantage = _estimate_values(config, components, state, trajectory, spec.team_reward)
-        batch = make_batch(actor, state, trajectory, advantage, spec.num_agents)
-        to_rows = sequences.batch_major if config.recurrent_critic else _flatten
-        value, advantage = to_rows(estimates.value), to_rows(advantage)
-        # accelerators multiply float32 matrices in fewer digits by default, which conjugate gradient cannot do without
-        with jax.default_matmul_precision("float32"):
-            actors, algorithm_state, metrics = components.algorithm.update(key_actors, old.actors, old.algorithm, batch)
-            critic_state, value_loss = critic.fit(key_critic, config, old.critic, estimates.inputs, value + advantage)
-        new = Learner(actors, critic_state, *_update_moments(config, old, trajectory), algorithm_state)
-
-        watched = (
-            (trajectory.obs, trajectory.state, new.obs_moments, new.state_moments),
-            trajectory.reward,
-            value,
-            actors,
-            critic_state,
-        )
-        nonfinite = ~jnp.stack([_all_finite(quantity) for quantity in watched])
-        healthy = state.healthy & ~jnp.any(nonfinite)
-        learner = jax.tree.map(lambda after, before: jnp.where(healthy, after, before), new, old)
-        metrics |= episode_metrics(env_batch.episodes) | {
-            "value_loss": value_loss,
-            "explained_variance": critics.explained_variance(value, value + advantage),
-            "nonfinite": nonfinite,
-        }
-        counts = state.updates + 1, state.num_updates
-        return TrainState(key, learner, env_batch, healthy, estimates.hidden, *counts), metrics
-
-    return Train(init, update)
-
-
-def learner_shapes(spec: EnvSpec, algorithm: str, config: Config) -> Learner:
-    """The shapes and dtypes of one seed's learner, without an environment."""
-    components = _compose(spec, algorithm, config)
-    return jax.eval_shape(lambda: _init_learner(jax.random.key(0), spec, config, components))
-
-
-class _Components(NamedTuple):
-    actor: Actor
-    critic: Critic | IndependentCritics
-    algorithm: Algorithm
-
-    @property
-    def is_central(self) -> bool:
-        """Whether the critic's input is the global state."""
-        return self.algorithm.critic_input == "state"
-
-
-def _compose(spec: EnvSpec, algorithm: str | algorithms.AlgorithmSpec, config: Config) -> _Components:
     algorithm = algorithms.get(algorithm)
+    config = algorithm.config_class() if config is None else config
+    return _loop(algorithm, config).make_train(env, algorithm.build, config)
+
+
+def learner_shapes(spec: EnvSpec, algorithm: str | algorithms.AlgorithmSpec, config: Config) -> Learner:
+    """The shapes and dtypes of one seed's learner, without an environment."""
+    algorithm = algorithms.get(algorithm)
+    loop = _loop(algorithm, config)
+    return jax.eval_shape(lambda: loop.init_learner(jax.random.key(0), spec, algorithm.build, config))
+
+
+def _loop(algorithm: algorithms.AlgorithmSpec, config: Config) -> Loop:
+    """How the algorithms with a config of this class are trained."""
     if not isinstance(config, algorithm.config_class):
         expected = algorithm.config_class.__name__
         raise ValueError(f"config is a {type(config).__name__}; algorithm '{algorithm.name}' needs a {expected}")
-    actor = make_actor(spec, config)
-    built = algorithm.build(actor, config)
-    is_central = built.critic_input == "state"
-    encoder = networks.make_encoder(config.critic_encoder, spec, _critic_input_size(spec, config, is_central))
-    if is_central:
-        critic = critics.make_critic(config, 1 if spec.team_reward else spec.num_agents, encoder)
-    else:
-        critic = IndependentCritics(critics.make_critic(config, 1, encoder), num_networks(spec, config))
-    return _Components(actor, critic, built)
-
-
-def _init_learner(key: jax.Array, spec: EnvSpec, config: Config, components: _Components) -> Learner:
-    key_actors, key_critic = jax.random.split(key)
-    actors = init_actors(key_actors, spec, config)
-    return Learner(
-        actors,
-        components.critic.init(key_critic, _critic_input_size(spec, config, components.is_central)),
-        init_obs_moments(spec, config),
-        normalizers.init((spec.state_size,)),
-        components.algorithm.init(actors),
-    )
-
-
-def _critic_input_size(spec: EnvSpec, config: Config, is_central: bool) -> int:
-    return spec.state_size if is_central else input_size(spec, config)
-
-
-def _critic_inputs(components: _Components, learner: Learner, obs: jax.Array, state: jax.Array) -> jax.Array:
-    """The standardised state [..., S], or the inputs of each agent [..., N, I]."""
-    if not components.is_central:
-        return components.actor.inputs(learner.obs_moments, obs)
-    return normalizers.standardize(learner.state_moments, state)
-
-
-def _estimate_values(
-    config: Config, components: _Components, state: TrainState, trajectory: Trajectory, team_reward: bool
-) -> tuple[ValueEstimates, jax.Array]:
-    """The critic's values of the rollout, and raw advantages [T, E, V]."""
-    learner = state.learner
-    inputs = _critic_inputs(components, learner, trajectory.obs, trajectory.state)
-    next_inputs = _critic_inputs(components, learner, trajectory.next_obs, trajectory.next_state)
-    estimates = components.critic.estimate(learner.critic, inputs, next_inputs, trajectory.done, state.critic_hidden)
-    reward = jnp.mean(trajectory.reward, axis=-1, keepdims=True) if team_reward else trajectory.reward
-    advantage = advantages.gae(
-        jnp.broadcast_to(reward, estimates.value.shape),
-        estimates.value,
-        estimates.next_value,
-        trajectory.terminated[..., None],
-        trajectory.done[..., None],
-        config.gamma,
-        config.gae_lambda,
-    )
-    return estimates, advantage
-
-
-def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantage: jax.Array, num_agents: int) -> Batch:
-    """The batch of a rollout that began in `state`, agent axis first.
-
-    Advantages [T, E, V] are standardised over the samples that a network is updated on: those of all agents if they
-    share it, else each agent's own (a team reward with a critic of the state has one advantage for all agents).
-
-    Samples of dead agents (`envs.TimeStep.alive`) count only for the critic, whichever it is: what the team earns after
-    an agent's death is part of the return of the agent's actions before it.
-    """
-    inputs = actor.inputs(state.learner.obs_moments, trajectory.obs)
-    alive = trajectory.alive
-    flat_alive = None if alive is None else _flatten(alive)
-    standardized = advantages.standardize(_flatten(advantage), actor.shared, flat_alive)
-    if not actor.recurrent:
-        return Batch(
-            jnp.swapaxes(_flatten(inputs), 0, 1),
-            jnp.swapaxes(_flatten(trajectory.action), 0, 1),
-            jnp.swapaxes(_flatten(trajectory.action_mask), 0, 1),
-            jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
-            None if flat_alive is None else flat_alive.T,
-        )
-
-    # [T, E, N, ...] -> [N, E, T, ...]
-    def agent_major(x):
-        return jnp.moveaxis(sequences.batch_major(x), 2, 0)
-
-    advantage = jnp.broadcast_to(standardized.reshape(advantage.shape), (*advantage.shape[:2], num_agents))
-    return Batch(
-        jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.env_batch.hidden),
-        agent_major(trajectory.action),
-        agent_major(trajectory.action_mask),
-        agent_major(advantage),
-        None if alive is None else agent_major(alive),
-    )
-
-
-def _update_moments(config: Config, learner: Learner, trajectory: Trajectory) -> tuple[Moments, Moments]:
-    """The moments of observations and states, this rollout included."""
-    if not config.normalize_observations:
-        return learner.obs_moments, learner.state_moments
-    # without an agent axis, the moments are those of all agents' observations
-    shape = learner.obs_moments.mean.shape
-    alive = None if trajectory.alive is None else trajectory.alive.reshape(-1, *shape[:-1])
-    return (
-        normalizers.update(learner.obs_moments, trajectory.obs.reshape(-1, *shape), alive),
-        normalizers.update(learner.state_moments, _flatten(trajectory.state)),
-    )
-
-
-def _flatten(x: jax.Array) -> jax.Array:
-    """[T, E, ...] -> [B, ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return off_policy.LOOP if isinstance(config, OffPolicyConfig) else on_policy.LOOP

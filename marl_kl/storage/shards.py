@@ -104,7 +104,8 @@ class Shard(NamedTuple):
         if self.is_complete(snapshot) and not self.is_extendable:
             leaves, keep = {f"learner.{name}": leaf for name, leaf in self.learners(state.learner).items()}, 1
         else:
-            leaves = array_trees.flatten_tree(state)
+            has_replay = getattr(self.config, "save_replay", True)
+            leaves = array_trees.flatten_tree(state if has_replay else state._replace(replay=()))
         checkpoints.save(self.folder, snapshot._replace(state=leaves), self.fingerprint, keep)
 
     def learners(self, learner: Any) -> dict[str, np.ndarray]:

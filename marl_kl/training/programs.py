@@ -20,6 +20,9 @@ from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
 from marl_kl.results import EpisodeStatistics
 
+SHARE_OF_MEMORY = 0.8
+"""The fraction of the free memory that the train states may take; the rest is for what XLA's account leaves out."""
+
 TracedFields = dict[str, jax.Array]
 """The fields of `Config.traced_fields`, one entry per run: name -> [R] float32."""
 
@@ -113,6 +116,26 @@ class Programs:
     def state_bytes(self) -> float:
         """Bytes of one run's train state: known before anything is compiled."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.num_runs
+
+    def refuse_large_states(self, what: str, advice: str) -> None:
+        """Raises MemoryError, before anything is compiled, if not even the train states fit into the memory.
+
+        Args are those of `devices.refuse_too_large`.
+        """
+        devices.refuse_too_large(self.state_bytes * self.num_runs, self.mesh, what, self._fitting_replay or advice)
+
+    @property
+    def _fitting_replay(self) -> str:
+        """Advice: the largest `replay_size` whose train states fit; empty if there is no replay."""
+        replay = jax.tree.leaves(self.shapes.replay)
+        free = devices.free_bytes(self.mesh)
+        if not replay or free is None:
+            return ""
+        of_replay = sum(leaf.size * leaf.dtype.itemsize for leaf in replay) / self.num_runs
+        left = SHARE_OF_MEMORY * free / self.num_runs - (self.state_bytes - of_replay)
+        per_update = self._config.batch_size
+        fitting = int(left / of_replay * self._config.replay_length * self._config.num_envs) // per_update * per_update
+        return f"replay_size={fitting} would fit" if fitting > 0 else "not even a replay of one update would fit"
 
     @property
     def bytes_per_run(self) -> float:

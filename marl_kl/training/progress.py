@@ -252,6 +252,9 @@ def _latest(metrics: Mapping[str, np.ndarray], kl_budget: float | None) -> dict[
     if "step_fraction" in metrics:
         fraction = np.asarray(metrics["step_fraction"])
         texts["accepted"] = _percent(np.where(np.isfinite(fraction), fraction > 0, np.nan))
+    if "replay_fill" in metrics:
+        texts["Q"] = _mean(np.asarray(metrics["q_mean"])[:, -1])
+        texts["replay"] = _percent(np.asarray(metrics["replay_fill"])[:, -1])
     return texts
 
 

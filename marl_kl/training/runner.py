@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import time
 import uuid
@@ -110,6 +111,8 @@ def train(
         source = warm_start.recorded(out)
     document = run_record.record(env.spec, spec.name, config, seeds, array_trees.digest(env.params), **source)
     start = None if is_resumed else run.start(source)  # refuses a source before anything is written
+    if start is not None:
+        run.programs.refuse_large_states(*run.size)
     with run_folder.lock_folder(out, None if is_resumed else document) as out:
         shard = run.shard(out, run_record.fingerprint(document))
         return run.result(shard, _resumed(run, shard, document) if start is None else start)
@@ -154,6 +157,11 @@ class _Run:
     display: Progress
     loggers: Mapping[str, Logger]
 
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """Of all seeds; not compiled yet."""
+        return Programs(self.env, self.algorithm, self.config, len(self.seeds))
+
     def shard(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> Shard:
         trials = tuple(Trial(0, seed, self.config) for seed in self.seeds)
         return Shard(trials, (), folder, fingerprint, is_extendable=True)
@@ -197,7 +205,7 @@ class _Run:
             # those on disk may hold updates that the checkpoint does not
             tables.write(snapshot.metrics, snapshot.evaluation, snapshot.wall_time_s)
         stream = {} if shard.folder is None else {STREAM: JsonLines}
-        with Log({**stream, **self.loggers}, self._about(shard)) as log, devices.out_of_memory_as_one_line(*self._size):
+        with Log({**stream, **self.loggers}, self._about(shard)) as log, devices.out_of_memory_as_one_line(*self.size):
             follow(snapshot)
             if shard.is_complete(snapshot):
                 return snapshot
@@ -213,13 +221,14 @@ class _Run:
     def _compiled(self, snapshot: Snapshot) -> tuple[Programs, Snapshot]:
         self.display.phase("compiling")
         begin = time.perf_counter()
-        programs = Programs(self.env, self.algorithm, self.config, len(self.seeds))
+        programs = self.programs
+        programs.refuse_large_states(*self.size)
         programs.compile()
-        devices.refuse_too_large(programs.bytes_per_run * len(self.seeds), programs.mesh, *self._size)
+        devices.refuse_too_large(programs.bytes_per_run * len(self.seeds), programs.mesh, *self.size)
         return programs, snapshot._replace(timing=snapshot.timing.since(begin, "compile"))
 
     @property
-    def _size(self) -> tuple[str, str]:
+    def size(self) -> tuple[str, str]:
         """For messages about memory: what needs so much, and what would need less."""
         config, count = self.config, len(self.seeds)
         what = f"training seeds={count} at once with num_envs={config.num_envs}, rollout_length={config.rollout_length}"

@@ -4,6 +4,7 @@ them evaluations, logging and checkpoints."""
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,7 @@ from marl_kl.storage import array_trees, checkpoints, shards
 from marl_kl.storage.best import update_best
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.interrupts import interrupts_wait
+from marl_kl.storage.run_folder import RunWarning
 from marl_kl.storage.run_tables import TableWriter
 from marl_kl.storage.shards import Shard
 from marl_kl.training.programs import Programs
@@ -80,8 +82,7 @@ class ShardLoop:
         programs, now = self.programs, self.now
         self._traced_fields = programs.traced_fields([trial.config for trial in self.shard.padded])
         if now.update:
-            source = checkpoints.source(self.shard.folder, now.update)
-            state = programs.shard(array_trees.restore_tree(programs.shapes, now.state, source))
+            state = programs.shard(self._restored(now))
         else:
             state = jax.block_until_ready(programs.init(self._traced_fields, programs.keys(self._seeds)))
             if now.state:  # the learners of a warm start
@@ -92,6 +93,16 @@ class ShardLoop:
         counts = {name: np.repeat(count, len(self._seeds)) for name, count in counts.items()}
         self.now = now._replace(state={}, timing=now.timing.since(begin, "compile"))
         self.state = state._replace(**programs.shard(counts))
+
+    def _restored(self, now: Snapshot) -> TrainState:
+        """The train states of a checkpoint; a replay that it lacks begins empty."""
+        source, shapes = checkpoints.source(self.shard.folder, now.update), self.programs.shapes
+        has_all = any(name.startswith("replay.") for name in now.state) or not jax.tree.leaves(shapes.replay)
+        if has_all:
+            return array_trees.restore_tree(shapes, now.state, source)
+        state = array_trees.restore_tree(shapes._replace(replay=()), now.state, source)
+        warnings.warn(f"{source} has no replay (save_replay=False): it begins empty", RunWarning, stacklevel=2)
+        return state._replace(replay=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replay))
 
     def _advance(self) -> None:
         self.display.phase("training")

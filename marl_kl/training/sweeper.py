@@ -31,15 +31,12 @@ from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.shards import Setting, Shard, Trial
 from marl_kl.training.adaptive_search import TPE, Search, make_search
 from marl_kl.training.loggers import Logger, chosen_loggers
-from marl_kl.training.programs import Programs
+from marl_kl.training.programs import SHARE_OF_MEMORY, Programs
 from marl_kl.training.progress import Progress
 from marl_kl.training.runner import check_env, seed_numbers
 from marl_kl.training.search import Distribution, make_settings
 from marl_kl.training.shard_loop import ShardLoop
 from marl_kl.training.sweep_logs import SweepLogs
-
-_SHARE_OF_MEMORY = 0.8
-"""The fraction of the free memory that the runs may take; the rest is for what XLA's account leaves out."""
 
 
 def sweep(
@@ -302,6 +299,7 @@ class _Sweep:
         programs = self._cut_up(trials, self.runs_at_once or len(trials))
         # by the states alone, before the compiler is asked for a program that cannot fit
         programs = self._cut(trials, programs, programs.state_bytes)
+        programs.refuse_large_states(*_size_of(programs))
         programs = self._compiled(programs)
         cut = self._cut(trials, programs, programs.bytes_per_run)
         programs = programs if cut is programs else self._compiled(cut)
@@ -316,9 +314,9 @@ class _Sweep:
     def _cut(self, trials: list[Trial], programs: Programs, bytes_per_run: float) -> Programs:
         """Programs for fewer runs, if `programs` needs more memory than there is."""
         free = devices.free_bytes(programs.mesh)
-        if free is None or bytes_per_run * programs.num_runs <= _SHARE_OF_MEMORY * free:
+        if free is None or bytes_per_run * programs.num_runs <= SHARE_OF_MEMORY * free:
             return programs
-        fitting = self._cut_up(trials, max(1, int(_SHARE_OF_MEMORY * free / bytes_per_run)))
+        fitting = self._cut_up(trials, max(1, int(SHARE_OF_MEMORY * free / bytes_per_run)))
         return fitting if fitting.num_runs < programs.num_runs else programs
 
     def _cut_up(self, trials: list[Trial], at_most: int) -> Programs:

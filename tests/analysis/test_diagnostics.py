@@ -1,5 +1,6 @@
 """Diagnostics: every quantity a run has, and advice exactly where a threshold is crossed."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -31,6 +32,19 @@ def test_advice_is_given_where_a_threshold_is_crossed(metric, good, bad, word):
     assert diagnostics.advice(_result(**{metric: good})) == []
     (line,) = diagnostics.advice(_result(**{metric: bad}))
     assert word in line and f"{bad:.2g}" in line
+
+
+def test_an_overestimating_critic_is_reported():
+    """Against the best episodes' return over the discount's horizon: 100 env steps of -2 each, or two episodes of them."""
+    shape = (3, 10)
+    result = _result()
+    metrics = {"episode_return": np.full(shape, -100.0), "episode_length": np.full(shape, 50.0)}
+    result = dataclasses.replace(result, metrics=metrics, env_steps=result.env_steps[:10])
+    for q, is_reported in ((-390.0, False), (390.0, False), (410.0, True)):
+        result.metrics["q_mean"] = np.full(shape, q)
+        result.metrics["q_mean"][:, 0] = np.nan
+        lines = diagnostics.advice(result)
+        assert len(lines) == is_reported and all("the critic overestimates: use matd3" in line for line in lines)
 
 
 def test_kl_far_below_the_budget_at_the_end_is_reported_and_shown():

@@ -68,18 +68,18 @@ def check_actions(env, config, trajectory):
 
 
 def covering():
-    """(algorithm, kind, shared, recurrent): every algorithm once.
+    """(algorithm, kind, shared, recurrent): every on-policy algorithm once.
 
     What an update does with a kind of action or network depends on the family, trust region or first order, not on the
     algorithm: each family meets every kind and both networks, and every kind meets both networks.
     """
-    for index, name in enumerate(algorithms.names()):
+    for index, name in enumerate(algorithms.names(marl_kl.OnPolicyConfig)):
         yield name, KINDS[index % len(KINDS)], False, (index + index // len(KINDS)) % 2 == 0
 
 
 def test_the_covering_cases_cover_all_pairs():
     seen = [(algorithms.get(name).config_class, kind, recurrent) for name, kind, _, recurrent in covering()]
-    assert [case[0] for case in covering()] == list(algorithms.names())
+    assert [case[0] for case in covering()] == list(algorithms.names(marl_kl.OnPolicyConfig))
     for one, other in itertools.combinations(range(3), 2):
         pairs = {(case[one], case[other]) for case in seen}
         assert pairs == set(itertools.product(*({case[part] for case in seen} for part in (one, other))))
@@ -114,6 +114,75 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
         actors = new
     *_, trajectory, _ = batch_of(jax.random.key(3), actors, env_batch)
     check_actions(env, config, trajectory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "shared"),
+    [
+        ("maddpg", "squashed", False), ("haddpg", "discrete", False), ("matd3", "multi_discrete", False),
+        ("hatd3", "squashed", False), ("matd3", "discrete", True),
+    ],
+)  # fmt: skip
+def test_off_policy_updates_keep_the_contract(algorithm, kind, shared):
+    """The actions of the warm-up, of exploration and of the policies are available ones, whose reward is not NaN."""
+    env, entry = kinds_env(kind), algorithms.get(algorithm)
+    config = marl_kl.OffPolicyConfig(
+        hidden_sizes=(8,), num_envs=NUM_ENVS, rollout_length=LENGTH, share_parameters=shared, warmup_steps=64,
+        replay_size=128, minibatch_size=8, n_step=2,
+    )  # fmt: skip
+    train = marl_kl.make_train(env, algorithm, config)
+    state, update = jax.jit(train.init)(jax.random.key(0)), jax.jit(train.update)
+    for number in range(5):
+        before = state
+        state, metrics = update(state)
+        assert set(metrics) == {*entry.team_metrics, *entry.agent_metrics, "nonfinite"}
+        is_warm = number > 0  # the second rollout ends the warm-up
+        for name, values in metrics.items():
+            assert values.shape == dict.fromkeys(entry.agent_metrics, (3,)).get(name, values.shape)
+            assert np.all(np.isfinite(values)) == (is_warm or name not in ("q_loss", "q_mean", *entry.agent_metrics)), (
+                name
+            )
+        assert state.healthy and metrics["replay_fill"] == min(1, (number + 1) / 4)
+        moved = jax.tree.map(lambda a, b: np.any(a != b), before.learner.actors, state.learner.actors)
+        assert all(jax.tree.leaves(moved)) == is_warm
+        assert dtypes(before) == dtypes(state)
+    actor, learner = make_actor(env.spec, config), state.learner
+    _, trajectory = jax.jit(
+        lambda key, state: rollout.rollout(
+            key, env, actor, learner.actors, learner.obs_moments, state.env_batch, LENGTH
+        )
+    )(jax.random.key(3), state)
+    check_actions(env, config, trajectory)
+
+
+def dtypes(tree):
+    return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+def test_off_policy_algorithms_refuse_what_they_cannot_do():
+    for fields in ({"recurrent": True}, {"recurrent_critic": True}):
+        with pytest.raises(
+            ValueError, match="recurrent.*; off-policy algorithms have no recurrent networks: their replay"
+        ):
+            marl_kl.OffPolicyConfig().replace(**fields)
+    for name in ("haddpg", "hatd3"):
+        with pytest.raises(ValueError, match=r"share_parameters=True; agents .* one after another .*maddpg and matd3"):
+            marl_kl.make_train(kinds_env("squashed"), name, marl_kl.OffPolicyConfig(share_parameters=True))
+    with pytest.raises(
+        ValueError, match="'kinds' has unbounded actions .*; off-policy algorithms need a control range"
+    ):
+        marl_kl.make_train(kinds_env("continuous"), "maddpg")
+    with pytest.raises(ValueError, match="policy_freq=3; it must divide the 50 gradient steps of an update"):
+        marl_kl.make_train(kinds_env("squashed"), "matd3", marl_kl.OffPolicyConfig(policy_freq=3))
+    for fields, message in (
+        ({"updates_per_step": 0.33}, "updates_per_step=0.33; times rollout_length=50 it must be a whole number"),
+        ({"replay_size": 400}, "replay_size=400; it must hold .* at least num_envs . rollout_length = 500"),
+        ({"n_step": 50, "replay_size": 500}, "replay_size=500; it must hold more than n_step=50"),
+        ({"warmup_steps": 1000, "replay_size": 999}, "warmup_steps=1000; .* replay_size=999, rounded down .*: 500"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            marl_kl.OffPolicyConfig(**fields)
 
 
 @pytest.mark.parametrize(

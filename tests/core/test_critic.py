@@ -21,7 +21,7 @@ def test_value_clipping_takes_the_worse_of_the_two():
 
 
 def test_a_change_of_units_keeps_every_value(float64):
-    critic = critics.make_critic(marl_kl.Config(hidden_sizes=(8,)), 2)
+    critic = critics.make_critic(marl_kl.OnPolicyConfig(hidden_sizes=(8,)), 2)
     state = critic.init(jax.random.key(0), 3)
     states = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
     old = Moments(jnp.array(5.0), jnp.array([1.0, -2.0]), jnp.array([4.0, 0.25]))
@@ -34,7 +34,7 @@ def test_a_change_of_units_keeps_every_value(float64):
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
 def test_a_critic_learns_values_of_any_scale(scale):
-    config = marl_kl.Config(hidden_sizes=(32,), num_envs=8, rollout_length=32)
+    config = marl_kl.OnPolicyConfig(hidden_sizes=(32,), num_envs=8, rollout_length=32)
     critic = critics.make_critic(config, 1)
     state = critic.init(jax.random.key(0), 3)
     states = jnp.asarray(np.random.default_rng(0).normal(size=(256, 3)), jnp.float32)
@@ -54,7 +54,7 @@ def test_the_gradient_that_the_critics_adam_sees_is_bounded_by_the_limit():
 
     @jax.jit
     def first_moment(limit):
-        config = marl_kl.Config(critic_max_grad_norm=limit, **fields)
+        config = marl_kl.OnPolicyConfig(critic_max_grad_norm=limit, **fields)
         critic = critics.make_critic(config, 1)
         state, _ = critics.fit(jax.random.key(1), config, critic, critic.init(jax.random.key(0), 3), states, target)
         return state.opt_state[1][0].mu
@@ -78,7 +78,7 @@ def test_explained_variance():
 @pytest.mark.slow
 def test_independent_critics_learn_from_their_own_agents_only():
     """Three critics are three lone ones, each on its agent's data; one for all values every agent's inputs alike."""
-    config = marl_kl.Config(hidden_sizes=(8,), num_envs=8, rollout_length=8)
+    config = marl_kl.OnPolicyConfig(hidden_sizes=(8,), num_envs=8, rollout_length=8)
     one = critics.make_critic(config, 1)
     three, shared = (critics.IndependentCritics(one, num_critics) for num_critics in (3, 1))
     rng = np.random.default_rng(0)

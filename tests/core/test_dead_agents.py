@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl.core import advantages, algorithms, normalizers, rollout, trainer
+from marl_kl.core import advantages, algorithms, normalizers, on_policy, rollout, train_state, trainer
 from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
 from marl_kl.core.types import Batch
@@ -214,8 +214,8 @@ def test_the_batch_says_who_lived_when_the_action_was_chosen():
         _, trajectory = rollout.rollout(
             key, mortal_env(), actor, learner.actors, learner.obs_moments, state.env_batch, config.rollout_length
         )
-        batch = trainer.make_batch(actor, state, trajectory, trajectory.reward[..., :1], 2)
-        return trajectory, batch, trainer._update_moments(config, learner, trajectory)[0]
+        batch = on_policy.make_batch(actor, state, trajectory, trajectory.reward[..., :1], 2)
+        return trajectory, batch, train_state.update_moments(config, learner, trajectory)[0]
 
     trajectory, batch, moments = play(jax.random.key(0))
     t = trajectory.obs[..., 0, 1]

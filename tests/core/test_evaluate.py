@@ -16,7 +16,7 @@ def test_a_sampling_team_pays_the_cost_of_its_noise():
     """The reward falls by the first agent's squared action / 100: 0.01 std^2 per step more than the mode's, five steps;
     four standard errors are 0.002."""
     env = counting_env()
-    config = marl_kl.Config(hidden_sizes=(4,), init_std=1.0, eval_episodes=4096)
+    config = marl_kl.OnPolicyConfig(hidden_sizes=(4,), init_std=1.0, eval_episodes=4096)
     learner = (
         make_train(env, "hatrpo", marl_kl.TrustRegionConfig(hidden_sizes=(4,), init_std=1.0))
         .init(jax.random.key(0))

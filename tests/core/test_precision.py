@@ -12,7 +12,7 @@ from tests.support.kinds_env import KINDS, kinds_env
 
 CASES = dict.fromkeys(
     [
-        *((name, "discrete", True) for name in algorithms.names()),
+        *((name, "discrete", True) for name in algorithms.names(marl_kl.OnPolicyConfig)),
         *((name, kind, kind == "continuous") for name in ("hatrpo_w", "ippo") for kind in KINDS),
     ]
 )
@@ -60,6 +60,22 @@ def test_every_algorithm_and_kind_of_action(algorithm, kind, recurrent, float64)
 )
 def test_options_of_algorithms(algorithm, fields, float64):
     check_float32(kinds_env("continuous"), algorithm, config_of(algorithm, **fields))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", algorithms.names(marl_kl.OffPolicyConfig))
+@pytest.mark.parametrize("kind", ["squashed", "discrete", "multi_discrete"])
+def test_off_policy(name, kind, float64):
+    config = marl_kl.OffPolicyConfig(
+        num_envs=4,
+        rollout_length=8,
+        hidden_sizes=(8,),
+        warmup_steps=0,
+        replay_size=64,
+        minibatch_size=8,
+        eval_episodes=2,
+    )
+    check_float32(kinds_env(kind), name, config)
 
 
 @pytest.mark.parametrize("name", ["matrix_game", "bilinear", "digits", "two_peaks", "paxmen_5"])

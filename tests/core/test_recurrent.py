@@ -19,10 +19,11 @@ from marl_kl.core import (
     algorithms,
     evaluation,
     networks,
+    on_policy,
     rollout,
     schemes,
     trainer,
-    trust_region,  # fmt: skip
+    trust_region,
 )
 from marl_kl.core import critic as critics
 from marl_kl.core.networks import one_step
@@ -268,7 +269,7 @@ def test_stored_actions_have_the_log_probabilities_they_were_sampled_with():
         before, _ = roll(env_batch)
         after, trajectory = roll(before)
         state = trainer.TrainState(key, learner, before, jnp.ones((), bool))
-        batch = trainer.make_batch(actor, state, trajectory, jnp.ones((8, ROWS, 1)), 2)
+        batch = on_policy.make_batch(actor, state, trajectory, jnp.ones((8, ROWS, 1)), 2)
         together = actor.distribution(actor.team_outputs(actors, batch.obs), batch.action_mask)
         return before.hidden, after.hidden, trajectory, batch, together.log_prob(batch.action)
 

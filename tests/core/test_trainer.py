@@ -8,7 +8,7 @@ import pytest
 import envs
 import marl_kl
 from marl_kl.core import algorithms
-from marl_kl.results import TEAM_METRICS, WATCHED
+from marl_kl.results import WATCHED
 from tests.support.counting_env import counting_env
 from tests.support.grids import slow_unless
 
@@ -37,7 +37,7 @@ def run(train, seeds, updates):
 def check_contract(algorithm, env, config, state, metrics):
     """Finite, right shapes, budget kept, the documented metrics and no others; metrics [seed, update, ...]."""
     agent_metrics = algorithms.get(algorithm).agent_metrics
-    assert set(metrics) == {*TEAM_METRICS, *agent_metrics, "nonfinite"}
+    assert set(metrics) == {*algorithms.get(algorithm).team_metrics, *agent_metrics, "nonfinite"}
     seeds_and_updates = metrics["kl_total"].shape
     for name, values in metrics.items():
         trailing = (env.spec.num_agents,) if name in agent_metrics else (len(WATCHED),) if name == "nonfinite" else ()
@@ -159,7 +159,9 @@ LEARN_BELOW = ("hatrpo", "hatrpo_g", "mappo")
 """Algorithms that learn other games below."""
 
 
-@pytest.mark.parametrize("algorithm", slow_unless((), [name for name in algorithms.names() if name not in LEARN_BELOW]))
+@pytest.mark.parametrize(
+    "algorithm", slow_unless((), [name for name in algorithms.names(marl_kl.OnPolicyConfig) if name not in LEARN_BELOW])
+)
 def test_the_sparse_matrix_game_is_solved(algorithm):
     """99 % of the maximum on the 4-agent game with a single rewarded joint action of 81, every one of 5 seeds.
 

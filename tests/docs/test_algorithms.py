@@ -24,10 +24,20 @@ def rows(title):
     return {first.strip("`"): rest for first, *rest in cells}
 
 
-@pytest.mark.parametrize("config_class", [marl_kl.Config, marl_kl.TrustRegionConfig, marl_kl.FirstOrderConfig])
+CLASSES = (
+    marl_kl.Config,
+    marl_kl.OnPolicyConfig,
+    marl_kl.TrustRegionConfig,
+    marl_kl.FirstOrderConfig,
+    marl_kl.OffPolicyConfig,
+)
+
+
+@pytest.mark.parametrize("config_class", CLASSES)
 def test_every_field_is_there_with_its_default_range_and_meaning(config_class):
-    inherited = set() if config_class is marl_kl.Config else {f.name for f in dataclasses.fields(marl_kl.Config)}
-    fields = {f.name: f for f in dataclasses.fields(config_class) if f.name not in inherited}
+    above = dataclasses.fields(config_class.__base__) if config_class is not marl_kl.Config else ()
+    inherited = {field.name: field.default for field in above}
+    fields = {f.name: f for f in dataclasses.fields(config_class) if (f.name, f.default) not in inherited.items()}
     documented = rows(f"{config_class.__name__}:")
     assert list(documented) == list(fields)
     for name, (default, usual_range, meaning) in documented.items():

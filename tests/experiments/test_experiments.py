@@ -16,6 +16,7 @@ from experiments import (
     exact_gaussians,
     intervals,
     mixed_motives,
+    off_policy,
     parameter_sharing,
     report,
     stage_games,
@@ -56,6 +57,17 @@ def test_smoke(one, tmp_path):
     for name in shown.figures:
         assert (tmp_path / f"{one.name}-{name}.png").stat().st_size > 3000
         assert (tmp_path / f"{one.name}-{name}.pdf").exists() and f"({one.name}-{name}.png)" in text
+
+
+@pytest.mark.studies
+@pytest.mark.slow
+def test_the_off_policy_study(tmp_path):
+    """Its smallest size runs; the configs of the others are those of their algorithms, with nothing unused."""
+    test_smoke(off_policy.STUDY, tmp_path)
+    for size in ("quick", "full"):
+        for piece in off_policy.pieces(size):
+            config = off_policy.config_of(piece.settings["task"], piece.settings["method"], off_policy.SIZES[size])
+            algorithms.get(piece.settings["method"]).refuse_unused(config)
 
 
 def counting_study(log, numbers=(1.0, 2.0), broken=()):

@@ -19,24 +19,33 @@ def programs_are_shared():
     A resumed run then continues with the very program that it began with. That it compiles the same one again is tested
     where runs are resumed in another process.
     """
-    compile_programs = Programs.compile
+    compile_programs, refuse_large_states = Programs.compile, Programs.refuse_large_states
+
+    def is_made(self):
+        first = _FIRST.get(_key(self))
+        vars(self).update({name: value for name, value in vars(first or self).items() if name in _MADE})
+        return first is not None
 
     def shared(self):
-        if first := _FIRST.get(_key(self)):
-            vars(self).update({name: value for name, value in vars(first).items() if name in _MADE})
-        else:
+        if not is_made(self):
             compile_programs(self)
             _FIRST[_key(self)] = self
 
+    def refuse(self, *texts):
+        is_made(self)  # whose shapes are known
+        refuse_large_states(self, *texts)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Programs, "compile", shared)
+        patch.setattr(Programs, "refuse_large_states", refuse)
         yield
 
 
 def _key(of):
     """What the compiled programs depend on; environments are the same if their functions are."""
     default = type(of._config)()
-    schedule = {name: getattr(default, name) for name in SCHEDULE if name != "chunk_updates"}
+    free = [name for name in (*SCHEDULE, "save_replay") if name != "chunk_updates" and hasattr(default, name)]
+    schedule = {name: getattr(default, name) for name in free}
     config = of._config.replace(**default.traced_fields, **schedule)
     made_by = (programs.make_train, Programs._chunk_program, programs.evaluation.evaluate_seeds)
     env = (of._env.spec, of._env.reset, of._env.step)

@@ -11,7 +11,7 @@ import pytest
 import envs
 import marl_kl
 from marl_kl.cli import main
-from marl_kl.config import TrustRegionConfig
+from marl_kl.config import OffPolicyConfig, TrustRegionConfig
 from marl_kl.core import algorithms
 from marl_kl.core.trainer import make_train
 from marl_kl.training import presets
@@ -31,7 +31,8 @@ PUBLISHED = {
 def test_every_preset_fits_its_environments_and_algorithms(name):
     preset = presets.get(name)
     assert preset.about and preset.source and preset.scenarios and preset.algorithms
-    classes = {algorithms.get(algorithm).config_class.__name__ for algorithm in algorithms.names()} | {"Config"}
+    classes = {algorithms.get(algorithm).config_class.__name__ for algorithm in algorithms.names()}
+    classes |= {"Config", "OnPolicyConfig", *preset.algorithms}
     assert set(preset.fields) <= classes
     for scenario, tables in preset.scenarios.items():
         assert set(tables) <= classes
@@ -68,6 +69,29 @@ def test_paper_is_what_was_published():
             assert config.batch_size == 4_000 and config.num_updates == 2_500 and config.cg_subsample == 1.0
     with pytest.raises(ValueError, match="preset 'paper' is not for happo; it is for hatrpo, hatrpo_w, "):
         presets.config("paper", "ant_4x2", "happo")
+
+
+N_STEPS = {
+    "ant_4x2": (20, 5),
+    "halfcheetah_2x3": (20, 10),
+    "hopper_3x1": (20, 5),
+    "walker2d_2x3": (10, 20),
+    "walker2d_6x1": (20, 25),
+}
+"""n-step returns of HARL's tuned MADDPG and HADDPG, and of its MATD3 and HATD3."""
+
+
+def test_off_policy_is_what_was_published():
+    assert set(presets.get("off_policy").scenarios) == set(N_STEPS)
+    for scenario, (of_ddpg, of_td3) in N_STEPS.items():
+        for algorithm in algorithms.names(OffPolicyConfig):
+            config, is_td3 = presets.config("off_policy", scenario, algorithm), algorithm.endswith("td3")
+            algorithms.get(algorithm).refuse_unused(config)
+            assert config.n_step == (of_td3 if is_td3 else of_ddpg)
+            assert config.policy_freq == (8 if is_td3 and scenario == "walker2d_2x3" else 2)
+            is_slow = scenario == "ant_4x2" and not is_td3
+            assert (config.updates_per_step, config.exploration_noise) == ((0.5, 0.05) if is_slow else (1.0, 0.1))
+            assert config.replay_size == 1_000_000 and config.minibatch_size == 1000 and config.num_envs == 10
 
 
 def test_a_scenario_s_fields_come_before_the_preset_s_and_changes_before_both():
@@ -112,7 +136,7 @@ def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
     "words, message",
     [
         ("train ant_4x2 --preset papre", "unknown preset 'papre'; did you mean paper"),
-        ("train ant_4x2 --preset mine", "unknown preset 'mine'; known: paper, quick"),
+        ("train ant_4x2 --preset mine", "unknown preset 'mine'; known: off_policy, paper, quick"),
         ("train ant_8x1 --preset paper", "preset 'paper' has nothing for 'ant_8x1'; it has ant_4x2, halfcheetah_2x3"),
         ("train matrix_game --preset quick", "preset 'quick' has nothing for 'matrix_game'; it has ant_2x4"),
         ("train ant_4x2 --preset paper --algorithm ippo", "preset 'paper' is not for ippo; it is for hatrpo"),

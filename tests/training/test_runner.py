@@ -19,7 +19,6 @@ from marl_kl.core import evaluation
 from marl_kl.core.policies import make_actor
 from marl_kl.core.rollout import policy_step
 from marl_kl.core.trainer import make_train
-from marl_kl.results import TEAM_METRICS
 from marl_kl.storage import loading
 from marl_kl.training.programs import Programs
 from tests.support import kills
@@ -197,7 +196,7 @@ def never_compile(*_):
         ({"hidden_sizes": (8, 0)}, r"hidden_sizes=\(8, 0\)"),
         ({"critic_minibatches": 3}, "critic_minibatches=3 does not divide the batch"),
         ({"kl_bugdet": 0.1}, "unknown config field 'kl_bugdet' for TrustRegionConfig; did you mean kl_budget"),
-        ({"config": marl_kl.Config(**SMALL)}, "needs a TrustRegionConfig"),
+        ({"config": marl_kl.OnPolicyConfig(**SMALL)}, "needs a TrustRegionConfig"),
         ({"progress": "loud"}, "progress='loud'"),
     ],
 )
@@ -234,7 +233,8 @@ def test_a_real_body_trains():
 def test_independent_learners_from_start_to_pictures(tmp_path):
     """What an algorithm without a budget leaves: no picture of shares, a table of what it does report."""
     result = train(counting_env(), "ippo", total_env_steps=128, out=tmp_path / "run", actor_minibatches=2)
-    assert set(result.metrics) == {*TEAM_METRICS, *marl_kl.core.algorithms.get("ippo").agent_metrics}
+    ippo = marl_kl.core.algorithms.get("ippo")
+    assert set(result.metrics) == {*ippo.team_metrics, *ippo.agent_metrics}
     assert not (tmp_path / "run" / "kl_share.png").exists() and (tmp_path / "run" / "learning_curve.png").exists()
     summary = (tmp_path / "run" / "summary.md").read_text()
     assert "beyond clip" in summary and "accepted" not in summary

@@ -353,7 +353,7 @@ def test_an_interrupted_sweep_leaves_no_table(monkeypatch, tmp_path):
         ({"progress": "loud"}, "progress='loud'"),
         ({"algorithm": "hatrpo_v"}, "unknown algorithm 'hatrpo_v'"),
         ({"env": "ant_4x2"}, "env='ant_4x2'; it must be an environment"),
-        ({"config": marl_kl.Config(), "grid": {"gamma": [0.9]}}, "needs a TrustRegionConfig"),
+        ({"config": marl_kl.OnPolicyConfig(), "grid": {"gamma": [0.9]}}, "needs a TrustRegionConfig"),
     ],
 )
 def test_bad_input_gives_a_one_line_error_before_compilation(options, message, monkeypatch, tmp_path):

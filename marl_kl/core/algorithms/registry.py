@@ -1,4 +1,5 @@
-"""Algorithms by name, or by path: a new one is a function `(actor, config) -> Algorithm` and its `AlgorithmSpec`."""
+"""Algorithms by name, or by path: a new one is a function `(actor, config) -> Algorithm`, or `OffPolicyAlgorithm`, and its
+`AlgorithmSpec`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from envs.validation import imported, is_path, suggest
-from marl_kl.config import Config, FirstOrderConfig, TrustRegionConfig
-from marl_kl.core.algorithms import hatrpo, ppo_family
-from marl_kl.core.metrics import FIRST_ORDER_METRICS, TRUST_REGION_METRICS
+from marl_kl.config import Config, FirstOrderConfig, OffPolicyConfig, TrustRegionConfig
+from marl_kl.core.algorithms import hatrpo, maddpg_family, ppo_family
+from marl_kl.core.metrics import (
+    FIRST_ORDER_METRICS,
+    OFF_POLICY_METRICS,
+    OFF_POLICY_TEAM_METRICS,
+    ON_POLICY_TEAM_METRICS,
+    TRUST_REGION_METRICS,
+)
+from marl_kl.core.off_policy import OffPolicyAlgorithm
 from marl_kl.core.policies import Actor
 from marl_kl.core.types import Algorithm
 
@@ -21,17 +29,19 @@ class AlgorithmSpec(NamedTuple):
 
     Attributes:
         name: the name users type; of their own algorithms the path, "my_package.algorithms:mine", where it has one.
-        build: `(actor, config) -> Algorithm`, `config` a `config_class`.
-        config_class: the class of its config.
+        build: `(actor, config) -> Algorithm`, or `OffPolicyAlgorithm`; `config` a `config_class`.
+        config_class: the class of its config; one derived from `OffPolicyConfig` makes the algorithm off-policy.
         agent_metrics: names of the metrics per agent that it always reports.
         unused: fields of its config that it does not use.
+        team_metrics: names of the metrics of the team that it always reports.
     """
 
     name: str
-    build: Callable[[Actor, Any], Algorithm]
+    build: Callable[[Actor, Any], Algorithm | OffPolicyAlgorithm]
     config_class: type[Config]
     agent_metrics: tuple[str, ...]
     unused: tuple[str, ...] = ()
+    team_metrics: tuple[str, ...] = ON_POLICY_TEAM_METRICS
 
     @property
     def summary(self) -> str:
@@ -61,7 +71,15 @@ def _first_order(build: Callable[[Actor, FirstOrderConfig], Algorithm]) -> Algor
     return AlgorithmSpec(build.__name__, build, FirstOrderConfig, FIRST_ORDER_METRICS)
 
 
+def _off_policy(build: Callable[[Actor, OffPolicyConfig], OffPolicyAlgorithm], *unused: str) -> AlgorithmSpec:
+    return AlgorithmSpec(
+        build.__name__, build, OffPolicyConfig, OFF_POLICY_METRICS, unused, team_metrics=OFF_POLICY_TEAM_METRICS
+    )
+
+
 _ALLOCATION = ("allocation_epsilon", "utility", "utility_smoothing", "greedy_share")
+
+_TD3 = ("policy_freq", "target_noise", "target_noise_clip")
 
 _ALGORITHMS = {
     spec.name: spec
@@ -75,6 +93,10 @@ _ALGORITHMS = {
         _first_order(ppo_family.ippo),
         _first_order(ppo_family.maspo),
         _first_order(ppo_family.mars),
+        _off_policy(maddpg_family.maddpg, *_TD3),
+        _off_policy(maddpg_family.haddpg, *_TD3),
+        _off_policy(maddpg_family.matd3),
+        _off_policy(maddpg_family.hatd3),
     )
 }
 

@@ -3,7 +3,9 @@
 about = "one line"
 source = "where the numbers are from"
 [Config]                     # fields that every algorithm has
+[OnPolicyConfig]             # those of all on-policy ones
 [TrustRegionConfig]          # of the algorithms with this config class; those without a table have no such preset
+[maddpg]                     # of one algorithm
 [scenarios]                  # the scenarios it is for, with what is different there
 ant_4x2 = { TrustRegionConfig = { kl_budget = 0.02 } }
 """
@@ -26,7 +28,7 @@ class Preset(NamedTuple):
 
     Attributes:
         name: what users type. about: one line. source: where its numbers are from.
-        fields: name of a config class -> its fields, for all scenarios.
+        fields: name of a config class, or of an algorithm -> its fields, for all scenarios.
         scenarios: scenario -> the same, where it differs.
     """
 
@@ -73,8 +75,8 @@ def fields(name: str, scenario: str, algorithm: str) -> dict[str, Any]:
         raise ValueError(f"preset '{name}' is not for {algorithm}; it is for {', '.join(preset.algorithms)}")
     if scenario not in preset.scenarios:
         raise ValueError(f"preset '{name}' has nothing for {scenario!r}; it has {', '.join(preset.scenarios)}")
-    classes = [kind.__name__ for kind in reversed(entry.config_class.__mro__)]
-    tables = (table.get(kind, {}) for table in (preset.fields, preset.scenarios[scenario]) for kind in classes)
+    kinds = [*(kind.__name__ for kind in reversed(entry.config_class.__mro__)), algorithm]
+    tables = (table.get(kind, {}) for table in (preset.fields, preset.scenarios[scenario]) for kind in kinds)
     return {field: value for table in tables for field, value in table.items()}
 
 

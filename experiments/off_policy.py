@@ -1,0 +1,182 @@
+"""MADDPG and its relatives next to HAPPO and HATRPO, at the same number of env steps.
+
+python -m experiments.off_policy --quick
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import envs
+import marl_kl
+from envs.base import Env
+from experiments import settings, study, styles
+from experiments.intervals import estimate
+from experiments.study import Piece, Report, Results
+from experiments.styles import label
+from marl_kl.analysis.statistics import interquartile_mean
+from marl_kl.core import algorithms
+from marl_kl.training import presets
+
+OFF_POLICY = ("maddpg", "haddpg", "matd3", "hatd3")
+METHODS = (*OFF_POLICY, "happo", "hatrpo")
+
+GAME, SPREAD, ANT, CHEETAH = "matrix_game", "jaxmarl/MPE_simple_spread_v3", "ant_4x2", "halfcheetah_6x1"
+TUNED = {ANT: ANT, CHEETAH: "halfcheetah_2x3"}
+"""Bodies, and the scenario of the preset `off_policy` whose n-step returns and rates they have."""
+
+BODIES = {"gamma": 0.99, "eval_episodes": 16}
+SMALLER: dict[str, Any] = {"hidden_sizes": (128, 128), "minibatch_size": 256, "replay_size": 300_000}
+"""Of the off-policy algorithms on bodies in the quick study: a fourteenth of the recipe's arithmetic."""
+
+OF_GAMES = {
+    GAME: {
+        "off": {"num_envs": 16, "rollout_length": 4, "hidden_sizes": (64, 64), "minibatch_size": 256, "warmup_steps": 2_000,
+                "replay_size": 64_000, "actor_lr": 1e-3, "exploration_epsilon": 0.1},
+        "happo": {"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), "actor_lr": 5e-3, "clip_eps": 0.4},
+        "hatrpo": {"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), "kl_budget": 0.1},
+    },
+    SPREAD: {
+        "off": {"num_envs": 16, "rollout_length": 25, "hidden_sizes": (64, 64), "minibatch_size": 1000, "warmup_steps": 10_000,
+                "replay_size": 300_000, "actor_lr": 7e-4, "critic_lr": 7e-4, "max_grad_norm": 10.0, "gamma": 0.95},
+        "happo": {"num_envs": 32, "rollout_length": 128, "actor_lr": 1e-3, "actor_minibatches": 4},
+        "hatrpo": {"num_envs": 32, "rollout_length": 128},
+    },
+}  # fmt: skip
+"""Config fields of the games, by kind of algorithm; nothing was searched."""
+
+SMOKE = {"num_envs": 2, "rollout_length": 8, "hidden_sizes": (8,), "eval_episodes": 2, "eval_interval": 0}
+SMOKE_OFF = {"warmup_steps": 16, "replay_size": 64, "minibatch_size": 4, "updates_per_step": 0.25, "n_step": 2}
+
+
+class Size(NamedTuple):
+    """tasks: env steps per seed of each. is_recipe: whether networks and minibatches are the recipe's on bodies."""
+
+    tasks: Mapping[str, int]
+    methods: tuple[str, ...]
+    seeds: int
+    is_recipe: bool = False
+
+
+SIZES = {
+    "smoke": Size({GAME: 64}, ("hatd3", "hatrpo"), 2),
+    "quick": Size({GAME: 50_000, SPREAD: 300_000, ANT: 300_000, CHEETAH: 300_000}, METHODS, 5),
+    "full": Size({GAME: 50_000, SPREAD: 1_000_000, ANT: 1_000_000, CHEETAH: 1_000_000}, METHODS, 5, is_recipe=True),
+}
+
+_PACE = {GAME: 2_000, SPREAD: 1_500, ANT: 1_000, CHEETAH: 1_000}
+"""Env steps per second of the off-policy algorithms, all seeds together: a guess for two quiet CPU cores."""
+
+
+def make_env(task: str) -> Env:
+    return envs.make(task, **({"backend": "spring"} if task in TUNED else {}))
+
+
+def config_of(task: str, method: str, size: Size) -> marl_kl.Config:
+    config_class, is_off = algorithms.get(method).config_class, method in OFF_POLICY
+    total = {"total_env_steps": size.tasks[task]}
+    if size == SIZES["smoke"]:
+        return config_class(**total, **SMOKE, **(SMOKE_OFF if is_off else {"critic_minibatches": 1}))
+    if task in OF_GAMES:
+        return config_class(**total, **OF_GAMES[task]["off" if is_off else method])
+    if not is_off:
+        return presets.config("quick", task, method, **total, **BODIES)
+    changes = total | BODIES | ({} if size.is_recipe else SMALLER)
+    return presets.config("off_policy", TUNED[task], method, **changes)
+
+
+def pieces(size: str) -> list[Piece]:
+    chosen = SIZES[size]
+    return [
+        Piece(
+            f"{task.split('/')[-1]}-{method}",
+            60 + steps * chosen.seeds / (_PACE[task] * (1 if method in OFF_POLICY else 10)),
+            {"task": task, "method": method, "seeds": chosen.seeds, **settings.of_config(config_of(task, method, chosen))},
+            lambda task=task, method=method: play(task, method, chosen, size),
+        )
+        for task, steps in chosen.tasks.items()
+        for method in chosen.methods
+    ]  # fmt: skip
+
+
+def play(task: str, method: str, size: Size, name: str) -> study.Values:
+    """All seeds of a method on a task; a long one resumes where it was stopped.
+
+    Returns:
+        returns: [seed, evaluation] means over the episodes of the deterministic policy. env_steps: [evaluation].
+        training: [seed] return of the last tenth of the updates. seconds: [] of training.
+    """
+    out = None if name == "smoke" else study.WORK / f"off_policy-{name}" / "runs" / f"{task.split('/')[-1]}-{method}"
+    result = marl_kl.train(
+        make_env(task), method, seeds=size.seeds, config=config_of(task, method, size), out=out, resume=out is not None,
+        progress="none" if out is None else "plain",
+    )  # fmt: skip
+    training = result.metrics["episode_return"]
+    return {
+        "returns": result.evaluation.episode_return.mean(-1),
+        "env_steps": result.evaluation.env_steps,
+        "training": np.nanmean(training[:, -max(1, training.shape[1] // 10) :], axis=1),
+        "seconds": np.asarray(result.timing.train),
+    }
+
+
+# What is shown
+
+
+def report(results: Results) -> Report:
+    size = SIZES[results.size]
+    rows = [_row(results, task, method) for task in size.tasks for method in size.methods]
+    header = [
+        "task",
+        "method",
+        "untrained",
+        "final, IQM and 95 % interval",
+        "training return, last tenth",
+        "env steps/s",
+    ]
+    return Report({"returns": study.table(header, rows)}, {"curves": _curves(results, size)})
+
+
+def _values(results: Results, task: str, method: str) -> study.Values:
+    return results.pieces[f"{task.split('/')[-1]}-{method}"]
+
+
+def _row(results: Results, task: str, method: str) -> list[str]:
+    values = _values(results, task, method)
+    returns, steps = values["returns"], values["env_steps"][-1] * len(values["returns"])
+    untrained = float(interquartile_mean(returns[:, 0]))
+    final, training = (estimate(scores).text() for scores in (returns[:, -1], values["training"]))
+    return [
+        task,
+        label(method),
+        f"{untrained:.2f}",
+        final,
+        training,
+        f"{steps / max(float(values['seconds']), 1e-3):,.0f}",
+    ]
+
+
+def _curves(results: Results, size: Size) -> Figure:
+    figure = Figure(figsize=(4.2 * len(size.tasks), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(size.tasks), squeeze=False)[0]
+    for axes, task in zip(panels, size.tasks):
+        for method in size.methods:
+            values = _values(results, task, method)
+            styles.curve(axes, values["env_steps"], values["returns"], method)
+        axes.set_title(task.split("/")[-1], fontsize=10, loc="left")
+        axes.set_xlabel("env steps per seed")
+        styles.clean(axes)
+    panels[0].set_ylabel("evaluation return")
+    styles.legend_below(figure, panels[:1], 3)
+    return figure
+
+
+STUDY = study.Study("off_policy", "Off-policy algorithms next to HAPPO and HATRPO", pieces, report)
+
+
+if __name__ == "__main__":
+    study.main(STUDY)
