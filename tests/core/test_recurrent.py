@@ -484,12 +484,12 @@ def test_a_loaded_recurrent_policy_checks_the_shape_of_its_state():
     "config_class, fields, message",
     [
         (
-            marl_kl.Config,
+            marl_kl.OnPolicyConfig,
             {"recurrent_critic": True},
             "critic_minibatches=8 does not divide num_envs=4; it must if the network is recurrent",
         ),
         (marl_kl.FirstOrderConfig, {"recurrent": True, "actor_minibatches": 8}, "actor_minibatches=8 does not divide"),
-        (marl_kl.Config, {"recurrent_size": 0}, "recurrent_size=0; it must be an integer > 0"),
+        (marl_kl.OnPolicyConfig, {"recurrent_size": 0}, "recurrent_size=0; it must be an integer > 0"),
     ],
 )
 def test_minibatches_of_recurrent_networks_are_whole_rollouts(config_class, fields, message):
