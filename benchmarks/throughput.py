@@ -10,6 +10,10 @@ otherwise. Both run in turn; medians over repeats. Compile time is that of one t
 that of the process so far. All algorithms by default; the backends by default are mjx and spring for Brax's bodies, and
 `none` for what has no backends.
 
+Off-policy algorithms are measured without their warm-up, with a replay of 100,000 transitions. For them the table also has the
+gradient steps per second, and which share of the time the least work takes: bare stepping, and the arithmetic of the
+networks at the rate of plain matrix products of the same shape (`floor`).
+
 With `--jaxmarl-baselines`, a checkout of JaxMARL, the same process then measures the same algorithms, sizes and seeds
 beside JaxMARL's own IPPO, on one of JaxMARL's environments: see `benchmarks/jaxmarl_ippo.py`.
 """
@@ -33,6 +37,7 @@ from benchmarks.timing import compiled, in_turn, machine, versions
 from envs.base import EnvSpec
 from marl_kl import devices
 from marl_kl.core import algorithms
+from marl_kl.core.policies import input_size, make_actor
 from marl_kl.core.trainer import make_train
 
 
@@ -90,21 +95,81 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
     return step, compile_seconds
 
 
+REPLAY = 100_000
+
+
+def config_of(name: str, num_envs: int, rollout_length: int) -> marl_kl.Config:
+    """The defaults at these sizes; off-policy without a warm-up, so that every update learns."""
+    config_class = algorithms.get(name).config_class
+    own = {}
+    if issubclass(config_class, marl_kl.OffPolicyConfig):
+        own = {"warmup_steps": 0, "replay_size": max(REPLAY, 2 * num_envs * rollout_length)}
+    return config_class(num_envs=num_envs, rollout_length=rollout_length, **own)
+
+
+def gradient_flops(spec: EnvSpec, name: str, config: marl_kl.OffPolicyConfig) -> float:
+    """Floating-point operations of the matrix products in a gradient step, with its share of the actors' steps.
+
+    A backward pass costs two forward passes, or one if it is for the inputs alone.
+    """
+    algorithm = algorithms.get(name).build(make_actor(spec, config), config)
+    num_agents, sizes = spec.num_agents, config.hidden_sizes
+
+    def forward(inputs: int, outputs: int) -> int:
+        widths = (inputs, *sizes, outputs)
+        return 2 * sum(a * b for a, b in zip(widths, widths[1:]))
+
+    critic = forward(spec.state_size + int(spec.action_mask.sum()), 1)
+    actor = forward(input_size(spec, config), spec.action_size)
+    critics = algorithm.num_critics * (1 if spec.team_reward else num_agents)
+    of_critics = 4 * critics * critic + num_agents * actor
+    of_actors = num_agents * (3 * actor + 2 * critic)
+    return config.minibatch_size * (of_critics + of_actors / algorithm.policy_freq)
+
+
+def matrix_products(mesh, num_seeds: int, rows: int, width: int):
+    """A compiled chain of `PRODUCTS` matrix products per seed, [rows, width] times [width, width]."""
+
+    def chain(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, PRODUCTS)[0]
+
+    x, w = jnp.ones((num_seeds, rows, width)), jnp.full((num_seeds, width, width), 1 / width)
+    program = devices.over_seeds(jax.vmap(chain), mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS)
+    arguments = devices.shard((x, w), mesh)
+    return lambda: program(*arguments)
+
+
+PRODUCTS = 50
+
+
 def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_seeds: int, repeats: int) -> list[dict]:
     """One row per algorithm."""
     mesh = devices.seed_mesh(num_seeds)
     calls = {"bare": bare_stepping(env, mesh, num_seeds, num_envs, rollout_length)}
     compile_seconds = {}
-    for name in names:
-        config = algorithms.get(name).config_class(num_envs=num_envs, rollout_length=rollout_length)
+    configs = {name: config_of(name, num_envs, rollout_length) for name in names}
+    for name, config in configs.items():
         calls[name], compile_seconds[name] = training(env, name, config, mesh, num_seeds)
+    off_policy = {name: config for name, config in configs.items() if isinstance(config, marl_kl.OffPolicyConfig)}
+    for config in off_policy.values():
+        rows, width = config.minibatch_size, max(config.hidden_sizes)
+        calls["products"] = matrix_products(mesh, num_seeds, rows, width)
+        flops = PRODUCTS * num_seeds * 2 * rows * width**2
     steps = num_seeds * num_envs * rollout_length
-    rates = {name: steps / median for name, median in in_turn(calls, repeats).items()}
+    seconds = in_turn(calls, repeats)
+    rates = {name: steps / median for name, median in seconds.items()}
+    floors = {name: {} for name in names}
+    for name, config in off_policy.items():
+        count = num_seeds * config.gradient_steps
+        arithmetic = count * gradient_flops(env.spec, name, config) * seconds["products"] / flops
+        floors[name] = {
+            "gradient_steps": count / seconds[name], "floor": (seconds["bare"] + arithmetic) / seconds[name],
+        }  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [
         {
             "algorithm": name, "seeds": num_seeds, "devices": mesh.size, "bare": rates["bare"], "training": rates[name],
-            "fraction": rates[name] / rates["bare"], "compile_s": compile_seconds[name], "peak_gib": peak,
+            "fraction": rates[name] / rates["bare"], "compile_s": compile_seconds[name], "peak_gib": peak, **floors[name],
         }
         for name in names
     ]  # fmt: skip
@@ -134,12 +199,13 @@ def main(arguments: Sequence[str] | None = None):
         env = envs.make(options.env)
         if options.jaxmarl_baselines is not None:
             baseline = jaxmarl_ippo.load_baseline(options.jaxmarl_baselines)
-            compared = jaxmarl_ippo.runs(env, baseline, options.algorithms, *sizes, jaxmarl_ippo.UPDATES)
+            comparable = [name for name in options.algorithms if name in algorithms.names(marl_kl.OnPolicyConfig)]
+            compared = jaxmarl_ippo.runs(env, baseline, comparable, *sizes, jaxmarl_ippo.UPDATES)
     except ValueError as error:
         parser.error(str(error))
     print(f"{machine()}, {versions()}; {options.num_envs} envs per seed")
     print(f"{'env':>18} {'algorithm':>10} {'seeds':>5} {'devices':>7} {'bare/s':>9} {'training/s':>10} {'fraction':>8} "
-          f"{'compile s':>9} {'peak GiB':>8}")  # fmt: skip
+          f"{'compile s':>9} {'peak GiB':>8} {'gradient/s':>10} {'floor':>6}")  # fmt: skip
     rows = []
     for backend in options.backends or default_backends(env):
         built = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
@@ -148,7 +214,8 @@ def main(arguments: Sequence[str] | None = None):
                 rows.append({"env": options.env, "backend": backend, **row})
                 print(f"{options.env + '/' + backend:>18} {row['algorithm']:>10} {row['seeds']:5d} {row['devices']:7d} "
                       f"{row['bare']:9.0f} {row['training']:10.0f} {row['fraction']:8.2f} {row['compile_s']:9.1f} "
-                      f"{row['peak_gib']:8.2f}", flush=True)  # fmt: skip
+                      f"{row['peak_gib']:8.2f} {row.get('gradient_steps', np.nan):10.1f} "
+                      f"{row.get('floor', np.nan):6.2f}", flush=True)  # fmt: skip
     figures = {"versions": versions(), "num_envs": options.num_envs, "rows": rows}
     if compared is not None:
         figures["beside JaxMARL"] = jaxmarl_ippo.table(

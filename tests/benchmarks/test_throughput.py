@@ -57,6 +57,25 @@ def test_jaxmarls_ippo_is_measured_in_the_same_run(tmp_path, monkeypatch):
     assert told == [("x", 2, 4)]
 
 
+@pytest.mark.slow
+def test_off_policy_algorithms_have_gradient_steps_and_a_floor(monkeypatch):
+    monkeypatch.setattr(
+        throughput, "config_of", lambda name, num_envs, length: marl_kl.OffPolicyConfig(
+            num_envs=num_envs, rollout_length=length, hidden_sizes=(8,), warmup_steps=0, replay_size=64, minibatch_size=4
+        ),
+    )  # fmt: skip
+    (row,) = throughput.measure(kinds_env("squashed"), ["matd3"], 2, 4, 1, 1)
+    assert row["gradient_steps"] == pytest.approx(row["training"] / 2, rel=1e-6) and 0 < row["floor"] < 1
+
+
+def test_the_arithmetic_of_a_gradient_step():
+    """Two critics of 2 + 6 inputs and three actors of 3: matrix products, counted by hand."""
+    spec, config = kinds_env("squashed").spec, marl_kl.OffPolicyConfig(hidden_sizes=(8,), minibatch_size=10)
+    critic, actor = 2 * (8 * 8 + 8), 2 * (3 * 8 + 8 * 3)
+    expected = 10 * (4 * 2 * critic + 3 * actor + 3 * (3 * actor + 2 * critic) / 2)
+    assert throughput.gradient_flops(spec, "hatd3", config) == expected
+
+
 def test_impossible_comparisons_are_refused_before_any_measurement(tmp_path, capsys):
     with pytest.raises(SystemExit):
         figures(tmp_path, "--env", "digits", "--jaxmarl-baselines", str(tmp_path))

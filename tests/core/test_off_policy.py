@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+import envs
 import marl_kl
 from envs.base import EnvSpec, TimeStep, timestep_shapes
 from marl_kl.core import algorithms, off_policy
+from marl_kl.core.policies import make_actor
 from marl_kl.core.replay import LOST, RUNNING, TERMINATED, Replay, n_step_return
 from marl_kl.core.rollout import Trajectory
 from tests.support.grids import slow_unless
@@ -296,3 +298,106 @@ def test_gradient_steps_are_those_of_a_plain_loop(name, num_agents, team_reward,
 
 def assert_equal(stacked, one, *at):
     jax.tree.map(lambda leaf, own: np.testing.assert_allclose(leaf[at], own, rtol=1e-9, atol=1e-12), stacked, one)
+
+
+def problem():
+    """An actor's loss as a function of its parameters and batch, at random parameters in float64."""
+    spec, config = spec_of(), small()
+    components, learner = start("maddpg", spec, config)
+    rng = np.random.default_rng(1)
+    size = (spec.num_agents, 12)
+    mask = jnp.broadcast_to(jnp.asarray(spec.action_mask)[:, None], (*size, spec.action_size))
+    batch = off_policy.Batch(
+        jnp.asarray(rng.normal(size=(*size, spec.observation_size)) * spec.observation_mask[:, None]),
+        mask, jnp.asarray(rng.uniform(-1, 1, mask.shape)) * mask, None,
+    )  # fmt: skip
+    net, state = jax.tree.map(lambda leaf: leaf[0, 0], learner.critic.params), jnp.asarray(rng.normal(size=(12, 2)))
+
+    def loss(params, agent, batch):
+        value = lambda agent, action: components.critics.values(net, state[: action.shape[1]], action)  # noqa: E731
+        return off_policy._actor_loss(components.actor, params, jax.random.key(4), value, batch, agent)
+
+    return spec, learner, batch, loss
+
+
+def test_the_gradient_through_q_is_that_of_finite_differences(float64):
+    spec, learner, batch, loss = problem()
+    params = jax.tree.map(lambda leaf: leaf[2], learner.actors)
+    rng = np.random.default_rng(2)
+    directions = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=(5, *leaf.shape))), params)
+
+    @jax.jit
+    def slopes(params, directions):
+        gradient = jax.grad(loss)(params, 2, batch)
+
+        def both(direction):
+            moved = lambda h: loss(jax.tree.map(lambda p, d: p + h * d, params, direction), 2, batch)  # noqa: E731
+            return optax.tree.vdot(gradient, direction), (moved(1e-5) - moved(-1e-5)) / 2e-5
+
+        return jax.vmap(both)(directions)
+
+    exact, differences = slopes(params, directions)
+    np.testing.assert_allclose(exact, differences, rtol=1e-6)
+    assert np.all(exact != 0)
+
+
+def test_padded_entries_and_dead_samples_add_exactly_nothing(float64):
+    """Whatever is written into padded actions; samples of weight 0 are as if they were not there."""
+    spec, learner, batch, loss = problem()
+    params = jax.tree.map(lambda leaf: leaf[1], learner.actors)
+    gradient = jax.jit(jax.value_and_grad(loss))
+    expected = gradient(params, 1, batch)
+    garbage = batch._replace(action=jnp.where(batch.action_mask, batch.action, 7.0))
+    jax.tree.map(np.testing.assert_array_equal, gradient(params, 1, garbage), expected)
+    output = expected[1]["params"]["output"]
+    assert np.all(output["kernel"][:, 1:] == 0) and np.any(output["kernel"][:, 0] != 0), "agent b has one action"
+    alive = jnp.arange(12) < 6
+    few = jax.tree.map(lambda leaf: leaf[:, :6], batch)
+    some = batch._replace(weight=jnp.broadcast_to(alive, (3, 12)), obs=jnp.where(alive[:, None], batch.obs, 9.0))
+    assert_close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)  # noqa: E731
+    jax.tree.map(assert_close, gradient(params, 1, some), gradient(params, 1, few))
+
+
+@pytest.mark.parametrize("kind", ["discrete", "multi_discrete"])
+def test_choices_are_one_hot_and_differentiated_where_they_are_available(kind):
+    spec = spec_of(kind)
+    actor = make_actor(spec, small(exploration_epsilon=0.5))
+    mask = np.array(spec.action_mask)
+    mask[0, 0] = mask[1, :] = False
+    mask[1, 1] = kind == "discrete"
+    shape = (3, spec.action_size) if kind == "discrete" else (3, spec.num_sub_actions, spec.num_choices)
+    logits = jax.random.normal(jax.random.key(0), shape)
+
+    @jax.jit
+    def drawn(key):
+        policy = actor.distribution(logits, jnp.asarray(mask))
+        weight = jnp.arange(mask.size).reshape(mask.shape)
+        relaxed = lambda logits: jnp.sum(actor.distribution(logits, mask).relaxed(key) * weight)  # noqa: E731
+        actions = policy.sample(key), policy.uniform(key), policy.mode()
+        encoded = [policy.encoded(action) for action in actions]
+        return [*encoded, policy.relaxed(key), policy.smoothed(key, 0.2, 0.5)], jax.grad(relaxed)(logits)
+
+    encoded, gradient = jax.vmap(drawn)(jax.random.split(jax.random.key(1), 200))
+    has_choice = mask.reshape(*shape[:-1], -1).any(-1)
+    for actions in encoded:
+        assert np.all(actions[:, ~mask] == 0), "never an action that is not available"
+        groups = actions.reshape(-1, *shape)
+        np.testing.assert_array_equal(groups.max(-1), np.broadcast_to(has_choice, groups.shape[:-1]))
+        np.testing.assert_array_equal(groups.sum(-1), np.broadcast_to(has_choice, groups.shape[:-1]))
+    gradient = np.asarray(gradient).reshape(200, *mask.shape)
+    assert np.all(gradient[:, ~mask] == 0) and np.all(np.any(gradient[:, 2, -2:] != 0, axis=0) == mask[2, -2:])
+
+
+# Learning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_the_best_action_of_a_team_is_found(name):
+    """r = a1 a2 within [-2, 2] has its maximum 4 at two corners; 3 seeds, 6,000 env steps."""
+    result = marl_kl.train(
+        envs.make("bilinear", bound=2.0), name, seeds=3, num_envs=8, rollout_length=4, hidden_sizes=(32,), actor_lr=1e-2,
+        critic_lr=5e-3, tau=0.02, minibatch_size=64, warmup_steps=512, replay_size=8_192, total_env_steps=6_000,
+        eval_episodes=4, eval_interval=0, progress="none",
+    )  # fmt: skip
+    assert np.all(result.evaluation.episode_return[:, -1] > 3.5), result.evaluation.episode_return[:, -1]

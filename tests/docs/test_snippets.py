@@ -5,6 +5,7 @@ A block that cannot run has a comment before it: `<!-- not run: reason -->`.
 """
 
 import argparse
+import dataclasses
 import functools
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import envs
 import marl_kl
 from marl_kl.cli import main
+from marl_kl.core import algorithms
 from marl_kl.training import run_file, sweep_file
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
@@ -58,7 +60,8 @@ def made_small(function):
     """`train` or `sweep` with a tiny schedule and tiny networks; what the call sweeps stays."""
 
     def call(*args, **options):
-        fields = {name: value for name, value in SMALL.items() if name not in options.get("grid", {})}
+        known = {field.name for field in dataclasses.fields(algorithms.get(args[1]).config_class)}
+        fields = {name: SMALL[name] for name in known & SMALL.keys() - options.get("grid", {}).keys()}
         if options.get("config") is not None:
             fields["config"] = options["config"]
         seeds = options.get("seeds", 1)
