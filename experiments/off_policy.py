@@ -128,8 +128,18 @@ def play(task: str, method: str, size: Size, name: str) -> study.Values:
 
 
 def report(results: Results) -> Report:
+    """Of the pieces that are done."""
     size = SIZES[results.size]
-    rows = [_row(results, task, method) for task in size.tasks for method in size.methods]
+    done = {
+        task: {
+            method: results.pieces[name]
+            for method in size.methods
+            if (name := f"{task.split('/')[-1]}-{method}") in results.pieces
+        }
+        for task in size.tasks
+    }
+    done = {task: of_task for task, of_task in done.items() if of_task}
+    rows = [_row(task, method, values) for task, of_task in done.items() for method, values in of_task.items()]
     header = [
         "task",
         "method",
@@ -138,15 +148,10 @@ def report(results: Results) -> Report:
         "training return, last tenth",
         "env steps/s",
     ]
-    return Report({"returns": study.table(header, rows)}, {"curves": _curves(results, size)})
+    return Report({"returns": study.table(header, rows)}, {"curves": _curves(done)})
 
 
-def _values(results: Results, task: str, method: str) -> study.Values:
-    return results.pieces[f"{task.split('/')[-1]}-{method}"]
-
-
-def _row(results: Results, task: str, method: str) -> list[str]:
-    values = _values(results, task, method)
+def _row(task: str, method: str, values: study.Values) -> list[str]:
     returns, steps = values["returns"], values["env_steps"][-1] * len(values["returns"])
     untrained = float(interquartile_mean(returns[:, 0]))
     final, training = (estimate(scores).text() for scores in (returns[:, -1], values["training"]))
@@ -160,12 +165,11 @@ def _row(results: Results, task: str, method: str) -> list[str]:
     ]
 
 
-def _curves(results: Results, size: Size) -> Figure:
-    figure = Figure(figsize=(4.2 * len(size.tasks), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(size.tasks), squeeze=False)[0]
-    for axes, task in zip(panels, size.tasks):
-        for method in size.methods:
-            values = _values(results, task, method)
+def _curves(done: Mapping[str, Mapping[str, study.Values]]) -> Figure:
+    figure = Figure(figsize=(max(6.0, 4.2 * len(done)), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(done), squeeze=False)[0]
+    for axes, (task, of_task) in zip(panels, done.items()):
+        for method, values in of_task.items():
             styles.curve(axes, values["env_steps"], values["returns"], method)
         axes.set_title(task.split("/")[-1], fontsize=10, loc="left")
         axes.set_xlabel("env steps per seed")
@@ -175,7 +179,7 @@ def _curves(results: Results, size: Size) -> Figure:
     return figure
 
 
-STUDY = study.Study("off_policy", "Off-policy algorithms next to HAPPO and HATRPO", pieces, report)
+STUDY = study.Study("off_policy", "Off-policy algorithms next to HAPPO and HATRPO", pieces, report, is_incremental=True)
 
 
 if __name__ == "__main__":
