@@ -317,6 +317,7 @@ class OffPolicyConfig(Config):
     rollout_length: int = static(50, "env steps per environment between two updates")
     hidden_sizes: tuple[int, ...] = static((256, 256), "hidden layer widths of actors and critic", _WIDTHS)
     activation: str = static("relu", "activation of the hidden layers", _ACTIVATION)
+    save_interval: int = static(200, "updates between saves to the run folder; 0: only at the end", _NON_NEGATIVE)
 
     actor_lr: float = traced(5e-4, "Adam step size of the actors")
     actor_lr_final_fraction: float = _final_fraction("actor_lr")

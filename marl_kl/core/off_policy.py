@@ -275,8 +275,8 @@ def make_train(env: Env, build: Build, at_start: OffPolicyConfig) -> Train:
         scale = config.exploration_noise if is_continuous else config.exploration_epsilon
         metrics = {name: jnp.where(is_ready, values, missing) for name, values in metrics.items()}
         metrics |= episode_metrics(env_batch.episodes) | {
-            "exploration": jnp.where(is_warm, scale, 1.0),
-            "replay_fill": num_stored / (config.num_envs * config.replay_length),
+            "exploration": jnp.where(is_warm, jnp.asarray(scale, jnp.float32), 1.0),
+            "replay_fill": num_stored.astype(jnp.float32) / (config.num_envs * config.replay_length),
             "nonfinite": nonfinite,
         }
         counts = state.updates + 1, state.num_updates

@@ -1,6 +1,8 @@
 """A run or a sweep that is killed again and again, and must end as one that was never interrupted.
 
-    python -m tests.support.kills run|sweep|search FOLDER [KILLS]     a reference and a victim in FOLDER, and the verdict (default: 20)
+    python -m tests.support.kills run|sweep|search|replay FOLDER [KILLS]
+
+writes a reference and a victim to FOLDER, and prints the verdict (default: 20 kills).
 
 A kill is SIGKILL, so nothing can be tidied up. Odd ones come from outside, at a random moment after the first update
 of that process; even ones from the process itself, at a random one of the moments when files change their names, which
@@ -21,6 +23,7 @@ import numpy as np
 import marl_kl
 from marl_kl.storage import checkpoints, run_record, run_tables
 from tests.support.counting_env import counting_env
+from tests.support.kinds_env import kinds_env
 
 UPDATES = 60
 CONFIG = {
@@ -44,6 +47,14 @@ def sweep(out, **options):
         counting_env(), "hatrpo_w",
         **{"grid": GRID, "seeds": [4], "runs_at_once": 2, "out": out, "progress": "none", **CONFIG, **options},
     )  # fmt: skip
+
+
+def train_with_replay(out, **options):
+    own = {"warmup_steps": 64, "replay_size": 256, "minibatch_size": 8, "n_step": 2, "updates_per_step": 0.25}
+    common = {name: value for name, value in CONFIG.items() if name != "critic_minibatches"}
+    return marl_kl.train(
+        kinds_env("squashed"), "hatd3", **{"seeds": [4, 7], "out": out, "progress": "none", **common, **own, **options}
+    )
 
 
 def assert_same_sweep(out, reference):
@@ -94,7 +105,12 @@ def search(out, **options):
     return sweep(out, grid=None, search=space, samples=3, rounds=2, **options)
 
 
-KINDS = {"run": (train, assert_same_run), "sweep": (sweep, assert_same_sweep), "search": (search, assert_same_sweep)}
+KINDS = {
+    "run": (train, assert_same_run),
+    "sweep": (sweep, assert_same_sweep),
+    "search": (search, assert_same_sweep),
+    "replay": (train_with_replay, assert_same_run),
+}
 """What can be killed: how it is started or resumed, and what must hold at its end."""
 
 

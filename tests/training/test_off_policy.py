@@ -11,6 +11,7 @@ import pytest
 import marl_kl
 from marl_kl.storage import checkpoints
 from marl_kl.storage.run_folder import RunWarning
+from tests.support import kills
 from tests.support.kinds_env import kinds_env
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
@@ -44,6 +45,17 @@ def test_a_resumed_run_is_the_whole_one_replay_included(whole, tmp_path):
         assert expected.keys() == values.keys()
         for name, leaf in expected.items():
             np.testing.assert_array_equal(values[name], leaf, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    """By SIGKILL within a save, where it is resumed until its end."""
+    reference, victim = tmp_path / "reference", tmp_path / "victim"
+    updates = 20
+    kills.train_with_replay(reference, total_env_steps=32 * updates)
+    assert "killed" in kills.be_killed("replay", victim, "inside", 1, updates, environment=kills.as_here())
+    kills.train_with_replay(victim, resume=True, total_env_steps=32 * updates)
+    kills.assert_same_run(victim, reference)
 
 
 def test_a_run_whose_replay_is_not_stored_fills_a_new_one(tmp_path):

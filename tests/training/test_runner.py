@@ -69,11 +69,13 @@ def test_loaded_policies_act_as_the_trained_ones(finished):
         run.policy(seed=4)(np.zeros(3))
 
 
-@pytest.mark.slow
-def test_chunks_of_any_length_give_the_same_bits():
+@pytest.mark.parametrize(
+    "kind", [pytest.param([], marks=pytest.mark.slow), pytest.param(["replay"], marks=pytest.mark.rare)]
+)
+def test_chunks_of_any_length_give_the_same_bits(kind):
     """Compiled as users compile; what both runs have in common (first states, evaluations) only once."""
     as_users = {**kills.as_here(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "tests.support.chunks"]
+    command = [sys.executable, "-m", "tests.support.chunks", *kind]
     assert "the same bits" in subprocess.run(command, env=as_users, check=True, capture_output=True, text=True).stdout
 
 
