@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import EnvSpec
-from marl_kl.config import Config
+from marl_kl.config import Config, OffPolicyConfig
 from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import learner_shapes
 from marl_kl.storage import array_trees, loading, run_folder, run_record
@@ -85,8 +85,12 @@ def start(
 
 
 def _refuse_other(run: loading.Run, spec: EnvSpec, config: Config) -> None:
+    if isinstance(config, OffPolicyConfig) != isinstance(run.config, OffPolicyConfig):
+        raise ValueError(
+            f"init_from={str(run.path)!r} is a run of {run.algorithm}; on-policy and off-policy algorithms have different networks"
+        )
     for names, ours, theirs in ((_ENV, spec, run.spec), (_NETWORKS, config, run.config)):
         for name in names:
-            here, there = getattr(ours, name), getattr(theirs, name)
+            here, there = (getattr(one, name, None) for one in (ours, theirs))
             if here != there:
                 raise ValueError(f"{name}={here!r}; it must be {there!r} as in init_from={str(run.path)!r}")

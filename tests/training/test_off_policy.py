@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import marl_kl
+from marl_kl.core import algorithms
 from marl_kl.storage import checkpoints
 from marl_kl.storage.run_folder import RunWarning
+from marl_kl.training import warm_start
 from tests.support import kills
 from tests.support.kinds_env import kinds_env
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
@@ -58,6 +60,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     kills.assert_same_run(victim, reference)
 
 
+@pytest.mark.slow
 def test_a_run_whose_replay_is_not_stored_fills_a_new_one(tmp_path):
     out = tmp_path / "run"
     train(out, PART, save_replay=False)
@@ -81,6 +84,21 @@ def test_a_missing_flashbax_is_one_line_before_anything_is_written(monkeypatch, 
     with pytest.raises(ModuleNotFoundError, match=r"need flashbax, .* pip install 'marl_kl\[off-policy\]'"):
         train(tmp_path / "run")
     assert not os.listdir(tmp_path)
+
+
+def test_a_warm_start_has_the_targets_too_and_needs_an_off_policy_run(whole, finished):
+    spec, config = kinds_env("squashed").spec, whole[1].config
+    source = {"init_from": str(whole[0]), "init_which": "last"}
+    snapshot = warm_start.start(source, spec, algorithms.get("matd3"), config, 2)
+    stored = checkpoints.load(whole[0]).state
+    assert not any(name.startswith("learner.algorithm") for name in snapshot.state), "another algorithm's optimisers"
+    for name, leaf in snapshot.state.items():
+        np.testing.assert_array_equal(stored[name], leaf)
+    assert any(name.startswith("learner.critic.target_actors") for name in snapshot.state)
+    with pytest.raises(
+        ValueError, match="is a run of hatrpo_w; on-policy and off-policy algorithms have different net"
+    ):
+        warm_start.start(source | {"init_from": str(finished[0])}, spec, algorithms.get("matd3"), config, 2)
 
 
 @pytest.mark.slow
