@@ -116,7 +116,7 @@ def test_particles_are_agents_in_colour_and_grey_landmarks_and_say_what_they_say
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paxmen_4", "jaxmarl/MPE_simple_reference_v3", "jaxmarl/3m"])
+@pytest.mark.parametrize("name", ["paxmen_4", "jaxmarl/MPE_simple_reference_v3"])
 def test_render_draws_what_is_no_body(name, tmp_path, capsys):
     """With the file kinds that need no further program."""
     out = random_run.store(tmp_path / "run", envs.make(name))

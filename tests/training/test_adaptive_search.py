@@ -104,7 +104,7 @@ def test_without_optuna_the_extra_is_named(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_killed_search_ends_as_one_that_was_not(tmp_path):
     kills.search(tmp_path / "whole")
     for seed, kill in enumerate(("outside", "inside", "inside")):

@@ -37,6 +37,7 @@ def whole(tmp_path_factory):
     return out, train(out)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one_replay_included(whole, tmp_path):
     out = tmp_path / "run"
     train(out, PART)
@@ -72,7 +73,7 @@ def test_a_run_whose_replay_is_not_stored_fills_a_new_one(tmp_path):
     assert np.all(result.metrics["exploration"][:, 2:] == np.float32(0.1)), "uniform actions in the first warm-up only"
 
 
-def test_a_replay_that_does_not_fit_is_refused_before_anything_is_written(whole, tmp_path):
+def test_a_replay_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     message = r"seeds=2 at once .* needs about .* GiB .*; replay_size=\d+ would fit"
     with pytest.raises(MemoryError, match=message):
         train(tmp_path / "run", replay_size=10**9)
@@ -86,6 +87,7 @@ def test_a_missing_flashbax_is_one_line_before_anything_is_written(monkeypatch, 
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_warm_start_has_the_targets_too_and_needs_an_off_policy_run(whole, finished):
     spec, config = kinds_env("squashed").spec, whole[1].config
     source = {"init_from": str(whole[0]), "init_which": "last"}
