@@ -28,7 +28,7 @@ def test_what_does_not_fit_is_a_row(monkeypatch, tmp_path):
     assert [row.get("error") for row in rows] == ["it needs more", None] and rows[1]["ok"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_every_case_at_its_smallest(tmp_path):
     accelerator.main(["--small", "--json", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]

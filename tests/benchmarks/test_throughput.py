@@ -28,7 +28,7 @@ def figures(tmp_path, *arguments):
     return json.loads((tmp_path / "figures.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_an_environment_of_several_choices_without_backends(tmp_path, capsys):
     found = figures(tmp_path, "--env", "digits")
     assert [(row["algorithm"], row["backend"]) for row in found["rows"]] == [("hatrpo", "none"), ("mappo", "none")]

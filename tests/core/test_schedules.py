@@ -101,7 +101,7 @@ def test_version_0_1_called_one_of_them_anneal_lr():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_resumed_schedule_has_the_same_bits(tmp_path, monkeypatch):
     def train(out, **options):
         fields = {"total_env_steps": 4 * 32, "chunk_updates": 1, "save_interval": 1, "eval_interval": 0}

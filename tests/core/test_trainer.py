@@ -155,7 +155,7 @@ def learned_return(algorithm, env, seeds=5, updates=150, last=10, **fields):
     return np.asarray(metrics["episode_return"])[:, -last:].mean(1)
 
 
-LEARN_BELOW = ("hatrpo", "hatrpo_g", "mappo")
+LEARN_BELOW = ("hatrpo", "hatrpo_g", "hatrpo_n", "mappo")
 """Algorithms that learn other games below."""
 
 

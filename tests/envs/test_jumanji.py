@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import envs
+from tests.support.grids import rare, slow_unless
 
 
 class Observation(NamedTuple):
@@ -94,8 +95,7 @@ def test_what_does_not_fit_is_one_line(make, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["LevelBasedForaging-v0", "RobotWarehouse-v0"])
+@pytest.mark.parametrize("name", [*slow_unless((), ["LevelBasedForaging-v0"]), *rare(["RobotWarehouse-v0"])])
 def test_plays_as_jumanjis_own_step(name):
     jumanji = pytest.importorskip("jumanji")
     env, other = envs.make(f"jumanji/{name}", episode_length=12), jumanji.make(name)

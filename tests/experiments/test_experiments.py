@@ -48,7 +48,8 @@ SMOKED = ("theory",)
 )
 def test_smoke(one, tmp_path):
     """The smallest size runs, its page has every table, its figures are drawn."""
-    results = study.run(one, "smoke", tmp_path / "pieces", tmp_path, quiet)
+    pieces = tmp_path / (one.name if one.is_incremental else "pieces")
+    results = study.run(one, "smoke", pieces, tmp_path, quiet)
     text = study.write_report(one, results, tmp_path, pdf=True).read_text()
     shown = one.report(results)
     assert shown.tables and text.startswith(f"# {one.title}") and "nan" not in text
@@ -318,7 +319,7 @@ def first_update(name, batch, budget=0.04, seeds=4):
     return {name: values[:, 0] for name, values in kept.items()}, variant
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.studies
 def test_leftover_budget_in_the_trainer():
     """Carried over or lost, the joint budget is kept; lost, it is allocated once, and carried over, more of it is spent."""

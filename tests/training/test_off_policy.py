@@ -50,7 +50,7 @@ def test_a_resumed_run_is_the_whole_one_replay_included(whole, tmp_path):
             np.testing.assert_array_equal(values[name], leaf, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     """By SIGKILL within a save, where it is resumed until its end."""
     reference, victim = tmp_path / "reference", tmp_path / "victim"
