@@ -170,9 +170,9 @@ def _curves(done: Mapping[str, Mapping[str, study.Values]]) -> Figure:
     panels = figure.subplots(1, len(done), squeeze=False)[0]
     for axes, (task, of_task) in zip(panels, done.items()):
         for method, values in of_task.items():
-            styles.curve(axes, values["env_steps"], values["returns"], method)
+            styles.curve(axes, values["env_steps"] / 1000, values["returns"], method)
         axes.set_title(task.split("/")[-1], fontsize=10, loc="left")
-        axes.set_xlabel("env steps per seed")
+        axes.set_xlabel("env steps per seed (thousands)")
         styles.clean(axes)
     panels[0].set_ylabel("evaluation return")
     styles.legend_below(figure, panels[:1], 3)
