@@ -89,11 +89,15 @@ def config_of(task: str, method: str, size: Size) -> marl_kl.Config:
     return presets.config("off_policy", TUNED[task], method, **changes)
 
 
+def _piece_name(task: str, method: str) -> str:
+    return f"{task.split('/')[-1]}-{method}"
+
+
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
     return [
         Piece(
-            f"{task.split('/')[-1]}-{method}",
+            _piece_name(task, method),
             60 + steps * chosen.seeds / (_PACE[task] * (1 if method in OFF_POLICY else 10)),
             {"task": task, "method": method, "seeds": chosen.seeds, **settings.of_config(config_of(task, method, chosen))},
             lambda task=task, method=method: play(task, method, chosen, size),
@@ -110,7 +114,7 @@ def play(task: str, method: str, size: Size, name: str) -> study.Values:
         returns: [seed, evaluation] means over the episodes of the deterministic policy. env_steps: [evaluation].
         training: [seed] return of the last tenth of the updates. seconds: [] of training.
     """
-    out = None if name == "smoke" else study.WORK / f"off_policy-{name}" / "runs" / f"{task.split('/')[-1]}-{method}"
+    out = None if name == "smoke" else study.WORK / f"off_policy-{name}" / "runs" / _piece_name(task, method)
     result = marl_kl.train(
         make_env(task), method, seeds=size.seeds, config=config_of(task, method, size), out=out, resume=out is not None,
         progress="none" if out is None else "plain",
@@ -134,7 +138,7 @@ def report(results: Results) -> Report:
         task: {
             method: results.pieces[name]
             for method in size.methods
-            if (name := f"{task.split('/')[-1]}-{method}") in results.pieces
+            if (name := _piece_name(task, method)) in results.pieces
         }
         for task in size.tasks
     }

@@ -172,18 +172,17 @@ class Config:
                 )
 
 
-SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates")
+SCHEDULE = ("total_env_steps", "eval_interval", "save_interval", "checkpoints_kept", "chunk_updates", "save_replay")
 """The fields about the run's length, evaluations, saves and host syncs; `free_schedule`: those a resumed run may change."""
 
 
 def free_schedule(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of `SCHEDULE` that no update depends on, given the other fields; `save_replay` is another.
+    """The fields of `SCHEDULE` that no update depends on, given the other fields.
 
     With a field that changes over the run, updates depend on `total_env_steps`.
     """
     is_scheduled = any(config.get(f"{name}_final_fraction", 1) != 1 for name in SCHEDULED)
-    free = tuple(name for name in SCHEDULE if name != "total_env_steps" or not is_scheduled)
-    return (*free, "save_replay") if "save_replay" in config else free
+    return tuple(name for name in SCHEDULE if name != "total_env_steps" or not is_scheduled)
 
 
 def is_due(done: int, every: int) -> bool:

@@ -17,11 +17,13 @@ def add_completion(commands, parser: argparse.ArgumentParser) -> None:
     """Adds `marl-kl completion`, for `parser` with all its commands."""
     text = "print a script that completes commands, options and names in a shell"
     more = '. For bash: eval "$(marl-kl completion bash)"; it needs the extra completion.'
-    own = add_command(commands, lambda arguments: _completion(parser, arguments.shell), "completion SHELL", text, more)
+    own = add_command(
+        commands, lambda arguments: _completion(parser, commands, arguments.shell), "completion SHELL", text, more
+    )
     own.add_argument("shell", choices=SHELLS, help="shell")
 
 
-def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
+def _completion(parser: argparse.ArgumentParser, commands, shell: str) -> int:
     try:
         import shtab
     except ModuleNotFoundError:
@@ -29,7 +31,6 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
             "completion needs shtab, which is not installed; pip install 'marl_kl[completion]'"
         ) from None
     names = {"env_name": envs.names(), "algorithm": algorithms.names(), "preset": presets.names()}
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for action in (action for command in commands.choices.values() for action in command._actions):
         if action.dest in names:
             action.choices = names[action.dest]

@@ -21,7 +21,7 @@ from marl_kl.core import networks, normalizers, weighted
 from marl_kl.core.networks import QNetwork
 from marl_kl.core.policies import Actor, Explored, init_actors, init_obs_moments, make_actor
 from marl_kl.core.replay import Replay, ReplayState, Sample, require_flashbax
-from marl_kl.core.rollout import episode_metrics, init_env_batch, rollout
+from marl_kl.core.rollout import episode_metrics, init_env_batch, missing_value, rollout
 from marl_kl.core.train_state import Learner, Loop, Train, TrainState, protected, update_moments
 from marl_kl.core.types import Metrics, Params
 
@@ -226,10 +226,10 @@ def make_train(env: Env, build: Build, at_start: OffPolicyConfig) -> Train:
     """
     require_flashbax()
     spec, env = env.spec, with_declared_dtypes(env)
-    _compose(spec, build, at_start)
+    components_at_start = _compose(spec, build, at_start)
 
     def init(key):
-        components = _compose(spec, build, at_start)
+        components = components_at_start
         key, key_learner, key_envs = jax.random.split(key, 3)
         env_batch = init_env_batch(key_envs, env, at_start.num_envs)
         return TrainState(
@@ -270,10 +270,9 @@ def make_train(env: Env, build: Build, at_start: OffPolicyConfig) -> Train:
             new.critic,
         )
         healthy, learner, nonfinite = protected(state.healthy, watched, new, old)
-        missing = 0.0 if getattr(jax.config, "jax_debug_nans", False) else jnp.nan
         is_continuous = spec.action_kind == "continuous"
         scale = config.exploration_noise if is_continuous else config.exploration_epsilon
-        metrics = {name: jnp.where(is_ready, values, missing) for name, values in metrics.items()}
+        metrics = {name: jnp.where(is_ready, values, missing_value()) for name, values in metrics.items()}
         metrics |= episode_metrics(env_batch.episodes) | {
             "exploration": jnp.where(is_warm, jnp.asarray(scale, jnp.float32), 1.0),
             "replay_fill": num_stored.astype(jnp.float32) / (config.num_envs * config.replay_length),

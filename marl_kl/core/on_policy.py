@@ -138,7 +138,7 @@ def _estimate_values(
     inputs = _critic_inputs(components, learner, trajectory.obs, trajectory.state)
     next_inputs = _critic_inputs(components, learner, trajectory.next_obs, trajectory.next_state)
     estimates = components.critic.estimate(learner.critic, inputs, next_inputs, trajectory.done, state.critic_hidden)
-    reward = jnp.mean(trajectory.reward, axis=-1, keepdims=True) if team_reward else trajectory.reward
+    reward = trajectory.critic_reward(team_reward)
     advantage = advantages.gae(
         jnp.broadcast_to(reward, estimates.value.shape),
         estimates.value,

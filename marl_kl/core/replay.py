@@ -113,14 +113,13 @@ class Replay(NamedTuple):
         slot = jnp.arange(cut.shape[1]) * finals_length + first_slot + number
         end = jnp.where(cut, jnp.where(number < self._finals_per_rollout, slot, LOST), RUNNING)
         end = jnp.where(trajectory.terminated, TERMINATED, end).astype(jnp.int32)
-        reward = jnp.mean(trajectory.reward, -1, keepdims=True) if self.spec.team_reward else trajectory.reward
         transition = Transition(
             self._packed_obs(trajectory.obs),
             trajectory.state,
             self._packed_action(trajectory.action),
             None if self._is_continuous else trajectory.action_mask,
             trajectory.alive,
-            reward,
+            trajectory.critic_reward(self.spec.team_reward),
             end,
         )
         # [K, E] the steps at which the rollout's k-th cut is, anything where there is none

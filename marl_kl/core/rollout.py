@@ -67,6 +67,10 @@ class Trajectory(NamedTuple):
     next_action_mask: jax.Array
     alive: jax.Array | None = None
 
+    def critic_reward(self, team_reward: bool) -> jax.Array:
+        """[T, E, 1] the mean over the agents if they share their reward, else each agent's [T, E, N]."""
+        return jnp.mean(self.reward, axis=-1, keepdims=True) if team_reward else self.reward
+
 
 def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) -> EnvBatch:
     """`num_envs` environments after a reset; `hidden` is the agents' initial carry.
@@ -156,13 +160,15 @@ def rollout(
     return env_batch, trajectory
 
 
-def episode_metrics(episodes: Episodes) -> dict[str, jax.Array]:
-    """Means over the environments that have finished an episode; NaN before the first one.
+def missing_value() -> float:
+    """What a metric is before there is one: NaN, or 0 while jax searches for NaNs (`JAX_DEBUG_NANS`)."""
+    return 0.0 if getattr(jax.config, "jax_debug_nans", False) else jnp.nan
 
-    While jax searches for NaNs (`JAX_DEBUG_NANS`), 0 before the first one.
-    """
+
+def episode_metrics(episodes: Episodes) -> dict[str, jax.Array]:
+    """Means over the environments that have finished an episode; `missing_value` before the first one."""
     has_finished = episodes.last_length > 0
-    missing = 0.0 if getattr(jax.config, "jax_debug_nans", False) else jnp.nan
+    missing = missing_value()
 
     def mean(values):
         known = has_finished & ~jnp.isnan(values)

@@ -16,7 +16,7 @@ from marl_kl.storage.shards import Setting
 MAX_SETTINGS = 2**16
 """The most settings that one sweep takes; more are taken for a typing error."""
 
-NOT_SWEPT = (*SCHEDULE, "eval_episodes", "save_replay")
+NOT_SWEPT = (*SCHEDULE, "eval_episodes")
 """Fields that must be the same for all settings, so that their results form one array."""
 
 

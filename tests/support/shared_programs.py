@@ -44,7 +44,7 @@ def programs_are_shared():
 def _key(of):
     """What the compiled programs depend on; environments are the same if their functions are."""
     default = type(of._config)()
-    free = [name for name in (*SCHEDULE, "save_replay") if name != "chunk_updates" and hasattr(default, name)]
+    free = [name for name in SCHEDULE if name != "chunk_updates" and hasattr(default, name)]
     schedule = {name: getattr(default, name) for name in free}
     config = of._config.replace(**default.traced_fields, **schedule)
     made_by = (programs.make_train, Programs._chunk_program, programs.evaluation.evaluate_seeds)
