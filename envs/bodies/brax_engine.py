@@ -57,7 +57,15 @@ import numpy as np
 
 from envs.bodies import kinematics
 from envs.bodies.kinematics import KinematicTree, ObservationEntry
-from envs.bodies.physics import CPU_OPTIONS, BodyTimeStep, Physics, driven_coordinates, quiet, tree_of
+from envs.bodies.physics import (
+    CPU_OPTIONS,
+    BodyTimeStep,
+    Physics,
+    driven_coordinates,
+    quiet,
+    tree_of,
+    zeros_of_one,
+)
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 """Brax's physics backends."""
@@ -152,17 +160,19 @@ def load(body: str, backend: str, corrected: bool = True) -> Physics:
     limits = np.asarray(system.actuator.ctrl_range)
     limits = np.broadcast_to([-1.0, 1.0], limits.shape) if entry.unit_controls else limits
     tree = tree_of(body, system.mj_model, entry.entries(system.mj_model, system), limits.tolist())
-    empty = jax.eval_shape(brax_env.reset, jax.random.key(0))
+    # traced once for all programs, and for this
+    brax_reset, brax_step = (jax.jit(function, inline=True) for function in (brax_env.reset, brax_env.step))
+    empty = jax.eval_shape(brax_reset, jax.random.key(0))
     _check_layout(tree, system, empty)
     pack, unpack = _packing(empty, backend)
     reward = standup_reward(brax_env) if corrected and body in CORRECTED else brax_reward
 
     def reset(key):
-        state = brax_env.reset(key)
+        state = brax_reset(key)
         return pack(state), _body_timestep(state, state.reward)
 
     def step(state, control):
-        after = brax_env.step(unpack(state), control)
+        after = brax_step(unpack(state), control)
         return pack(after), _body_timestep(after, reward(after, control))
 
     def pose(state):
@@ -222,7 +232,8 @@ def _packing(empty: Any, backend: str) -> tuple[Callable, Callable]:
 
     def unpack_mjx(carried):
         state = blank()
-        return state.replace(pipeline_state=state.pipeline_state.replace(**carried))
+        zeros = zeros_of_one(carried["qpos"], state.pipeline_state)
+        return state.replace(pipeline_state=zeros.replace(**carried))
 
     if backend == "mjx":
         return pack_mjx, unpack_mjx

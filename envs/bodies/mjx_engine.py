@@ -34,6 +34,7 @@ from envs.bodies.physics import (
     import_mujoco,
     quiet,
     tree_of,
+    zeros_of_one,
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def load(body: str, segments: int | None = None) -> Physics:
     def data_of(state: State | None = None):
         if state is None:
             return mjx.make_data(model)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
+        zeros = zeros_of_one(state.qpos, empty)
         return zeros.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.qacc_warmstart)
 
     def timestep(data, reward):
@@ -121,6 +122,8 @@ def load(body: str, segments: int | None = None) -> Physics:
         velocity = (after.progress - state.progress) / seconds
         return after, timestep(data, rules.reward(model, data, velocity, control))
 
+    # traced once for all programs
+    reset, step = (jax.jit(function, inline=True) for function in (reset, step))
     return Physics(tree, reset, step, lambda state: state.qpos, model, seconds, CPU_OPTIONS)
 
 

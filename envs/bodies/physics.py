@@ -164,6 +164,16 @@ def import_mujoco() -> Any:
     return mujoco
 
 
+def zeros_of_one(own: jax.Array, shapes: Any) -> Any:
+    """Zeros of `shapes` that `jax.vmap` takes for one environment's, as it does `own`, an array of its state.
+
+    In the carry of a loop, constants that the loop replaces by batched values make vmap trace the whole loop again. XLA
+    removes the dependence.
+    """
+    zero = jnp.where(own.ravel()[0] > 0, 0, 0)
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, zero, leaf.dtype), shapes)
+
+
 @contextlib.contextmanager
 def quiet():
     """Suppresses warnings while a body is loaded that users of this package cannot act on.

@@ -18,6 +18,7 @@ from marl_kl.config import Config
 from marl_kl.core import evaluation
 from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
+from marl_kl.devices import CompilerOptions
 from marl_kl.results import EpisodeStatistics
 
 SHARE_OF_MEMORY = 0.8
@@ -67,11 +68,6 @@ class Programs:
         return self.shard(evaluation.keys(seeds, update))
 
     @functools.cached_property
-    def init(self) -> Callable[[TracedFields, jax.Array], TrainState]:
-        """`init(traced_fields, keys)`: the initial train states; compiled on first use, since resumed trials have theirs."""
-        return self._init if devices.is_debugging() else self._traced_init.lower().compile()
-
-    @functools.cached_property
     def shapes(self) -> TrainState:
         """Of all train states."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._traced_init.out_info)
@@ -79,20 +75,25 @@ class Programs:
     @property
     def is_compiled(self) -> bool:
         """Whether `compile` has been called."""
-        return hasattr(self, "_chunk")
+        return hasattr(self, "_init")
 
     def compile(self) -> None:
-        """Traces and compiles `chunk` and `evaluate` in parallel: both step environments, which takes longest."""
-        chunk, evaluate = self._chunk_program(), evaluation.evaluate_seeds(self._env, self._config, self.mesh)
+        """Traces `init`, `chunk` and `evaluate`, and compiles each in the background while the next one is traced."""
+        evaluate = evaluation.evaluate_seeds(self._env, self._config, self.mesh)
         if devices.is_debugging():
-            self._chunk, self._evaluate = chunk, evaluate
+            self._init, self._chunk, self._evaluate = self._init_program(), self._chunk_program(), evaluate
             return
-        with ThreadPoolExecutor(1) as background:
+        with ThreadPoolExecutor() as background:
             # lowered here: settings such as jax.enable_x64 do not reach another thread
-            compiling = background.submit(evaluate.lower(self.shapes.key, self.shapes.learner).compile)
+            init = background.submit(self._traced_init.lower().compile)
             # from the shapes, not from a state: a resumed run compiles the very same program
-            self._chunk = chunk.lower(self._traced_shapes, self.shapes, 0).compile()
-            self._evaluate = compiling.result()
+            chunk = background.submit(self._chunk_program().lower(self._traced_shapes, self.shapes, 0).compile)
+            lowered = evaluate.lower(self.shapes.key, self.shapes.learner)
+            self._evaluate, self._chunk, self._init = lowered.compile(), chunk.result(), init.result()
+
+    def init(self, traced_fields: TracedFields, keys: jax.Array) -> TrainState:
+        """The initial train states."""
+        return self._init(traced_fields, keys)
 
     def chunk(self, traced_fields: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """n <= `chunk_updates` updates of every trial.
@@ -153,19 +154,20 @@ class Programs:
     @functools.cached_property
     def _traced_init(self) -> jax.stages.Traced:
         keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((self.num_runs,), jnp.uint32))
-        return self._init.trace(self._traced_shapes, keys)
+        return self._init_program().trace(self._traced_shapes, keys)
 
-    @functools.cached_property
-    def _init(self) -> Callable:
+    def _init_program(self) -> Callable:
         init = jax.vmap(lambda traced_fields, key: self._train(traced_fields).init(key))
-        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS)
+        return self._over_runs(init, (devices.SEEDS, devices.SEEDS), devices.SEEDS, devices.RUNS_ONCE)
 
     @property
     def _traced_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct((self.num_runs,), jnp.float32) for name in self._config.traced_fields}
 
-    def _over_runs(self, function: Callable, in_specs: Any, out_specs: Any, **jit_options) -> Callable:
-        cpu_options = self._env.spec.cpu_compiler_options
+    def _over_runs(
+        self, function: Callable, in_specs: Any, out_specs: Any, options: CompilerOptions = (), **jit_options
+    ) -> Callable:
+        cpu_options = (*self._env.spec.cpu_compiler_options, *options)
         return devices.over_seeds(function, self.mesh, in_specs, out_specs, cpu_options, **jit_options)
 
     def _chunk_program(self) -> Callable:

@@ -8,7 +8,7 @@ from marl_kl.training import programs
 from marl_kl.training.programs import Programs
 
 _FIRST = {}
-_MADE = ("_init", "_traced_init", "shapes", "init", "_chunk", "_evaluate")
+_MADE = ("_traced_init", "shapes", "_init", "_chunk", "_evaluate")
 
 
 @pytest.fixture(scope="module", autouse=True)
