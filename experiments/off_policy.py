@@ -25,13 +25,27 @@ from marl_kl.training import presets
 OFF_POLICY = ("maddpg", "haddpg", "matd3", "hatd3")
 METHODS = (*OFF_POLICY, "happo", "hatrpo")
 
-GAME, SPREAD, ANT, CHEETAH = "matrix_game", "jaxmarl/MPE_simple_spread_v3", "ant_4x2", "halfcheetah_6x1"
-TUNED = {ANT: ANT, CHEETAH: "halfcheetah_2x3"}
-"""Bodies, and the scenario of the preset `off_policy` whose n-step returns and rates they have."""
+GAME, SPREAD = "matrix_game", "jaxmarl/MPE_simple_spread_v3"
+ANT, CHEETAH, LONG_ANT = "ant_4x2", "halfcheetah_6x1", "ant_4x2-mjx"
 
-BODIES = {"gamma": 0.99, "eval_episodes": 16}
-SMALLER: dict[str, Any] = {"hidden_sizes": (128, 128), "minibatch_size": 256, "replay_size": 300_000}
-"""Of the off-policy algorithms on bodies in the quick study: a fourteenth of the recipe's arithmetic."""
+
+class Body(NamedTuple):
+    """env: its name. backend: the physics. tuned: the scenario of the preset `off_policy` whose n-step returns and rates it has."""
+
+    env: str
+    backend: str
+    tuned: str
+
+
+BODIES = {
+    ANT: Body("ant_4x2", "spring", "ant_4x2"),
+    CHEETAH: Body("halfcheetah_6x1", "spring", "halfcheetah_2x3"),
+    LONG_ANT: Body("ant_4x2", "mjx", "ant_4x2"),
+}
+ON_BODIES = {"gamma": 0.99, "eval_episodes": 16}
+SMALLER: dict[str, Any] = {"hidden_sizes": (64, 64), "minibatch_size": 256, "num_envs": 50, "rollout_length": 10}
+"""Of the off-policy algorithms on bodies in the quick study: a thirtieth of the recipe's arithmetic, and as many gradient
+steps after as many env steps, in more environments."""
 
 OF_GAMES = {
     GAME: {
@@ -53,40 +67,69 @@ SMOKE = {"num_envs": 2, "rollout_length": 8, "hidden_sizes": (8,), "eval_episode
 SMOKE_OFF = {"warmup_steps": 16, "replay_size": 64, "minibatch_size": 4, "updates_per_step": 0.25, "n_step": 2}
 
 
-class Size(NamedTuple):
-    """tasks: env steps per seed of each. is_recipe: whether networks and minibatches are the recipe's on bodies."""
+class Task(NamedTuple):
+    """env_steps: per seed."""
 
-    tasks: Mapping[str, int]
-    methods: tuple[str, ...]
+    env_steps: int
     seeds: int
+    methods: tuple[str, ...] = METHODS
+
+
+class Size(NamedTuple):
+    """is_recipe: whether networks and minibatches are the recipe's on bodies."""
+
+    tasks: Mapping[str, Task]
     is_recipe: bool = False
 
 
 SIZES = {
-    "smoke": Size({GAME: 64}, ("hatd3", "hatrpo"), 2),
-    "quick": Size({GAME: 50_000, SPREAD: 300_000, ANT: 300_000, CHEETAH: 300_000}, METHODS, 5),
-    "full": Size({GAME: 50_000, SPREAD: 1_000_000, ANT: 1_000_000, CHEETAH: 1_000_000}, METHODS, 5, is_recipe=True),
+    "smoke": Size({GAME: Task(64, 2, ("hatd3", "hatrpo"))}),
+    # an even number of seeds uses both cores, where there are two
+    "quick": Size(
+        {
+            GAME: Task(50_000, 5),
+            ANT: Task(300_000, 6),
+            CHEETAH: Task(300_000, 6),
+            LONG_ANT: Task(1_000_000, 2, ("hatd3",)),
+            SPREAD: Task(300_000, 5),
+        }
+    ),
+    "full": Size(
+        {
+            GAME: Task(50_000, 5),
+            ANT: Task(1_000_000, 6),
+            CHEETAH: Task(1_000_000, 6),
+            LONG_ANT: Task(10_000_000, 6),
+            SPREAD: Task(1_000_000, 6),
+        },
+        is_recipe=True,
+    ),
 }
 
-_PACE = {GAME: 2_000, SPREAD: 1_500, ANT: 1_000, CHEETAH: 1_000}
+_PACE = {GAME: 2_000, SPREAD: 1_500, ANT: 4_000, CHEETAH: 2_000, LONG_ANT: 2_000}
 """Env steps per second of the off-policy algorithms, all seeds together: a guess for two quiet CPU cores."""
 
 
 def make_env(task: str) -> Env:
-    return envs.make(task, **({"backend": "spring"} if task in TUNED else {}))
+    body = BODIES.get(task)
+    return envs.make(task) if body is None else envs.make(body.env, backend=body.backend)
 
 
 def config_of(task: str, method: str, size: Size) -> marl_kl.Config:
     config_class, is_off = algorithms.get(method).config_class, method in OFF_POLICY
-    total = {"total_env_steps": size.tasks[task]}
+    total = {"total_env_steps": size.tasks[task].env_steps}
     if size == SIZES["smoke"]:
         return config_class(**total, **SMOKE, **(SMOKE_OFF if is_off else {"critic_minibatches": 1}))
     if task in OF_GAMES:
         return config_class(**total, **OF_GAMES[task]["off" if is_off else method])
     if not is_off:
-        return presets.config("quick", task, method, **total, **BODIES)
-    changes = total | BODIES | ({} if size.is_recipe else SMALLER)
-    return presets.config("off_policy", TUNED[task], method, **changes)
+        return presets.config("quick", BODIES[task].env, method, **total, **ON_BODIES)
+    recipe = presets.config("off_policy", BODIES[task].tuned, method, **total, **ON_BODIES)
+    if size.is_recipe:
+        return recipe
+    # gradient steps are counted per step of all environments, here five times as many
+    per_step = recipe.updates_per_step * SMALLER["num_envs"] / recipe.num_envs
+    return recipe.replace(**SMALLER, updates_per_step=per_step, replay_size=min(300_000, total["total_env_steps"]))
 
 
 def _piece_name(task: str, method: str) -> str:
@@ -98,12 +141,12 @@ def pieces(size: str) -> list[Piece]:
     return [
         Piece(
             _piece_name(task, method),
-            60 + steps * chosen.seeds / (_PACE[task] * (1 if method in OFF_POLICY else 10)),
-            {"task": task, "method": method, "seeds": chosen.seeds, **settings.of_config(config_of(task, method, chosen))},
+            60 + amount.env_steps * amount.seeds / (_PACE[task] * (1 if method in OFF_POLICY else 10)),
+            {"task": task, "method": method, "seeds": amount.seeds, **settings.of_config(config_of(task, method, chosen))},
             lambda task=task, method=method: play(task, method, chosen, size),
         )
-        for task, steps in chosen.tasks.items()
-        for method in chosen.methods
+        for task, amount in chosen.tasks.items()
+        for method in amount.methods
     ]  # fmt: skip
 
 
@@ -116,7 +159,7 @@ def play(task: str, method: str, size: Size, name: str) -> study.Values:
     """
     out = None if name == "smoke" else study.WORK / f"off_policy-{name}" / "runs" / _piece_name(task, method)
     result = marl_kl.train(
-        make_env(task), method, seeds=size.seeds, config=config_of(task, method, size), out=out, resume=out is not None,
+        make_env(task), method, seeds=size.tasks[task].seeds, config=config_of(task, method, size), out=out, resume=out is not None,
         progress="none" if out is None else "plain",
     )  # fmt: skip
     training = result.metrics["episode_return"]
@@ -137,10 +180,10 @@ def report(results: Results) -> Report:
     done = {
         task: {
             method: results.pieces[name]
-            for method in size.methods
+            for method in amount.methods
             if (name := _piece_name(task, method)) in results.pieces
         }
-        for task in size.tasks
+        for task, amount in size.tasks.items()
     }
     done = {task: of_task for task, of_task in done.items() if of_task}
     rows = [_row(task, method, values) for task, of_task in done.items() for method, values in of_task.items()]
