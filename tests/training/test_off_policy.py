@@ -2,13 +2,17 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import envs
 import marl_kl
+from marl_kl.analysis.report import pages
 from marl_kl.core import algorithms
 from marl_kl.storage import checkpoints
 from marl_kl.storage.run_folder import RunWarning
@@ -117,3 +121,53 @@ def test_a_stored_run_acts_and_is_evaluated_again(whole):
     again = marl_kl.evaluate(out, env=kinds_env("squashed"))
     np.testing.assert_allclose(again.episode_return, result.evaluation.episode_return[:, -1], rtol=1e-6)
     assert dataclasses.asdict(run.config) == dataclasses.asdict(result.config)
+
+
+@pytest.mark.slow
+def test_a_run_has_a_page_and_is_compared_with_an_on_policy_run(whole, tmp_path):
+    """Labels have what was chosen, not what is every algorithm's own default, such as the activation."""
+    schedule = {"total_env_steps": WHOLE, "num_envs": 4, "rollout_length": 8, "eval_episodes": 2, "progress": "none"}
+    other = tmp_path / "other"
+    marl_kl.train(kinds_env("squashed"), "hatrpo", seeds=2, out=other, hidden_sizes=(8,), squash=True, **schedule)
+    page = pages.write(whole[0], tmp_path / "page.html").read_text()
+    assert "hatd3 on kinds" in page and "Q loss" in page and "updates_per_step" in page
+    comparison = marl_kl.compare([whole[0], other], bootstrap=10)
+    assert comparison.methods == ("hatd3", "hatrpo")
+
+
+_ON_TWO_DEVICES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from tests.training import test_off_policy
+test_off_policy.train(sys.argv[1])
+assert jax.device_count() == 2
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_have_a_replay_each(whole, tmp_path):
+    command = [sys.executable, "-c", _ON_TWO_DEVICES, tmp_path / "run"]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=kills.as_here())
+    wanted, found = (checkpoints.load(folder) for folder in (whole[0], tmp_path / "run"))
+    for name in ("transitions.experience.obs", "transitions.experience.reward", "finals.experience.obs"):
+        leaf = wanted.state[f"replay.{name}"]
+        assert leaf.shape[0] == 2
+        np.testing.assert_allclose(found.state[f"replay.{name}"], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found.metrics["q_loss"], wanted.metrics["q_loss"], rtol=1e-3)
+
+
+@pytest.mark.rare
+def test_soldiers_that_die_are_not_learned_from():
+    """SMAX, whose time steps say who is alive: training is finite, and the replay has the dead."""
+    env = envs.make("jaxmarl/HeuristicEnemySMAX")
+    fields = {**SMALL, "rollout_length": 16, "replay_size": 64 * 10, "n_step": 3, "eval_interval": 0}
+    config = marl_kl.OffPolicyConfig(**{name: value for name, value in fields.items() if name != "progress"})
+    train = marl_kl.make_train(env, "matd3", config)
+    state, metrics = jax.jit(lambda key: jax.lax.scan(lambda s, _: train.update(s), train.init(key), None, 10))(
+        jax.random.key(0)
+    )
+    alive = state.replay.transitions.experience.alive
+    assert alive.shape == (4, 160, env.spec.num_agents) and 0 < np.mean(~alive) < 1
+    assert np.all(np.isfinite(metrics["q_loss"][1:])) and np.all(np.isfinite(metrics["actor_loss"][1:]))
+    assert not np.any(metrics["nonfinite"])

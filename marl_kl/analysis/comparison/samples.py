@@ -178,12 +178,15 @@ def _task_labels(runs: Sequence[_StoredRun]) -> dict[str, str]:
 
 
 def _differing_fields(runs: Sequence[_StoredRun]) -> list[str]:
-    """The config fields in which runs on one task differ, among those that have the field."""
+    """The config fields in which runs on one task differ, among those that have the field; not those in which each has its
+    algorithm's default."""
     differing = {}
     for task in dict.fromkeys(run.task for run in runs):
-        of_task = [run.method_fields for run in runs if run.task == task]
-        for name in dict.fromkeys(name for fields in of_task for name in fields):
-            if len({_text(fields[name]) for fields in of_task if name in fields}) > 1:
+        of_task = [run for run in runs if run.task == task]
+        for name in dict.fromkeys(name for run in of_task for name in run.method_fields):
+            having = [run for run in of_task if name in run.method_fields]
+            is_default = [run.method_fields[name] == getattr(type(run.record.config), name, None) for run in having]
+            if len({_text(run.method_fields[name]) for run in having}) > 1 and not all(is_default):
                 differing[name] = None
     return list(differing)
 
