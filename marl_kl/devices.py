@@ -233,10 +233,17 @@ _ON_CPUS: CompilerOptions = (
 
 
 def compiler_options(platform: str, cpu_options: CompilerOptions = ()) -> dict[str, bool | int] | None:
-    """What `jax.jit` is given to compile for `platform`: on CPUs, those of the options that this XLA knows."""
+    """What `jax.jit` is given to compile for `platform`: on CPUs, those of the options that this XLA knows.
+
+    A level of optimisation that the user has chosen, by XLA_FLAGS or by JAX_DISABLE_MOST_OPTIMIZATIONS, stays.
+    """
     if platform != "cpu":
         return None
-    return {name: value for name, value in (*_ON_CPUS, *cpu_options) if _xla_knows(name, value)}
+    is_chosen = jax.config.read("jax_disable_most_optimizations") or _LEVEL in os.environ.get("XLA_FLAGS", "")
+    options = dict((*_ON_CPUS, *cpu_options))
+    if is_chosen:
+        del options[_LEVEL]
+    return {name: value for name, value in options.items() if _xla_knows(name, value)}
 
 
 @functools.cache

@@ -24,6 +24,16 @@ def tables() -> dict[str, str]:
          f"{row['fraction']:.2f}", f"{row['compile_s']:.0f} s"]
         for row in read("throughput")
     ]  # fmt: skip
+    first_minute = [
+        [row["backend"], row["cache"], f"{row['seconds']:.0f}", f"{row['other_seconds']:.0f}",
+         f"{row['other_seconds'] / row['seconds']:.2f}"]
+        for row in read("first_minute")
+    ]  # fmt: skip
+    off_policy = [
+        [row["algorithm"], f"{row['bare']:,.0f}", f"{row['training']:,.0f}", f"{row['gradient_steps']:.1f}",
+         f"{row['floor']:.2f}", f"{row['compile_s']:.0f} s"]
+        for row in read("off_policy_throughput")
+    ]  # fmt: skip
     ippo = [
         [row["algorithm"], f"{row['env_steps_per_s']:,.0f}", f"{row['ratio']:.2f}", f"{row['compile_s']:.1f} s"]
         for row in read("jaxmarl_ippo")
@@ -38,6 +48,10 @@ def tables() -> dict[str, str]:
         "updates": _table(head, updates),
         "training": _table(
             ("backend", "seeds", "devices", "bare env steps/s", "training env steps/s", "fraction", "compile"), training
+        ),
+        "first_minute": _table(("backend", "compilation cache", "seconds", "before", "ratio"), first_minute),
+        "off_policy": _table(
+            ("algorithm", "bare env steps/s", "training env steps/s", "gradient steps/s", "floor", "compile"), off_policy
         ),
         "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
         "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),

@@ -108,3 +108,21 @@ def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(tm
     assert folder(XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="0") == "None"
     (tmp_path / "file").touch()
     assert folder(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
+
+
+def test_the_level_of_optimisation_is_ours_unless_it_is_chosen(monkeypatch):
+    level = "xla_backend_optimization_level"
+
+    def options(flags, most_are_off, own=()):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        devices.jax.config.update("jax_disable_most_optimizations", most_are_off)
+        return devices.compiler_options("cpu", own)
+
+    before = devices.jax.config.read("jax_disable_most_optimizations")
+    try:
+        assert options("", False)[level] == 2
+        assert options("", False, devices.RUNS_ONCE)[level] == 1
+        assert level not in options("", True) and level not in options(f"--{level}=0", False, devices.RUNS_ONCE)
+    finally:
+        devices.jax.config.update("jax_disable_most_optimizations", before)
+    assert devices.compiler_options("cuda") is None
