@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--backends", nargs="+", default=["mjx", "spring"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of marl-kl train, last")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="further options of marl-kl train, last"
+    )
     parser.add_argument("--against", type=Path, help="root of another checkout")
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args(arguments)
@@ -88,8 +90,12 @@ def main(arguments: Sequence[str] | None = None):
                  *(() if backend == "none" else ("--env", f"backend={backend}")), *options.options]  # fmt: skip
         for cache, seconds in measure(roots, asked, options.repeats).items():
             own, other = (*seconds, np.nan)[:2]
-            rows.append({"env": options.env, "backend": backend, "cache": cache, "seconds": own, "other_seconds": other})
-            print(f"{options.env + '/' + backend:>16} {cache:>6} {own:14.1f} {other:8.1f} {other / own:6.2f}", flush=True)
+            rows.append(
+                {"env": options.env, "backend": backend, "cache": cache, "seconds": own, "other_seconds": other}
+            )
+            print(
+                f"{options.env + '/' + backend:>16} {cache:>6} {own:14.1f} {other:8.1f} {other / own:6.2f}", flush=True
+            )
     if options.json:
         Path(options.json).write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1))
 

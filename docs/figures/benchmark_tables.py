@@ -51,7 +51,8 @@ def tables() -> dict[str, str]:
         ),
         "first_minute": _table(("backend", "compilation cache", "seconds", "before", "ratio"), first_minute),
         "off_policy": _table(
-            ("algorithm", "bare env steps/s", "training env steps/s", "gradient steps/s", "floor", "compile"), off_policy
+            ("algorithm", "bare env steps/s", "training env steps/s", "gradient steps/s", "floor", "compile"),
+            off_policy,
         ),
         "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
         "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
