@@ -59,7 +59,7 @@ def test_the_first_state_has_the_stored_learners_and_is_otherwise_new(source, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ShardLoop, "_start", only_start)
-    monkeypatch.setattr(Programs, "compile", lambda self: None)
+    monkeypatch.setattr(Programs, "compile", lambda self: setattr(self, "_init", self._init_program()))
     monkeypatch.setattr(Programs, "bytes_per_run", 0)
     out = tmp_path / "new"
     for options in ({"out": out, "init_from": source}, {"out": None}):
