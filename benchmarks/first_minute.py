@@ -57,15 +57,9 @@ def measure(roots: Sequence[Path], arguments: Sequence[str], repeats: int) -> di
     rounds = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            places = [Path(folder, str(number)) for number in range(len(roots))]
-            for place in places:
-                place.mkdir()
-            rounds.append(
-                [
-                    [seconds_to_first_update(root, place, arguments) for root, place in zip(roots, places)]
-                    for _ in ("cold", "warm")
-                ]
-            )
+            places = [(root, Path(tempfile.mkdtemp(dir=folder))) for root in roots]
+            cold, warm = ([seconds_to_first_update(*place, arguments) for place in places] for _ in range(2))
+            rounds.append([cold, warm])
     return dict(zip(("cold", "warm"), np.median(rounds, axis=0).tolist()))
 
 
@@ -75,9 +69,6 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--backends", nargs="+", default=["mjx", "spring"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--options", nargs=argparse.REMAINDER, default=[], help="further options of marl-kl train, last"
-    )
     parser.add_argument("--against", type=Path, help="root of another checkout")
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args(arguments)
@@ -86,8 +77,8 @@ def main(arguments: Sequence[str] | None = None):
     print(f"{'env':>16} {'cache':>6} {'first update s':>14} {'other s':>8} {'ratio':>6}")
     rows = []
     for backend in options.backends:
-        asked = [options.env, "--preset", "quick", "--seeds", str(options.seeds), "--chunk-updates", "1",
-                 *(() if backend == "none" else ("--env", f"backend={backend}")), *options.options]  # fmt: skip
+        asked = [options.env, "--env", f"backend={backend}", "--preset", "quick", "--seeds", str(options.seeds),
+                 "--chunk-updates", "1"]  # fmt: skip
         for cache, seconds in measure(roots, asked, options.repeats).items():
             own, other = (*seconds, np.nan)[:2]
             rows.append(

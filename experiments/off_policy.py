@@ -43,7 +43,13 @@ BODIES = {
     LONG_ANT: Body("ant_4x2", "mjx", "ant_4x2"),
 }
 ON_BODIES = {"gamma": 0.99, "eval_episodes": 16}
-SMALLER: dict[str, Any] = {"hidden_sizes": (64, 64), "minibatch_size": 256, "num_envs": 50, "rollout_length": 10}
+SMALLER: dict[str, Any] = {
+    "hidden_sizes": (64, 64),
+    "minibatch_size": 256,
+    "num_envs": 50,
+    "rollout_length": 10,
+    "replay_size": 300_000,
+}
 """Of the off-policy algorithms on bodies in the quick study: a thirtieth of the recipe's arithmetic, and as many gradient
 steps after as many env steps, in more environments."""
 
@@ -67,7 +73,7 @@ SMOKE = {"num_envs": 2, "rollout_length": 8, "hidden_sizes": (8,), "eval_episode
 SMOKE_OFF = {"warmup_steps": 16, "replay_size": 64, "minibatch_size": 4, "updates_per_step": 0.25, "n_step": 2}
 
 
-class Task(NamedTuple):
+class Amount(NamedTuple):
     """env_steps: per seed."""
 
     env_steps: int
@@ -78,29 +84,29 @@ class Task(NamedTuple):
 class Size(NamedTuple):
     """is_recipe: whether networks and minibatches are the recipe's on bodies."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Amount]
     is_recipe: bool = False
 
 
 SIZES = {
-    "smoke": Size({GAME: Task(64, 2, ("hatd3", "hatrpo"))}),
+    "smoke": Size({GAME: Amount(64, 2, ("hatd3", "hatrpo"))}),
     # an even number of seeds uses both cores, where there are two
     "quick": Size(
         {
-            GAME: Task(50_000, 5),
-            ANT: Task(300_000, 6),
-            CHEETAH: Task(300_000, 6),
-            LONG_ANT: Task(1_000_000, 2, ("hatd3",)),
-            SPREAD: Task(300_000, 5),
+            GAME: Amount(50_000, 5),
+            ANT: Amount(300_000, 6),
+            CHEETAH: Amount(300_000, 6),
+            LONG_ANT: Amount(1_000_000, 2, ("hatd3",)),
+            SPREAD: Amount(300_000, 5),
         }
     ),
     "full": Size(
         {
-            GAME: Task(50_000, 5),
-            ANT: Task(1_000_000, 6),
-            CHEETAH: Task(1_000_000, 6),
-            LONG_ANT: Task(10_000_000, 6),
-            SPREAD: Task(1_000_000, 6),
+            GAME: Amount(50_000, 5),
+            ANT: Amount(1_000_000, 6),
+            CHEETAH: Amount(1_000_000, 6),
+            LONG_ANT: Amount(10_000_000, 6),
+            SPREAD: Amount(1_000_000, 6),
         },
         is_recipe=True,
     ),
@@ -129,7 +135,7 @@ def config_of(task: str, method: str, size: Size) -> marl_kl.Config:
         return recipe
     # gradient steps are counted per step of all environments, here five times as many
     per_step = recipe.updates_per_step * SMALLER["num_envs"] / recipe.num_envs
-    return recipe.replace(**SMALLER, updates_per_step=per_step, replay_size=min(300_000, total["total_env_steps"]))
+    return recipe.replace(**SMALLER, updates_per_step=per_step)
 
 
 def _piece_name(task: str, method: str) -> str:

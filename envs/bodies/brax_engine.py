@@ -63,6 +63,7 @@ from envs.bodies.physics import (
     Physics,
     driven_coordinates,
     quiet,
+    traced_once,
     tree_of,
     zeros_of_one,
 )
@@ -160,8 +161,7 @@ def load(body: str, backend: str, corrected: bool = True) -> Physics:
     limits = np.asarray(system.actuator.ctrl_range)
     limits = np.broadcast_to([-1.0, 1.0], limits.shape) if entry.unit_controls else limits
     tree = tree_of(body, system.mj_model, entry.entries(system.mj_model, system), limits.tolist())
-    # traced once for all programs, and for this
-    brax_reset, brax_step = (jax.jit(function, inline=True) for function in (brax_env.reset, brax_env.step))
+    brax_reset, brax_step = traced_once(brax_env.reset), traced_once(brax_env.step)
     empty = jax.eval_shape(brax_reset, jax.random.key(0))
     _check_layout(tree, system, empty)
     pack, unpack = _packing(empty, backend)
@@ -224,20 +224,19 @@ def _packing(empty: Any, backend: str) -> tuple[Callable, Callable]:
     observation, reward, and on "mjx" all that a step recomputes.
     """
 
-    def blank():
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
-
     def pack_mjx(state):
         return {field: getattr(state.pipeline_state, field) for field in _MJX_CARRIES}
 
     def unpack_mjx(carried):
-        state = blank()
-        zeros = zeros_of_one(carried["qpos"], state.pipeline_state)
-        return state.replace(pipeline_state=zeros.replace(**carried))
+        state = zeros_of_one(carried["qpos"], empty)
+        return state.replace(pipeline_state=state.pipeline_state.replace(**carried))
+
+    def unpack(carried):
+        return zeros_of_one(carried.q, empty).replace(pipeline_state=carried)
 
     if backend == "mjx":
         return pack_mjx, unpack_mjx
-    return lambda state: state.pipeline_state, lambda carried: blank().replace(pipeline_state=carried)
+    return lambda state: state.pipeline_state, unpack
 
 
 def load_brax(body: str, backend: str) -> Any:

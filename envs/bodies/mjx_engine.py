@@ -33,6 +33,7 @@ from envs.bodies.physics import (
     driven_coordinates,
     import_mujoco,
     quiet,
+    traced_once,
     tree_of,
     zeros_of_one,
 )  # fmt: skip
@@ -108,12 +109,14 @@ def load(body: str, segments: int | None = None) -> Physics:
     def pack(data):
         return State(data.qpos, data.qvel, data.qacc_warmstart, rules.progress(model, data))
 
+    @traced_once
     def reset(key):
         q, qd = rules.reset(key, model)
         data = mjx.forward(device_model, data_of().replace(qpos=q, qvel=qd))
         data = mjx.rne_postconstraint(device_model, data) if rules.uses_forces else data
         return pack(data), timestep(data, 0.0)._replace(terminated=jnp.zeros((), bool))
 
+    @traced_once
     def step(state, control):
         data = data_of(state).replace(ctrl=control)
         data = jax.lax.fori_loop(0, rules.frame_skip, lambda _, d: mjx.step(device_model, d), data)
@@ -122,8 +125,6 @@ def load(body: str, segments: int | None = None) -> Physics:
         velocity = (after.progress - state.progress) / seconds
         return after, timestep(data, rules.reward(model, data, velocity, control))
 
-    # traced once for all programs
-    reset, step = (jax.jit(function, inline=True) for function in (reset, step))
     return Physics(tree, reset, step, lambda state: state.qpos, model, seconds, CPU_OPTIONS)
 
 

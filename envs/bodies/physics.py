@@ -7,6 +7,7 @@ An engine is a module with `load(...) -> Physics`: `envs.bodies.brax_engine` (Br
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -162,6 +163,10 @@ def import_mujoco() -> Any:
     import mujoco
 
     return mujoco
+
+
+traced_once = functools.partial(jax.jit, inline=True)
+"""For a function of the physics: all programs of a process share its trace, which for MJX takes seconds."""
 
 
 def zeros_of_one(own: jax.Array, shapes: Any) -> Any:
