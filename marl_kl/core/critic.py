@@ -19,6 +19,7 @@ from marl_kl.config import OnPolicyConfig
 from marl_kl.core import networks, normalizers, sequences
 from marl_kl.core.networks import CRITIC_OUTPUT_GAIN, MLP, Recurrent
 from marl_kl.core.normalizers import Moments
+from marl_kl.core.shuffling import random_order
 from marl_kl.core.types import Carry, Params, Sequences
 
 
@@ -259,7 +260,7 @@ def fit(
         return (optax.apply_updates(params, updates), opt_state), value
 
     def epoch(carry, key):
-        order = jax.random.permutation(key, num_rows).reshape(config.critic_minibatches, -1)
+        order = random_order(key, num_rows).reshape(config.critic_minibatches, -1)
         return jax.lax.scan(step, carry, order)
 
     keys = jax.random.split(key, config.critic_epochs)

@@ -12,6 +12,7 @@ import optax
 from marl_kl.config import FirstOrderConfig
 from marl_kl.core import weighted
 from marl_kl.core.policies import Actor
+from marl_kl.core.shuffling import random_order
 from marl_kl.core.surrogates import Surrogate, of_log_ratio
 from marl_kl.core.trust_region import AgentBatch, outcome
 from marl_kl.core.types import Metrics, Params
@@ -102,7 +103,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         def epoch(carry, key):
             if config.actor_minibatches == 1:
                 return gradient_step(carry, data)
-            order = jax.random.permutation(key, num_rows).reshape(config.actor_minibatches, -1)
+            order = random_order(key, num_rows).reshape(config.actor_minibatches, -1)
             return jax.lax.scan(gradient_step, carry, jax.tree.map(lambda leaf: leaf[order], data))
 
         start = (params, state.opt_state, jnp.ones((), bool))

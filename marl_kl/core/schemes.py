@@ -16,6 +16,7 @@ from marl_kl.core.allocators import AllocationState, Allocator
 from marl_kl.core.cross_fitting import UtilityAverage
 from marl_kl.core.gradient_steps import AgentState, AgentStep
 from marl_kl.core.policies import Actor
+from marl_kl.core.shuffling import random_order
 from marl_kl.core.trust_region import AgentBatch, Outcome
 from marl_kl.core.types import Algorithm, Batch, Metrics, Params
 
@@ -293,7 +294,7 @@ def fisher_subset(key: jax.Array, num_rows: int, share: float) -> jax.Array | No
     """[M] distinct rows for Fisher products, at least one; None if `share` is 1."""
     if share == 1.0:
         return None
-    return jax.random.permutation(key, num_rows)[: max(1, round(share * num_rows))]
+    return random_order(key, num_rows)[: max(1, round(share * num_rows))]
 
 
 def _trial_steps(actor, config, allocator, actors, equal_share, batch: Batch, subset) -> _TrialSteps:
