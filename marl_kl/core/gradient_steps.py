@@ -37,11 +37,13 @@ class Improvement(NamedTuple):
 
     Attributes:
         params, state: the new ones.
+        old_outputs: distribution parameters of the old network, leaves [*samples, ...].
         metrics: `epochs` and `grad_norm`, [] each.
     """
 
     params: Params
     state: AgentState
+    old_outputs: Any
     metrics: Metrics
 
 
@@ -76,8 +78,9 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         return AgentState(optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def loss(params, minibatch):
-        batch, old = minibatch
-        new = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
+        batch, old_outputs = minibatch
+        outputs = actor.outputs(params, batch.obs)
+        old, new = (actor.distribution(x, batch.action_mask) for x in (old_outputs, outputs))
         log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
         samples = of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps)
         objective = weighted.mean(samples, batch.alive)
@@ -86,7 +89,8 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
 
     def improve(key, params, state, batch):
         num_rows = batch.weight.shape[0]
-        data = (batch, actor.distribution(actor.outputs(params, batch.obs), batch.action_mask))
+        old_outputs = actor.outputs(params, batch.obs)
+        data = (batch, old_outputs)
 
         def gradient_step(carry, minibatch):
             params, opt_state, active = carry
@@ -114,7 +118,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
             "epochs": jnp.asarray(steps / config.actor_minibatches, jnp.float32),
             "grad_norm": jnp.sum(norms) / jnp.maximum(steps, 1),
         }
-        return Improvement(params, AgentState(opt_state, state.updates + 1), metrics)
+        return Improvement(params, AgentState(opt_state, state.updates + 1), old_outputs, metrics)
 
     def assess(old_outputs, new_outputs, batch):
         result = outcome(actor, batch, old_outputs, new_outputs)

@@ -374,8 +374,8 @@ def in_random_order(actor: Actor, step: AgentStep) -> Algorithm:
             own_batch = agent_batch(batch, agent, log_factor)
             params = _get_agent(actors, agent)
             improved = step.improve(keys[agent], params, _get_agent(states, agent), own_batch)
-            before, after = (actor.outputs(p, own_batch.obs) for p in (params, improved.params))
-            log_ratio, metrics = step.assess(before, after, own_batch)
+            new_outputs = actor.outputs(improved.params, own_batch.obs)
+            log_ratio, metrics = step.assess(improved.old_outputs, new_outputs, own_batch)
             states = _set_agent(states, agent, improved.state)
             return states, _AgentUpdate(agent, improved.params, log_ratio, metrics | improved.metrics)
 
@@ -397,8 +397,9 @@ def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
         all_agents = AgentBatch(*batch)
         pooled = jax.tree.map(lambda leaf: leaf.reshape(num_networks, -1, *leaf.shape[2:]), all_agents)
         improved = jax.vmap(step.improve)(jax.random.split(key_steps, num_networks), actors, states, pooled)
-        before, after = (actor.team_outputs(a, batch.obs) for a in (actors, improved.params))
-        log_ratio, metrics = jax.vmap(step.assess)(before, after, all_agents)
+        old_outputs = jax.tree.map(lambda leaf: leaf.reshape(num_agents, -1, *leaf.shape[2:]), improved.old_outputs)
+        new_outputs = actor.team_outputs(improved.params, batch.obs)
+        log_ratio, metrics = jax.vmap(step.assess)(old_outputs, new_outputs, all_agents)
         network_metrics = {name: jnp.broadcast_to(values, num_agents) for name, values in improved.metrics.items()}
         metrics |= network_metrics | {"position": jnp.zeros(num_agents, jnp.int32)}
         return improved.params, improved.state, metrics | _team_metrics(metrics["kl"], jnp.sum(log_ratio, axis=0))
