@@ -13,7 +13,7 @@ compiled for the same devices by the same code and run in turn; medians over rep
 length are equal (by default those of JaxMARL's script); all else is each side's default:
 
 - JaxMARL's: one actor and one critic of the observation for all agents, both in one loss; the time limit is a
-  termination, and there are no action masks. Its call to wandb at every update stays, and does nothing.
+  termination. Its call to wandb at every update stays, and does nothing.
 - Ours: a network per agent, running moments, a time limit that truncates. `ippo as JaxMARL's` is ours told to do that
   work: shared networks, no moments, and the epochs, minibatches, step sizes and coefficients of that script's config.
 """
@@ -108,10 +108,9 @@ def _stood_in():
 
 
 def baseline_run(baseline: Baseline, env_name: str, num_envs: int, rollout_length: int, updates: int) -> Run:
-    """`updates` updates of JaxMARL's IPPO on the environment "jaxmarl/{env_name}"."""
+    """`updates` updates of JaxMARL's IPPO on the environment that JaxMARL calls `env_name`."""
     sizes = {"NUM_ENVS": num_envs, "NUM_STEPS": rollout_length, "TOTAL_TIMESTEPS": updates * num_envs * rollout_length}
-    registered, options = jaxmarl.make_arguments(env_name, {})
-    train = baseline.make_train(baseline.settings | sizes | {"ENV_NAME": registered, "ENV_KWARGS": options})
+    train = baseline.make_train(baseline.settings | sizes | {"ENV_NAME": env_name, "ENV_KWARGS": {}})
     # JaxMARL's keys are arrays of two numbers
     return lambda key: train(jax.random.key_data(key))["metrics"]
 
@@ -209,9 +208,7 @@ def table(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jaxmarl-baselines", type=Path, required=True, help="a checkout of JaxMARL, or the script")
-    parser.add_argument(
-        "--env", default="jaxmarl/MPE_simple_spread_v3", help="one of JaxMARL's with discrete actions and agents alike"
-    )
+    parser.add_argument("--env", default="jaxmarl/MPE_simple_spread_v3", help="one of JaxMARL's MPE with agents alike")
     parser.add_argument("--algorithms", nargs="+", default=list(algorithms.names(marl_kl.OnPolicyConfig)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-envs", type=int, default=16)

@@ -94,8 +94,7 @@ def _make(own: str, **options) -> Env:
     jaxmarl = _imported(name)
     shaping = {"reward_shaping": options.pop("reward_shaping")} if "reward_shaping" in options else {}
     try:
-        registered, arguments = make_arguments(own, options)
-        env = jaxmarl.make(registered, **arguments)
+        env = _constructed(jaxmarl, own, options)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"env '{name}': JaxMARL cannot make it with {options}: {reason}") from error
@@ -129,8 +128,7 @@ def silence():
             sys.__stdout__ = original
 
 
-def make_arguments(own: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the options of `jaxmarl.make` for the environment called `own` here."""
+def _constructed(jaxmarl, own: str, options: dict[str, Any]):
     if own in SMAX_MAPS:
         options = {"scenario": own, **options}
         own = "HeuristicEnemySMAX"
@@ -144,7 +142,7 @@ def make_arguments(own: str, options: dict[str, Any]) -> tuple[str, dict[str, An
         options = {**options, "layout": overcooked_layouts[options["layout"]]}
     if own in ("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3"):
         options = {"auto_reset": False, **options}
-    return own, options
+    return jaxmarl.make(own, **options)
 
 
 _MPE_EXTRAS = (
