@@ -76,7 +76,7 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
 
 
 def training(env, algorithm: str, config, mesh, num_seeds: int):
-    """A function for one update of all seeds, and its compile time in seconds."""
+    """A function for one update of all seeds, its compiled program, and the seconds of compiling."""
     options = env.spec.cpu_compiler_options
     train = make_train(env, algorithm, config)
     keys = devices.shard(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
@@ -92,7 +92,7 @@ def training(env, algorithm: str, config, mesh, num_seeds: int):
         box[0], metrics = program(box[0])
         return metrics
 
-    return step, compile_seconds
+    return step, program, compile_seconds
 
 
 REPLAY = 100_000
@@ -149,7 +149,7 @@ def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_s
     compile_seconds = {}
     configs = {name: config_of(name, num_envs, rollout_length) for name in names}
     for name, config in configs.items():
-        calls[name], compile_seconds[name] = training(env, name, config, mesh, num_seeds)
+        calls[name], _, compile_seconds[name] = training(env, name, config, mesh, num_seeds)
     off_policy = {name: config for name, config in configs.items() if isinstance(config, marl_kl.OffPolicyConfig)}
     for config in off_policy.values():
         rows, width = config.minibatch_size, max(config.hidden_sizes)

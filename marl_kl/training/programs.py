@@ -144,7 +144,7 @@ class Programs:
         if devices.is_debugging():
             return self.state_bytes
         runs_per_device = self.num_runs / self.mesh.size
-        chunk, episodes = (_program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
+        chunk, episodes = (program_bytes(program) / runs_per_device for program in (self._chunk, self._evaluate))
         # the train state stays where it is while the episodes are run
         return max(chunk, self.state_bytes + episodes)
 
@@ -192,7 +192,7 @@ class Programs:
         return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1)
 
 
-def _program_bytes(program: jax.stages.Compiled) -> int:
+def program_bytes(program: jax.stages.Compiled) -> int:
     """Bytes on one device while the program runs; 0 where XLA gives no account."""
     account = program.memory_analysis()
     if account is None:
