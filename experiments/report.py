@@ -16,10 +16,12 @@ from experiments import (
     allocation_ablations,
     allocator_cost,
     bilinear,
+    bodies_at_scale,
     brax_suite,
     ecosystem,
     matrix_game,
     mixed_motives,
+    off_policy,
     parameter_sharing,
     signal_map,
     study,
@@ -35,6 +37,8 @@ from experiments.weighted_game import BUDGETS
 STUDIES = (
     allocation_ablations.STUDY,
     signal_map.STUDY,
+    bodies_at_scale.STUDY,
+    off_policy.STUDY,
     brax_suite.STUDY,
     matrix_game.STUDY,
     two_peaks.STUDY,
@@ -95,7 +99,7 @@ def main() -> None:
     for one in STUDIES:
         print(study.write_report(one, study.load(one, options.results), options.results, options.pdf), flush=True)
     ecosystem.main(["--report", "--results", str(options.results)])
-    game, bodies = (study.load(one, options.results) for one in STUDIES[:2])
+    game, bodies = (study.load(one, options.results) for one in (allocation_ablations.STUDY, brax_suite.STUDY))
     study.write_figure(headline(game, bodies), options.results / "gain_over_hatrpo", options.pdf)
 
 
