@@ -8,17 +8,19 @@ update (all values of an axis in turn), seconds of compiling it, and the bytes t
 slope of log(seconds) over log(value), `last` that of the two largest values alone: 1 is linear, below it a fixed cost is
 shared.
 
-The axis `env_steps` is whole runs that write their folder: seconds per update, the process's peak memory so far, and
-bytes on disk.
+The axis `env_steps` is whole runs that write their folder, each in a new process: seconds per update, the process's peak
+memory, and bytes on disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +64,26 @@ def grow(axis: str, values: Sequence[int], algorithm: str, repeats: int) -> list
 
 
 def grow_longer(values: Sequence[int], algorithm: str) -> list[Row]:
-    """One row per number of env steps of a run: `seconds` of an update, peak `bytes` of the process, `disk` bytes."""
-    rows = []
-    for value in values:
-        with tempfile.TemporaryDirectory() as folder:
-            result = marl_kl.train(
-                envs.make("parameter_sharing", num_agents=AGENTS), algorithm, seeds=1, out=Path(folder, "run"),
-                progress="none", total_env_steps=value, **BASE,
-            )  # fmt: skip
-            disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        rows.append(
-            {
-                "value": value,
-                "seconds": result.timing.train / result.config.num_updates,
-                "compile_s": result.timing.compile,
-                "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "disk": disk,
-            }
-        )
-    return rows
+    """`whole_run` for each number of env steps, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
+        return list(processes.map(whole_run, values, [algorithm] * len(values)))
+
+
+def whole_run(env_steps: int, algorithm: str) -> Row:
+    """A run of one seed: `seconds` of an update, peak `bytes` of this process, `disk` bytes of the run's folder."""
+    env = envs.make("parameter_sharing", num_agents=AGENTS)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {**BASE, "total_env_steps": env_steps}
+        result = marl_kl.train(env, algorithm, seeds=1, out=Path(folder, "run"), progress="none", **sizes)
+        disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return {
+        "value": env_steps,
+        "seconds": result.timing.train / result.config.num_updates,
+        "compile_s": result.timing.compile,
+        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "disk": disk,
+    }
 
 
 def exponents(rows: Sequence[Row], measured: str) -> tuple[float, float]:
@@ -101,11 +104,12 @@ def main(arguments: Sequence[str] | None = None):
     print(f"{machine()}, {versions()}; {options.algorithm}, {AGENTS} agents, {BASE}")
     print(f"{'axis':>10} {'value':>10} {'update ms':>10} {'compile s':>10} {'MiB':>8} {'disk MiB':>9}")
     results = []
-    # whole runs first: a process's peak memory never falls
-    for axis in sorted(options.axes, key=lambda axis: axis != "env_steps"):
+    for axis in options.axes:
         values = GROWING[axis]
         longer = axis == "env_steps"
-        rows = grow_longer(values, options.algorithm) if longer else grow(axis, values, options.algorithm, options.repeats)
+        rows = (
+            grow_longer(values, options.algorithm) if longer else grow(axis, values, options.algorithm, options.repeats)
+        )
         for row in rows:
             print(f"{axis:>10} {row['value']:10,d} {1e3 * row['seconds']:10.2f} {row['compile_s']:10.1f} "
                   f"{row['bytes'] / 2**20:8.1f} {row.get('disk', np.nan) / 2**20:9.2f}", flush=True)  # fmt: skip
