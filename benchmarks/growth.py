@@ -37,11 +37,11 @@ from marl_kl.training.programs import program_bytes
 BASE: dict[str, Any] = {"num_envs": 64, "rollout_length": 64, "hidden_sizes": (32, 32)}
 AGENTS = 4
 GROWING: dict[str, Sequence[int]] = {
+    "env_steps": (100_000, 1_000_000, 10_000_000),  # first: a new process's peak memory begins at its parent's
     "seeds": (1, 2, 4, 8, 16, 32, 64),
     "num_envs": (32, 64, 128, 256, 512, 1024),
     "agents": (2, 4, 8, 16, 32),
     "hidden": (16, 32, 64, 128, 256),
-    "env_steps": (100_000, 1_000_000, 10_000_000),
 }
 """The values of each axis; `hidden` is the width of both layers."""
 

@@ -11,9 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
+NAMES_OF_AXES = {
+    "seeds": "seeds", "num_envs": "environments", "agents": "agents", "hidden": "hidden units, two layers",
+    "env_steps": "env steps of a run",
+}  # fmt: skip
+
+
 def tables() -> dict[str, str]:
     """Markdown tables by the names that their markers have."""
-    read = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]  # noqa: E731
+
+    def read(name, entry="rows"):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())[entry]
+
     seconds = ("ours_s", "plain_s", "floor_s", "default_s", "hatrpo_w_s", "hatrpo_g_s")
     updates = [
         [f"{row['agents']}, {'-'.join(map(str, row['hidden']))}", *(f"{row[s]:.3f}" for s in seconds), f"{row['pytorch_s']:g}"]
@@ -43,6 +52,12 @@ def tables() -> dict[str, str]:
          f"{row['error']:.1e}", f"{row['error_99']:.1e}"]
         for row in read("bodies")
     ]  # fmt: skip
+    growth = [
+        [NAMES_OF_AXES[axis["axis"]], _ends([f"{row['value']:,}" for row in axis["rows"]]),
+         _ends([f"{1e3 * row['seconds']:.0f}" for row in axis["rows"]]), *_slope(axis, "seconds"),
+         _ends([f"{row['bytes'] / 2**20:.3g}" for row in axis["rows"]]), *_slope(axis, "bytes")]
+        for axis in read("growth", "axes")
+    ]  # fmt: skip
     head = ("agents, hidden", "same work", "plain", "floor", "defaults", "HATRPO-W", "HATRPO-G", "PyTorch")
     return {
         "updates": _table(head, updates),
@@ -55,8 +70,17 @@ def tables() -> dict[str, str]:
             off_policy,
         ),
         "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
+        "growth": _table(("axis", "from, to", "update, ms", "exponent", "last", "MiB", "exponent", "last"), growth),
         "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
     }
+
+
+def _ends(values) -> str:
+    return f"{values[0]} → {values[-1]}"
+
+
+def _slope(axis, measured):
+    return (f"{exponent:.2f}" for exponent in axis["exponents"][measured])
 
 
 def _table(head, rows) -> str:
