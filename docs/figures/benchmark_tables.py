@@ -55,7 +55,7 @@ def tables() -> dict[str, str]:
     growth = [
         [NAMES_OF_AXES[axis["axis"]], _ends([f"{row['value']:,}" for row in axis["rows"]]),
          _ends([f"{1e3 * row['seconds']:.0f}" for row in axis["rows"]]), *_slope(axis, "seconds"),
-         _ends([f"{row['bytes'] / 2**20:.3g}" for row in axis["rows"]]), *_slope(axis, "bytes")]
+         _ends([f"{row['bytes'] / 2**20:,.0f}" for row in axis["rows"]]), *_slope(axis, "bytes")]
         for axis in read("growth", "axes")
     ]  # fmt: skip
     head = ("agents, hidden", "same work", "plain", "floor", "defaults", "HATRPO-W", "HATRPO-G", "PyTorch")
