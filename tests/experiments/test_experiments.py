@@ -37,7 +37,7 @@ def quiet(line):
     pass
 
 
-SMOKED = ("theory",)
+SMOKED = ("theory", "off_policy")
 """In every run of the slow tests, as is bodies_at_scale; the others, of the same parts, are `rare`."""
 
 
@@ -61,11 +61,7 @@ def test_smoke(one, tmp_path):
         assert (tmp_path / f"{one.name}-{name}.pdf").exists() and f"({one.name}-{name}.png)" in text
 
 
-@pytest.mark.studies
-@pytest.mark.slow
-def test_the_off_policy_study(tmp_path):
-    """Its smallest size runs; the configs of the others are those of their algorithms, with nothing unused."""
-    test_smoke(off_policy.STUDY, tmp_path)
+def test_configs_of_the_off_policy_study_have_nothing_unused():
     for size in ("quick", "full"):
         for piece in off_policy.pieces(size):
             config = off_policy.config_of(piece.settings["task"], piece.settings["method"], off_policy.SIZES[size])
