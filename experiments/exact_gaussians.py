@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from marl_kl.core import allocators
 from marl_kl.core.allocators import AllocationState, Allocator
-from marl_kl.core.policies import Gaussian
+from marl_kl.core.distributions import Gaussian
 
 EPSILON = 1e-4
 """Of water-filling and of the greedy score."""

@@ -18,8 +18,9 @@ import optax
 from envs.base import Env, EnvSpec, with_declared_dtypes
 from marl_kl.config import OffPolicyConfig
 from marl_kl.core import networks, normalizers, weighted
+from marl_kl.core.exploration import Explored
 from marl_kl.core.networks import QNetwork
-from marl_kl.core.policies import Actor, Explored, init_actors, init_obs_moments, make_actor
+from marl_kl.core.policies import Actor, init_actors, init_obs_moments, make_actor
 from marl_kl.core.replay import Replay, ReplayState, Sample, require_flashbax
 from marl_kl.core.rollout import episode_metrics, init_env_batch, missing_value, rollout
 from marl_kl.core.train_state import Learner, Loop, Train, TrainState, protected, update_moments

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from envs.base import Env, EnvState, TimeStep, check_timestep
 from marl_kl.core import sequences
+from marl_kl.core.distributions import Distribution
 from marl_kl.core.normalizers import Moments
-from marl_kl.core.policies import Actor, Distribution
+from marl_kl.core.policies import Actor
 from marl_kl.core.types import Carry, Params
 
 
