@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,27 @@ from marl_kl import devices
 from marl_kl.core import algorithms
 from marl_kl.training.programs import program_bytes
 
-BASE: dict[str, Any] = {"num_envs": 64, "rollout_length": 64, "hidden_sizes": (32, 32)}
-AGENTS = 4
+
+class Point(NamedTuple):
+    """What a run is like; `hidden` is the width of both layers."""
+
+    env_steps: int = 1_000_000
+    seeds: int = 1
+    num_envs: int = 64
+    agents: int = 4
+    hidden: int = 32
+
+    @property
+    def env(self) -> envs.Env:
+        return envs.make("parameter_sharing", num_agents=self.agents)
+
+    def config(self, algorithm: str) -> marl_kl.Config:
+        return algorithms.get(algorithm).config_class(
+            total_env_steps=self.env_steps, num_envs=self.num_envs, rollout_length=64, hidden_sizes=(self.hidden,) * 2
+        )
+
+
+BASE = Point()
 GROWING: dict[str, Sequence[int]] = {
     "env_steps": (100_000, 1_000_000, 10_000_000),  # first: a new process's peak memory begins at its parent's
     "seeds": (1, 2, 4, 8, 16, 32, 64),
@@ -43,7 +62,7 @@ GROWING: dict[str, Sequence[int]] = {
     "agents": (2, 4, 8, 16, 32),
     "hidden": (16, 32, 64, 128, 256),
 }
-"""The values of each axis; `hidden` is the width of both layers."""
+"""The values of each field of `Point`, in the order of measuring."""
 
 Row = dict[str, Any]
 
@@ -53,11 +72,9 @@ def grow(axis: str, values: Sequence[int], algorithm: str, repeats: int) -> list
     calls: dict[int, Callable] = {}
     rows = []
     for value in values:
-        fields = {"num_envs": {"num_envs": value}, "hidden": {"hidden_sizes": (value, value)}}.get(axis, {})
-        seeds, agents = (value if axis == name else usual for name, usual in (("seeds", 1), ("agents", AGENTS)))
-        config = algorithms.get(algorithm).config_class(**BASE | fields)
-        env = envs.make("parameter_sharing", num_agents=agents)
-        calls[value], program, compile_seconds = training(env, algorithm, config, devices.seed_mesh(seeds), seeds)
+        point = BASE._replace(**{axis: value})
+        config, mesh = point.config(algorithm), devices.seed_mesh(point.seeds)
+        calls[value], program, compile_seconds = training(point.env, algorithm, config, mesh, point.seeds)
         rows.append({"value": value, "compile_s": compile_seconds, "bytes": program_bytes(program)})
     medians = in_turn(calls, repeats)
     return [row | {"seconds": medians[row["value"]]} for row in rows]
@@ -65,21 +82,22 @@ def grow(axis: str, values: Sequence[int], algorithm: str, repeats: int) -> list
 
 def grow_longer(values: Sequence[int], algorithm: str) -> list[Row]:
     """`whole_run` for each number of env steps, each in a process of its own."""
+    points = [BASE._replace(env_steps=value) for value in values]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
-        return list(processes.map(whole_run, values, [algorithm] * len(values)))
+        return list(processes.map(whole_run, points, [algorithm] * len(points)))
 
 
-def whole_run(env_steps: int, algorithm: str) -> Row:
-    """A run of one seed: `seconds` of an update, peak `bytes` of this process, `disk` bytes of the run's folder."""
-    env = envs.make("parameter_sharing", num_agents=AGENTS)
+def whole_run(point: Point, algorithm: str) -> Row:
+    """A run: `seconds` of an update, peak `bytes` of this process, `disk` bytes of the run's folder."""
+    config = point.config(algorithm)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {**BASE, "total_env_steps": env_steps}
-        result = marl_kl.train(env, algorithm, seeds=1, out=Path(folder, "run"), progress="none", **sizes)
+        out = Path(folder, "run")
+        result = marl_kl.train(point.env, algorithm, config=config, seeds=point.seeds, out=out, progress="none")
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {
-        "value": env_steps,
-        "seconds": result.timing.train / result.config.num_updates,
+        "value": point.env_steps,
+        "seconds": result.timing.train / config.num_updates,
         "compile_s": result.timing.compile,
         "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "disk": disk,
@@ -101,15 +119,16 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args(arguments)
     marl_kl.use_all_cpu_cores()
-    print(f"{machine()}, {versions()}; {options.algorithm}, {AGENTS} agents, {BASE}")
+    print(f"{machine()}, {versions()}; {options.algorithm}, {BASE}")
     print(f"{'axis':>10} {'value':>10} {'update ms':>10} {'compile s':>10} {'MiB':>8} {'disk MiB':>9}")
     results = []
-    for axis in options.axes:
-        values = GROWING[axis]
-        longer = axis == "env_steps"
-        rows = (
-            grow_longer(values, options.algorithm) if longer else grow(axis, values, options.algorithm, options.repeats)
-        )
+    for axis, values in GROWING.items():
+        if axis not in options.axes:
+            continue
+        if axis == "env_steps":
+            rows = grow_longer(values, options.algorithm)
+        else:
+            rows = grow(axis, values, options.algorithm, options.repeats)
         for row in rows:
             print(f"{axis:>10} {row['value']:10,d} {1e3 * row['seconds']:10.2f} {row['compile_s']:10.1f} "
                   f"{row['bytes'] / 2**20:8.1f} {row.get('disk', np.nan) / 2**20:9.2f}", flush=True)  # fmt: skip

@@ -54,7 +54,7 @@ def tables() -> dict[str, str]:
     ]  # fmt: skip
     growth = [
         [NAMES_OF_AXES[axis["axis"]], _ends([f"{row['value']:,}" for row in axis["rows"]]),
-         _ends([f"{1e3 * row['seconds']:.0f}" for row in axis["rows"]]), *_slope(axis, "seconds"),
+         _ends([f"{1e3 * row['seconds']:,.0f}" for row in axis["rows"]]), *_slope(axis, "seconds"),
          _ends([f"{row['bytes'] / 2**20:,.0f}" for row in axis["rows"]]), *_slope(axis, "bytes")]
         for axis in read("growth", "axes")
     ]  # fmt: skip

@@ -395,9 +395,9 @@ def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
         num_networks = states.updates.shape[0]
         _, key_steps = jax.random.split(key)  # as in `in_random_order`, which is the same for one agent
         all_agents = AgentBatch(*batch)
-        pooled = jax.tree.map(lambda leaf: leaf.reshape(num_networks, -1, *leaf.shape[2:]), all_agents)
+        pooled = _regrouped(all_agents, num_networks)
         improved = jax.vmap(step.improve)(jax.random.split(key_steps, num_networks), actors, states, pooled)
-        old_outputs = jax.tree.map(lambda leaf: leaf.reshape(num_agents, -1, *leaf.shape[2:]), improved.old_outputs)
+        old_outputs = _regrouped(improved.old_outputs, num_agents)
         new_outputs = actor.team_outputs(improved.params, batch.obs)
         log_ratio, metrics = jax.vmap(step.assess)(old_outputs, new_outputs, all_agents)
         network_metrics = {name: jnp.broadcast_to(values, num_agents) for name, values in improved.metrics.items()}
@@ -405,3 +405,8 @@ def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
         return improved.params, improved.state, metrics | _team_metrics(metrics["kl"], jnp.sum(log_ratio, axis=0))
 
     return Algorithm(init=jax.vmap(step.init), update=update)
+
+
+def _regrouped(tree: Any, num_groups: int) -> Any:
+    """The rows of the agents or networks, leaves [G, rows, ...], divided among `num_groups` in order."""
+    return jax.tree.map(lambda leaf: leaf.reshape(num_groups, -1, *leaf.shape[2:]), tree)

@@ -19,7 +19,7 @@ def test_exponents_of_known_laws():
 @pytest.mark.rare
 def test_every_axis(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(marl_kl, "use_all_cpu_cores", lambda: None)  # the devices are there already
-    monkeypatch.setattr(growth, "BASE", {"num_envs": 2, "rollout_length": 4, "hidden_sizes": (4,)})
+    monkeypatch.setattr(growth, "BASE", growth.Point(num_envs=2, hidden=4))
     small = {"seeds": (1, 2), "num_envs": (2, 4), "agents": (2, 4), "hidden": (2, 4), "env_steps": (4096, 8192)}
     monkeypatch.setattr(growth, "GROWING", small)
     growth.main(["--repeats", "1", "--json", str(tmp_path / "figures.json")])

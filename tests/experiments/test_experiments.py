@@ -151,7 +151,7 @@ def test_pages_committed_here_have_the_tables_of_the_raw_results(one):
 
 @pytest.mark.slow
 @pytest.mark.studies
-def test_the_report_writes_every_page_and_the_headline(tmp_path, monkeypatch):
+def test_the_report_writes_pages_and_the_headline(tmp_path, monkeypatch):
     results = shutil.copytree(study.RESULTS, tmp_path / "results")
     (results / "gain_over_hatrpo.png").unlink()
     monkeypatch.setattr(report, "STUDIES", report.STUDIES[-1:])
