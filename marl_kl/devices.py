@@ -1,6 +1,7 @@
-"""Devices: the seed axis is sharded over all of them, GPUs or CPU cores; their memory, and their compiled programs.
+"""Devices, GPUs or CPU cores: what is spread over them, their memory, and their compiled programs.
 
-In a sweep the same axis holds settings x seeds.
+The seed axis comes first, which in a sweep holds settings x seeds: devices do not communicate during training. Where devices
+are left, `partition.ENV_AXIS` divides the environments of each run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from marl_kl.core.partition import ENV_AXIS
 
 CompilerOptions = tuple[tuple[str, bool | int], ...]
 
@@ -72,9 +75,46 @@ _CPU = Path("/proc/cpuinfo")
 
 def seed_mesh(num_seeds: int) -> Mesh:
     """As many local devices as divide `num_seeds`."""
+    return run_mesh(num_seeds, 1, len(jax.local_devices()))
+
+
+def run_mesh(num_seeds: int, num_envs: int, count: int) -> Mesh:
+    """At most `count` local devices, as many as can be used: seeds are spread first, then each seed's environments.
+
+    The mesh has `ENV_AXIS` only if environments are spread.
+
+    Raises:
+        ValueError: there are fewer devices.
+    """
     devices = jax.local_devices()
-    used = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
-    return Mesh(np.asarray(devices[:used]), (SEED_AXIS,))
+    if not 1 <= count <= len(devices):
+        kind = devices[0].platform
+        raise ValueError(f"devices={count}; it must be from 1 to {len(devices)}, the {kind} devices of this process")
+    over_envs = [n for n in range(1, count + 1) if num_envs % n == 0]
+    shapes = [(n, m) for n in range(1, count + 1) if num_seeds % n == 0 for m in over_envs if n * m <= count]
+    shape = max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
+    grid = np.asarray(devices[: shape[0] * shape[1]]).reshape(shape)
+    if shape[1] == 1:
+        return Mesh(grid[:, 0], (SEED_AXIS,))
+    return Mesh(grid, (SEED_AXIS, ENV_AXIS))
+
+
+def used(mesh: Mesh) -> dict[str, int]:
+    """used: devices of the mesh. per_seed: how many share the environments of one seed."""
+    return {"used": mesh.size, "per_seed": mesh.shape.get(ENV_AXIS, 1)}
+
+
+def placement(mesh: Mesh, num_seeds: int) -> str:
+    """What is where, in one line; empty if there is only one device."""
+    count = len(jax.local_devices())
+    if count == 1:
+        return ""
+    seeds, parts = mesh.shape[SEED_AXIS], used(mesh)["per_seed"]
+    each = f"{num_seeds // seeds} seed{'' if num_seeds == seeds else 's'}"
+    share = f"{mesh.size} of {count} devices: {each}"
+    if parts == 1:
+        return f"{share}{'' if seeds == 1 else ' on each'}"
+    return f"{share} on {'all' if seeds == 1 else f'each {parts}'}, with a part of the environments on each device"
 
 
 def free_bytes(mesh: Mesh) -> int | None:
@@ -192,9 +232,13 @@ def _gibibytes(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:,.1f} GiB"
 
 
-def shard(tree: Any, mesh: Mesh) -> Any:
-    """Arrays with a leading seed axis, spread over the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, SEEDS))
+def shard(tree: Any, mesh: Mesh, specs: Any = SEEDS) -> Any:
+    """Arrays with a leading seed axis, spread over the mesh; specs: a prefix of the tree."""
+    return jax.device_put(tree, _shardings(mesh, specs))
+
+
+def _shardings(mesh: Mesh, specs: Any) -> Any:
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def is_debugging() -> bool:
@@ -208,15 +252,23 @@ def over_seeds(
 ) -> Callable:
     """`function` of arrays with a seed axis, jitted so that each device works on its own seeds.
 
-    On the first one only while `is_debugging`. `cpu_options` are compiler options for CPUs
+    Where the mesh has `ENV_AXIS`, XLA divides the work on a seed among its devices; specs may name that axis too. On
+    the first device only while `is_debugging`. `cpu_options` are compiler options for CPUs
     (`EnvSpec.cpu_compiler_options`).
     """
     if is_debugging():
         return jax.jit(function)  # no donation either: jax calls it again with the same arguments
-    spread = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
+    by_seed = jax.tree.map(_seeds_only, (in_specs, out_specs))
+    spread = jax.shard_map(
+        function, mesh=mesh, in_specs=by_seed[0], out_specs=by_seed[1], axis_names={SEED_AXIS}, check_vma=False
+    )
     options = compiler_options(mesh.devices.flat[0].platform, cpu_options)
-    return jax.jit(spread, in_shardings=shardings, compiler_options=options, **jit_options)
+    in_and_out = {"in_shardings": _shardings(mesh, in_specs), "out_shardings": _shardings(mesh, out_specs)}
+    return jax.jit(spread, **in_and_out, compiler_options=options, **jit_options)
+
+
+def _seeds_only(spec: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(axis if axis == SEED_AXIS else None for axis in spec))
 
 
 _LEVEL = "xla_backend_optimization_level"

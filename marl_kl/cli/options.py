@@ -65,6 +65,17 @@ def add_log(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_devices(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--devices`."""
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="spread seeds, and where devices are left each seed's environments, over at most N devices "
+        f"(GPUs, or CPU cores; default: {default})",
+    )
+
+
 def add_setting(parser: argparse.ArgumentParser) -> None:
     """`--setting`."""
     parser.add_argument("--setting", type=int, metavar="K", help="of a sweep: the index of the setting")

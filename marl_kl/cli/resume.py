@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from marl_kl.cli.options import add_command, add_log, add_progress, parse_field, use_devices_of
+import jax
+
+from marl_kl.cli.options import add_command, add_devices, add_log, add_progress, parse_field, use_devices_of
 from marl_kl.cli.train import train_and_exit_code
 from marl_kl.storage import run_folder, run_record
 
@@ -15,7 +17,7 @@ def add_resume(commands) -> None:
     """Adds `marl-kl resume`."""
     text = "resume a run from its newest checkpoint, with the result of an uninterrupted run"
     parser = add_command(
-        commands, _resume, "resume RUN [--total-env-steps N] [--log NAME ...] [--progress MODE]", text,
+        commands, _resume, "resume RUN [--total-env-steps N] [--devices N] [--log NAME ...] [--progress MODE]", text,
         ". Environment, algorithm, config and seeds are those of the run.",
     )  # fmt: skip
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of an interrupted or finished run")
@@ -24,6 +26,7 @@ def add_resume(commands) -> None:
         metavar="N",
         help="env steps per seed in total, to extend the run (default: those of the run)",
     )
+    add_devices(parser, "those of the run, if they are here")
     add_log(parser)
     add_progress(parser)
 
@@ -44,5 +47,12 @@ def _resume(arguments: argparse.Namespace) -> int:
     env = rebuild_env(record, out, f"resume it from Python: {call}")
     return train_and_exit_code(
         env, record.algorithm, seeds=record.seeds, config=config, out=out, resume=True,
-        progress=arguments.progress, loggers=arguments.log,
+        devices=arguments.devices or _devices_of(record), progress=arguments.progress, loggers=arguments.log,
     )  # fmt: skip
+
+
+def _devices_of(record: run_record.RunRecord) -> int | None:
+    """How many devices shared the environments of the seeds, if there are as many here; None if they did not."""
+    device = run_record.last_session(record.document)["device"]
+    used = device.get("used", 1)
+    return used if device.get("per_seed", 1) > 1 and used <= jax.local_device_count() else None

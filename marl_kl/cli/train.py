@@ -11,6 +11,7 @@ import marl_kl
 from envs.base import Env
 from envs.bodies import scenarios
 from marl_kl.cli.options import (
+    add_devices,
     add_field,
     add_log,
     add_progress,
@@ -42,7 +43,7 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
     parser = commands.add_parser(
         "train",
         usage="marl-kl train [ENV] [--config FILE] [--preset NAME] [--algorithm NAME] [--seeds N] [--out FOLDER] "
-        "[--env KEY=VALUE ...] [--init-from RUN] [--log NAME ...] [config options]",
+        "[--env KEY=VALUE ...] [--init-from RUN] [--devices N] [--log NAME ...] [config options]",
         help="train and write metrics, figures and the learned policies to a folder",
         description=f"Trains independent policies per seed. The options below are those of --algorithm {algorithm.name}.",
         epilog=EXAMPLE,
@@ -89,6 +90,7 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
         choices=("last", "best"),
         help="of that run, the learners of the newest checkpoint or the best evaluated ones (default: last)",
     )
+    add_devices(parser, "as many as divide the seeds")
     add_log(parser)
     add_progress(parser)
     shared = {field.name for field in dataclasses.fields(Config)}
@@ -156,6 +158,7 @@ def _train(arguments: argparse.Namespace) -> int:
             out=out,
             init_from=arguments.init_from,
             init_which=arguments.init_which,
+            devices=arguments.devices,
             progress=arguments.progress,
             loggers=arguments.log,
             **run.config,

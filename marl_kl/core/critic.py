@@ -16,7 +16,7 @@ import optax
 from optax.losses import huber_loss
 
 from marl_kl.config import OnPolicyConfig
-from marl_kl.core import networks, normalizers, sequences
+from marl_kl.core import networks, normalizers, partition, sequences
 from marl_kl.core.networks import CRITIC_OUTPUT_GAIN, MLP, Recurrent
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.shuffling import random_order
@@ -92,7 +92,7 @@ class Critic(NamedTuple):
         """
         if not self.recurrent:
             value, next_value = (self.value(critic, x) for x in (states, next_states))
-            return ValueEstimates(states.reshape(-1, *states.shape[2:]), value, next_value, hidden)
+            return ValueEstimates(sequences.rows(states), value, next_value, hidden)
         inputs = sequences.from_rollout(states, done, hidden)
         values, hidden_after = networks.apply(self.network, critic.params, inputs)  # [E, T, V], [E, T, H]
         successors = networks.one_step(sequences.batch_major(next_states), hidden_after)
@@ -147,7 +147,7 @@ class IndependentCritics(NamedTuple):
         """Like `Critic.estimate`, with inputs per agent [T, E, N, I] and hidden [N, E, H]."""
         if not self.critic.recurrent:
             value, next_value = (self.value(critics, x) for x in (inputs, next_inputs))
-            return ValueEstimates(inputs.reshape(-1, *inputs.shape[2:]), value, next_value, hidden)
+            return ValueEstimates(sequences.rows(inputs), value, next_value, hidden)
         agents_per_critic = inputs.shape[2] // self.num_critics
         per_agent = jax.tree.map(lambda leaf: jnp.repeat(leaf, agents_per_critic, axis=0), critics)
         estimates = jax.vmap(self.critic.estimate, (0, 2, 2, None, 0))(per_agent, inputs, next_inputs, done, hidden)
@@ -244,7 +244,7 @@ def fit(
     """
     moments = normalizers.update(state.moments, targets.reshape(-1, targets.shape[-1]))
     params = rescale_output(state.params, state.moments, moments)
-    data = (states, critic.normalized(params, states), (targets - moments.mean) / moments.std)
+    data = partition.gathered((states, critic.normalized(params, states), (targets - moments.mean) / moments.std))
     num_rows = targets.shape[0]
 
     def loss(params, minibatch):
@@ -254,7 +254,7 @@ def fit(
 
     def step(carry, indices):
         params, opt_state = carry
-        minibatch = jax.tree.map(lambda leaf: leaf[indices], data)
+        minibatch = partition.spread(jax.tree.map(lambda leaf: leaf[indices], data))
         value, gradient = jax.value_and_grad(loss)(params, minibatch)
         updates, opt_state = critic.optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value

@@ -25,6 +25,7 @@ from marl_kl.config import TrustRegionConfig
 from marl_kl.core.policies import Actor
 from marl_kl.core.trust_region import (
     AgentBatch,
+    FisherRows,
     Outcome,
     curvature_along,
     natural_direction,
@@ -66,28 +67,18 @@ class CrossFit(NamedTuple):
         return jnp.where(usable, self.signal / jnp.where(usable, self.in_sample, 1.0), 0.0)
 
 
-def halves(rows: Any, num_envs: int) -> Any:
+def halves(rows: Any) -> Any:
     """[R, ...] -> [2, R/2, ...]: the rows of the first and of the second half of the environments.
 
-    Samples of one trajectory depend on each other, so all rows of an environment are in the same half. Rows are
-    numbered with the environment last: R = T * num_envs, or num_envs if a row is a sequence.
+    Samples of one trajectory depend on each other, so all rows of an environment are in the same half: rows are those of
+    one environment after another (`sequences.rows`).
     """
-
-    def split(leaf):
-        by_half = leaf.reshape(-1, 2, num_envs // 2, *leaf.shape[1:])
-        return jnp.swapaxes(by_half, 0, 1).reshape(2, -1, *leaf.shape[1:])
-
-    return jax.tree.map(split, rows)
+    return jax.tree.map(lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]), rows)
 
 
-def merged(rows: Any, num_envs: int) -> Any:
+def merged(rows: Any) -> Any:
     """The inverse of `halves`."""
-
-    def merge(leaf):
-        by_half = leaf.reshape(2, -1, num_envs // 2, *leaf.shape[2:])
-        return jnp.swapaxes(by_half, 0, 1).reshape(-1, *leaf.shape[2:])
-
-    return jax.tree.map(merge, rows)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
 
 
 def cross_fit(actor: Actor, config: TrustRegionConfig, params: Params, split: AgentBatch) -> CrossFit:
@@ -109,7 +100,8 @@ def cross_fit(actor: Actor, config: TrustRegionConfig, params: Params, split: Ag
     gradients = jnp.where(jnp.all(jnp.isfinite(gradients)), gradients, 0.0)
 
     def solve(half, gradient):
-        return natural_direction(actor, config, params, half._replace(subset=split.subset), gradient)[0]
+        rows = FisherRows.of(half._replace(subset=split.subset))
+        return natural_direction(actor, config, params, rows, gradient)[0]
 
     def curvatures(directions):
         return jax.vmap(functools.partial(curvature_along, actor))(both, outputs, jvp(directions))
@@ -127,9 +119,7 @@ def cross_fit(actor: Actor, config: TrustRegionConfig, params: Params, split: Ag
     )
 
 
-def held_out_trial(
-    actor: Actor, params: Params, split: AgentBatch, fit: CrossFit, radius: jax.Array, num_envs: int
-) -> Outcome:
+def held_out_trial(actor: Actor, params: Params, split: AgentBatch, fit: CrossFit, radius: jax.Array) -> Outcome:
     """The trial steps at `radius` along x_A and x_B, each assessed on the other half; KL and gain are means of both."""
     theta, unravel = ravel_pytree(params)
 
@@ -139,7 +129,7 @@ def held_out_trial(
 
     both = split._replace(subset=None)
     found = jax.vmap(assess)(both, fit.outputs, fit.directions[::-1], fit.held_out_curvature[::-1])
-    return Outcome(merged(found.log_ratio, num_envs), jnp.mean(found.kl), jnp.mean(found.gain))
+    return Outcome(merged(found.log_ratio), jnp.mean(found.kl), jnp.mean(found.gain))
 
 
 class UtilityAverage(NamedTuple):

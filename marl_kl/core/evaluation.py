@@ -14,7 +14,7 @@ from marl_kl import devices
 from marl_kl.config import Config
 from marl_kl.core.metrics import EpisodeStatistics
 from marl_kl.core.policies import make_actor
-from marl_kl.core.rollout import policy_step
+from marl_kl.core.rollout import policy_step, resets
 from marl_kl.core.trainer import Learner
 
 _STREAM = 0x6576616C
@@ -89,7 +89,7 @@ def make_evaluate(
     def evaluate(key, learner):
         key_reset, key_steps = jax.random.split(key)
         key_actions = jax.random.fold_in(key_steps, _ACTIONS)
-        env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, num_episodes), env.params)
+        env_state, timestep = resets(key_reset, env, num_episodes)
         zeros = EpisodeStatistics(*jnp.zeros((2, num_episodes), jnp.float32))
 
         def any_running(carry):

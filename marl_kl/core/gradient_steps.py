@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from marl_kl.config import FirstOrderConfig
-from marl_kl.core import weighted
+from marl_kl.core import partition, weighted
 from marl_kl.core.policies import Actor
 from marl_kl.core.shuffling import random_order
 from marl_kl.core.surrogates import Surrogate, of_log_ratio
@@ -91,9 +91,11 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         num_rows = batch.weight.shape[0]
         old_outputs = actor.outputs(params, batch.obs)
         data = (batch, old_outputs)
+        by_row = data if config.actor_minibatches == 1 else partition.gathered(data)
 
         def gradient_step(carry, minibatch):
             params, opt_state, active = carry
+            minibatch = partition.spread(minibatch)
             (_, kl), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
             # not (kl <= target): a NaN must reach the parameters, where it is detected
             active = active & ~(kl > config.target_kl)
@@ -108,7 +110,7 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
             if config.actor_minibatches == 1:
                 return gradient_step(carry, data)
             order = random_order(key, num_rows).reshape(config.actor_minibatches, -1)
-            return jax.lax.scan(gradient_step, carry, jax.tree.map(lambda leaf: leaf[order], data))
+            return jax.lax.scan(gradient_step, carry, jax.tree.map(lambda leaf: leaf[order], by_row))
 
         start = (params, state.opt_state, jnp.ones((), bool))
         keys = jax.random.split(key, config.actor_epochs)

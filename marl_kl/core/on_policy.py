@@ -49,7 +49,7 @@ def make_train(env: Env, build: Build, at_start: OnPolicyConfig) -> Train:
         )
         estimates, advantage = _estimate_values(config, components, state, trajectory, spec.team_reward)
         batch = make_batch(actor, state, trajectory, advantage, spec.num_agents)
-        to_rows = sequences.batch_major if config.recurrent_critic else _flatten
+        to_rows = sequences.batch_major if config.recurrent_critic else sequences.rows
         value, advantage = to_rows(estimates.value), to_rows(advantage)
         # accelerators multiply float32 matrices in fewer digits by default, which conjugate gradient cannot do without
         with jax.default_matmul_precision("float32"):
@@ -162,13 +162,13 @@ def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantag
     """
     inputs = actor.inputs(state.learner.obs_moments, trajectory.obs)
     alive = trajectory.alive
-    flat_alive = None if alive is None else _flatten(alive)
-    standardized = advantages.standardize(_flatten(advantage), actor.shared, flat_alive)
+    flat_alive = None if alive is None else sequences.rows(alive)
+    standardized = advantages.standardize(sequences.rows(advantage), actor.shared, flat_alive)
     if not actor.recurrent:
         return Batch(
-            jnp.swapaxes(_flatten(inputs), 0, 1),
-            jnp.swapaxes(_flatten(trajectory.action), 0, 1),
-            jnp.swapaxes(_flatten(trajectory.action_mask), 0, 1),
+            jnp.swapaxes(sequences.rows(inputs), 0, 1),
+            jnp.swapaxes(sequences.rows(trajectory.action), 0, 1),
+            jnp.swapaxes(sequences.rows(trajectory.action_mask), 0, 1),
             jnp.broadcast_to(standardized.T, (num_agents, standardized.shape[0])),
             None if flat_alive is None else flat_alive.T,
         )
@@ -185,8 +185,3 @@ def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantag
         agent_major(advantage),
         None if alive is None else agent_major(alive),
     )
-
-
-def _flatten(x: jax.Array) -> jax.Array:
-    """[T, E, ...] -> [B, ...]."""
-    return x.reshape(-1, *x.shape[2:])

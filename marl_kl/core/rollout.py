@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.base import Env, EnvState, TimeStep, check_timestep
-from marl_kl.core import sequences
+from marl_kl.core import partition, sequences
 from marl_kl.core.distributions import Distribution
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.policies import Actor
@@ -79,10 +80,15 @@ def init_env_batch(key: jax.Array, env: Env, num_envs: int, hidden: Carry = ()) 
     Raises:
         ValueError: a timestep does not have the shapes of the spec.
     """
-    env_state, timestep = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params)
+    env_state, timestep = resets(key, env, num_envs)
     check_timestep(env.spec, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), timestep))
     zeros = jnp.zeros(num_envs, jnp.float32)
     return EnvBatch(env_state, timestep, Episodes(zeros, zeros, zeros, zeros, zeros), hidden)
+
+
+def resets(key: jax.Array, env: Env, num_envs: int) -> tuple[EnvState, TimeStep]:
+    """`num_envs` initial states and their first timesteps, leaves [E, ...]."""
+    return partition.spread(jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), env.params))
 
 
 def policy_step(
@@ -116,16 +122,15 @@ def rollout(
 ) -> tuple[EnvBatch, Trajectory]:
     """`length` env steps in each parallel environment, with actions `choose(key, policy)`.
 
-    Finished environments restart from a pool of E reset states, drawn once per rollout and used in order: this avoids
-    an expensive reset in every step and gives up to E different initial states per rollout. They repeat if more than E
-    episodes end within one rollout (games of a few steps).
+    Each environment has one initial state per rollout, from which it restarts whenever an episode ends: this avoids an
+    expensive reset in every step. Only an environment whose episodes end more than once within a rollout (games of a
+    few steps) begins several from the same state.
     """
     num_envs = env_batch.episodes.finished.shape[0]
-    key_pool, key_steps = jax.random.split(key)
-    pool = jax.vmap(env.reset, (0, None))(jax.random.split(key_pool, num_envs), env.params)
+    key_resets, key_steps = jax.random.split(key)
+    initial = resets(key_resets, env, num_envs)
 
-    def env_step(carry, key):
-        env_batch, num_resets = carry
+    def env_step(env_batch, key):
         before = env_batch.timestep
         key_action, key_env = jax.random.split(key)
         policy, hidden = policy_step(actor, actors, obs_moments, before.obs, before.action_mask, env_batch.hidden)
@@ -147,18 +152,12 @@ def rollout(
             after.action_mask,
             before.alive,
         )
-        ended = jnp.cumsum(done)
-        restart = (num_resets + ended - 1) % num_envs
-        env_state, timestep = jax.tree.map(
-            lambda resets, current: _select(done, resets[restart], current), pool, (env_state, after)
-        )
+        env_state, timestep = jax.tree.map(functools.partial(_select, done), initial, (env_state, after))
         episodes = _update_episodes(env_batch.episodes, after, done)
-        env_batch = EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done))
-        return (env_batch, num_resets + ended[-1]), transition
+        return EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done)), transition
 
     env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs, jnp.float32)))
-    (env_batch, _), trajectory = jax.lax.scan(env_step, (env_batch, 0), jax.random.split(key_steps, length))
-    return env_batch, trajectory
+    return jax.lax.scan(env_step, env_batch, jax.random.split(key_steps, length))
 
 
 def missing_value() -> float:

@@ -323,13 +323,13 @@ def _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch: B
 
     def trial_step(agent):
         params = _get_agent(actors, agent)
-        split = cross_fitting.halves(agent_batch(batch, agent, no_factor), config.num_envs)._replace(subset=subset)
+        split = cross_fitting.halves(agent_batch(batch, agent, no_factor))._replace(subset=subset)
         fit = cross_fitting.cross_fit(actor, config, params, split)
         slope = fit.signal if config.utility == "cross_fitted" else fit.slope
         utility = trust_region.step_size(equal_share, fit.curvature) * slope
         if allocator.uses != "scores":
             return _TrialSteps(utility, fit.signal_fraction, None)
-        outcome = cross_fitting.held_out_trial(actor, params, split, fit, equal_share, config.num_envs)
+        outcome = cross_fitting.held_out_trial(actor, params, split, fit, equal_share)
         return _TrialSteps(utility, fit.signal_fraction, outcome)
 
     return jax.lax.map(trial_step, jnp.arange(num_agents))

@@ -1,4 +1,7 @@
-"""Conversion between rollouts, time first, and the sequences of recurrent networks, environments first."""
+"""Conversion between rollouts, time first, and batches, environments first.
+
+So the rows of an environment stay together, and a batch can be divided by environment: into halves, or over devices.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ from marl_kl.core.types import Carry, Sequences
 def batch_major(x: jax.Array) -> jax.Array:
     """[T, E, ...] -> [E, T, ...]."""
     return jnp.swapaxes(x, 0, 1)
+
+
+def rows(x: jax.Array) -> jax.Array:
+    """[T, E, ...] -> [B, ...], one environment after another."""
+    return batch_major(x).reshape(-1, *x.shape[2:])
 
 
 def from_rollout(inputs: jax.Array, done: jax.Array, hidden: jax.Array) -> Sequences:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from envs.base import Env, EnvSpec
 from marl_kl.config import Config
-from marl_kl.core import normalizers
+from marl_kl.core import normalizers, sequences
 from marl_kl.core.normalizers import Moments
 from marl_kl.core.rollout import EnvBatch, Trajectory
 from marl_kl.core.types import Carry, Metrics, Params
@@ -113,10 +113,10 @@ def update_moments(config: Config, learner: Learner, trajectory: Trajectory) -> 
         return learner.obs_moments, learner.state_moments
     # without an agent axis, the moments are those of all agents' observations
     shape = learner.obs_moments.mean.shape
-    alive = None if trajectory.alive is None else trajectory.alive.reshape(-1, *shape[:-1])
+    alive = None if trajectory.alive is None else sequences.rows(trajectory.alive).reshape(-1, *shape[:-1])
     return (
-        normalizers.update(learner.obs_moments, trajectory.obs.reshape(-1, *shape), alive),
-        normalizers.update(learner.state_moments, trajectory.state.reshape(-1, *trajectory.state.shape[2:])),
+        normalizers.update(learner.obs_moments, sequences.rows(trajectory.obs).reshape(-1, *shape), alive),
+        normalizers.update(learner.state_moments, sequences.rows(trajectory.state)),
     )
 
 

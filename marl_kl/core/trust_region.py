@@ -18,7 +18,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
-from marl_kl.core import weighted
+from marl_kl.core import partition, weighted
 from marl_kl.core.policies import Actor
 from marl_kl.core.types import Params, Sequences
 
@@ -187,13 +187,26 @@ def score(actor: Actor, batch: AgentBatch, outputs: Any) -> Any:
     return vjp(weighted.samples(batch.weight, batch.alive) / weighted.count(batch.alive, batch.weight.size))[0]
 
 
+class FisherRows(NamedTuple):
+    """What a Fisher matrix depends on: `obs`, `action_mask` and `alive` of an `AgentBatch`, or of a part of its rows."""
+
+    obs: jax.Array | Sequences
+    action_mask: jax.Array
+    alive: jax.Array | None
+
+    @classmethod
+    def of(cls, batch: AgentBatch) -> FisherRows:
+        """Those of `batch.subset`."""
+        rows = cls(batch.obs, batch.action_mask, batch.alive)
+        return rows if batch.subset is None else jax.tree.map(lambda leaf: leaf[batch.subset], rows)
+
+
 def natural_direction(
-    actor: Actor, config: TrustRegionConfig, params: Params, batch: AgentBatch, gradient: jax.Array
+    actor: Actor, config: TrustRegionConfig, params: Params, rows: FisherRows, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """x [P] ~ (F + damping)^-1 gradient, F of `batch.subset`, and the residual; x is zero if it is not finite."""
+    """x [P] ~ (F + damping)^-1 gradient, F of `rows`, and the residual; x is zero if it is not finite."""
     theta, unravel = ravel_pytree(params)
-    rows = slice(None) if batch.subset is None else batch.subset
-    obs, mask, counted = jax.tree.map(lambda leaf: leaf[rows], (batch.obs, batch.action_mask, batch.alive))
+    obs, mask, counted = rows
 
     def fisher_of_outputs(outputs, tangent):
         product = actor.distribution(outputs, mask).fisher_product(tangent)
@@ -222,7 +235,11 @@ def propose(actor: Actor, config: TrustRegionConfig, params: Params, batch: Agen
     outputs, jvp = jax.linearize(lambda t: actor.outputs(unravel(t), batch.obs), theta)
     (gradient,) = jax.linear_transpose(jvp, theta)(score(actor, batch, outputs))
     gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
-    direction, residual = natural_direction(actor, config, params, batch, gradient)
+    if batch.subset is None:
+        rows = FisherRows.of(batch)
+    else:
+        rows = partition.spread(FisherRows.of(partition.gathered(batch)))
+    direction, residual = natural_direction(actor, config, params, rows, gradient)
     if batch.subset is None:
         curvature = jnp.vdot(direction, gradient - residual - config.cg_damping * direction)
     else:

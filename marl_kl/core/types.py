@@ -2,7 +2,7 @@
 
     T  rollout_length            N  number of agents
     E  num_envs                  O  observation size, padded to the largest agent
-    B  T * E, one batch          A  action size, padded to the largest agent
+    B  E * T, one batch          A  action size, padded to the largest agent
     S  global state size         V  values: 1 for a team reward and a centralised critic, N otherwise
     G  actor networks: N, or 1   I  input size of an actor: O, or O + N with agent ids
     D  sub-actions, padded       K  choices in each, padded: for multi-discrete actions A = D * K
@@ -12,7 +12,7 @@ The parameters of all agents are one pytree whose leaves have a leading network 
 agents with smaller observation or action spaces are zero and stay zero. G is 1 if all agents share one network, else N.
 
 A batch has *sample axes*. The first of them indexes *rows*, which may be subsampled, shuffled and pooled over agents.
-Feed-forward networks: sample axes [B], a row is one sample. Recurrent networks: [E, T], a row is the whole rollout of
+Feed-forward networks: sample axes [B], a row is one sample; those of an environment are together. Recurrent networks: [E, T], a row is the whole rollout of
 one environment.
 """
 

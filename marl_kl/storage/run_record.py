@@ -67,16 +67,23 @@ class RunRecord(NamedTuple):
 
 
 def record(
-    spec: EnvSpec, algorithm: str, config: Config, seeds: Sequence[int], env_params: str | None = None, **more
+    spec: EnvSpec,
+    algorithm: str,
+    config: Config,
+    seeds: Sequence[int],
+    env_params: str | None = None,
+    used: Mapping[str, int] | None = None,
+    **more,
 ) -> dict[str, Any]:
     """The content of a new run's `run.json`: what is run, on which versions and devices, since when.
 
-    `env_params` is what `array_trees.digest` makes of the environment's params; `more` is what a sweep or a warm start
-    adds.
+    `env_params` is what `array_trees.digest` makes of the environment's params; `used` are the entries
+    about devices that say how many are used (`devices.used`); `more` is what a sweep or a warm start adds.
     """
     from marl_kl import __version__  # this module may be a part of that import
 
     devices = jax.devices()
+    device = {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
     packages = {name: _version(name) for name in _PACKAGES}
     return {
         "format": FORMAT,
@@ -92,7 +99,7 @@ def record(
         "config": _jsonable({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
         "failures": [],
         "versions": {"marl_kl": __version__, "python": platform.python_version(), **packages},
-        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+        "device": device | dict(used or {}),
         **_jsonable(more),
     }
 
@@ -199,7 +206,8 @@ _ENV_KINDS = {
 }  # fmt: skip
 
 
-_DEVICE_KINDS = {"kind": "str", "platform": "str", "count": "int"}
+_DEVICE_KINDS = {"kind": "str", "platform": "str", "count": "int", "used": "int", "per_seed": "int"}
+"""Of `_KINDS['device']`; the last two are missing in sweeps, and in runs of older versions."""
 
 
 def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:
@@ -210,8 +218,10 @@ def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:
     for number, session in enumerate(sessions(document)):
         where = f"resumed[{number - 1}]." if number else ""
         _check_kinds({name: session[name] for name in ("versions", "device")}, _KINDS, where)
-        device = {name: session["device"][name] for name in _DEVICE_KINDS}
-        _check_kinds(device, _DEVICE_KINDS, f"{where}device.")
+        device = session["device"]
+        _check_kinds(
+            {name: device[name] for name in ("kind", "platform", "count")} | device, _DEVICE_KINDS, f"{where}device."
+        )
     if not document["seeds"] or len(set(document["seeds"])) < len(document["seeds"]):
         raise ValueError(f"seeds is {document['seeds']!r}")
     if "search" in document and (type(document["samples"]) is not int or document["samples"] < 1):

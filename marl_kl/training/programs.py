@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec
 
 from envs.base import Env
 from marl_kl import devices
-from marl_kl.config import Config
+from marl_kl.config import Config, OffPolicyConfig
 from marl_kl.core import evaluation
 from marl_kl.core.algorithms import AlgorithmSpec
+from marl_kl.core.partition import ENV_AXIS
+from marl_kl.core.rollout import EnvBatch
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
 from marl_kl.devices import CompilerOptions
 from marl_kl.results import EpisodeStatistics
@@ -31,7 +33,8 @@ TracedFields = dict[str, jax.Array]
 class Programs:
     """The programs of R trials with the same static fields, each with its own seed and traced fields.
 
-    Every leading axis is the trial's, sharded over the devices of `mesh`. Nothing is traced before it is needed, and
+    Every leading axis is the trial's, sharded over the devices of `mesh`, as are the environments of a trial if the mesh
+    has an axis for them. Nothing is traced before it is needed, and
     each program is traced once, whatever the traced fields. While `devices.is_debugging` none is compiled ahead, so that
     jax can run it operation by operation.
 
@@ -40,16 +43,42 @@ class Programs:
         algorithm: its name or description.
         config: of one trial; its traced fields are not used.
         num_runs: R.
+        count: at most so many devices, over which the environments are spread too where trials leave some (not those
+            of off-policy algorithms, which draw from one replay); None: as many as divide R.
+
+    Raises:
+        ValueError: there are not as many devices.
     """
 
-    def __init__(self, env: Env, algorithm: str | AlgorithmSpec, config: Config, num_runs: int):
+    def __init__(
+        self, env: Env, algorithm: str | AlgorithmSpec, config: Config, num_runs: int, count: int | None = None
+    ):
         self._env, self._algorithm, self._config = env, algorithm, config
         self.num_runs = num_runs
-        self.mesh = devices.seed_mesh(num_runs)
+        if count is None:
+            self.mesh = devices.seed_mesh(num_runs)
+        else:
+            num_envs = 1 if isinstance(config, OffPolicyConfig) else config.num_envs
+            self.mesh = devices.run_mesh(num_runs, num_envs, count)
 
     def shard(self, tree: Any) -> Any:
         """Arrays with a leading trial axis, sharded over the mesh."""
         return devices.shard(tree, self.mesh)
+
+    def shard_state(self, state: TrainState) -> TrainState:
+        """Train states, sharded as `chunk` takes them."""
+        return devices.shard(state, self.mesh, self._state_specs)
+
+    @property
+    def _state_specs(self) -> Any:
+        """How train states are sharded: a prefix of their tree."""
+        if ENV_AXIS not in self.mesh.axis_names:
+            return devices.SEEDS
+        envs = PartitionSpec(devices.SEED_AXIS, ENV_AXIS)
+        hidden = PartitionSpec(devices.SEED_AXIS, None, ENV_AXIS)  # [R, N, E, H]
+        critic_hidden = jax.tree.map(lambda leaf: hidden if leaf.ndim == 4 else envs, self.shapes.critic_hidden)
+        every = TrainState(*[devices.SEEDS] * len(TrainState._fields))
+        return every._replace(env_batch=EnvBatch(envs, envs, envs, hidden), critic_hidden=critic_hidden)
 
     def traced_fields(self, configs: Sequence[Config]) -> TracedFields:
         """The traced fields of R configs that differ in nothing else.
@@ -93,7 +122,7 @@ class Programs:
 
     def init(self, traced_fields: TracedFields, keys: jax.Array) -> TrainState:
         """The initial train states."""
-        return self._init(traced_fields, keys)
+        return self.shard_state(self._init(traced_fields, keys))
 
     def chunk(self, traced_fields: TracedFields, state: TrainState, n: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """n <= `chunk_updates` updates of every trial.
@@ -187,8 +216,9 @@ class Programs:
             # n is traced: chunks of any length run the same program, bit for bit
             return jax.lax.fori_loop(0, n, body, (state, buffers))
 
-        in_specs = (devices.SEEDS, devices.SEEDS, devices.EVERYWHERE)
-        out_specs = (devices.SEEDS, PartitionSpec(None, devices.SEED_AXIS))
+        state_specs = self._state_specs
+        in_specs = (devices.SEEDS, state_specs, devices.EVERYWHERE)
+        out_specs = (state_specs, PartitionSpec(None, devices.SEED_AXIS))
         return self._over_runs(chunk, in_specs, out_specs, donate_argnums=1)
 
 

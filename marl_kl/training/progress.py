@@ -81,9 +81,12 @@ class Progress:
         self._done = self._start = 0
         self._latest: dict[str, str] = {}
         self._last_line = -np.inf
+        self._note = ""
 
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()
+        if self._note and self.mode != "none":
+            self._print(self._note)
         if self._start and self.mode != "none":
             self._print(f"resuming at update {self._start} of {self._total}")
         # rich needs ipywidgets for a live display in a notebook; without, it shows nothing
@@ -107,6 +110,10 @@ class Progress:
     def start_at(self, update: int) -> None:
         """Tells, before the run starts, that its first `update` updates were made earlier; no speed counts them."""
         self._done = self._start = update
+
+    def note(self, text: str) -> None:
+        """A line that is printed when the run starts."""
+        self._note = text
 
     def phase(self, name: str) -> None:
         """Tells what is happening now: "compiling", "training", "evaluating", ...

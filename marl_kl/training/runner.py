@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 import time
 import uuid
@@ -15,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 
 from envs.base import Env
-from marl_kl import devices
 from marl_kl.analysis import reporting
 from marl_kl.config import Config
 from marl_kl.core import algorithms
 from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.trainer import make_train
+from marl_kl.devices import out_of_memory_as_one_line, placement, refuse_too_large, used
 from marl_kl.results import Failure, TrainResult
 from marl_kl.storage import array_trees, files, run_folder, run_record
 from marl_kl.storage.checkpoints import Snapshot
@@ -46,11 +45,12 @@ def train(
     init_from: str | PathLike | None = None,
     init_which: Literal["last", "best"] = "last",
     config: Config | None = None,
+    devices: int | None = None,
     progress: str = "auto",
     loggers: Sequence[str | Logger] = (),
     **fields,
 ) -> TrainResult:
-    """Trains one team per seed, all seeds in one compiled program, spread over as many devices as divide them.
+    """Trains one team per seed, all seeds in one compiled program, spread over the devices of this process.
 
     On a CPU, call `marl_kl.use_all_cpu_cores()` first: otherwise jax sees one device, however many cores there are.
 
@@ -69,6 +69,9 @@ def train(
             run starts from its own checkpoints, and needs `init_from` neither given nor, once there is one, on disk.
         init_which: "last" or "best", as `which` of `marl_kl.load`.
         config: of the algorithm's config class; its defaults if None.
+        devices: at most so many devices: seeds are spread over them first, and where devices are left, each seed's
+            environments, whose sums are then taken over devices and round in another order. None: as many as divide
+            the seeds.
         progress: "auto", "plain" or "none".
         loggers: further destinations of the metrics during the run: "tensorboard", "wandb", "mlflow", or your own
             functions (`marl_kl.training.loggers`). With `out`, its `log.jsonl` is always written.
@@ -99,7 +102,8 @@ def train(
         kl_budget=getattr(config, "kl_budget", None),
         mode=progress,
     )
-    run = _Run(env, spec, config, seeds, display, loggers)
+    run = _Run(env, spec, config, seeds, display, loggers, Programs(env, spec, config, len(seeds), devices))
+    display.note(placement(run.programs.mesh, len(seeds)))
     source = warm_start.entries(init_from, init_which)
     if out is None:
         if resume:
@@ -109,7 +113,9 @@ def train(
     is_resumed = resume and run_folder.holds_run(out)
     if is_resumed and not source:
         source = warm_start.recorded(out)
-    document = run_record.record(env.spec, spec.name, config, seeds, array_trees.digest(env.params), **source)
+    document = run_record.record(
+        env.spec, spec.name, config, seeds, array_trees.digest(env.params), used(run.programs.mesh), **source
+    )
     start = None if is_resumed else run.start(source)  # refuses a source before anything is written
     if start is not None:
         run.programs.refuse_large_states(*run.size)
@@ -156,11 +162,7 @@ class _Run:
     seeds: tuple[int, ...]
     display: Progress
     loggers: Mapping[str, Logger]
-
-    @functools.cached_property
-    def programs(self) -> Programs:
-        """Of all seeds; not compiled yet."""
-        return Programs(self.env, self.algorithm, self.config, len(self.seeds))
+    programs: Programs
 
     def shard(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> Shard:
         trials = tuple(Trial(0, seed, self.config) for seed in self.seeds)
@@ -205,7 +207,7 @@ class _Run:
             # those on disk may hold updates that the checkpoint does not
             tables.write(snapshot.metrics, snapshot.evaluation, snapshot.wall_time_s)
         stream = {} if shard.folder is None else {STREAM: JsonLines}
-        with Log({**stream, **self.loggers}, self._about(shard)) as log, devices.out_of_memory_as_one_line(*self.size):
+        with Log({**stream, **self.loggers}, self._about(shard)) as log, out_of_memory_as_one_line(*self.size):
             follow(snapshot)
             if shard.is_complete(snapshot):
                 return snapshot
@@ -224,7 +226,7 @@ class _Run:
         programs = self.programs
         programs.refuse_large_states(*self.size)
         programs.compile()
-        devices.refuse_too_large(programs.bytes_per_run * len(self.seeds), programs.mesh, *self.size)
+        refuse_too_large(programs.bytes_per_run * len(self.seeds), programs.mesh, *self.size)
         return programs, snapshot._replace(timing=snapshot.timing.since(begin, "compile"))
 
     @property

@@ -82,12 +82,12 @@ class ShardLoop:
         programs, now = self.programs, self.now
         self._traced_fields = programs.traced_fields([trial.config for trial in self.shard.padded])
         if now.update:
-            state = programs.shard(self._restored(now))
+            state = programs.shard_state(self._restored(now))
         else:
             state = jax.block_until_ready(programs.init(self._traced_fields, programs.keys(self._seeds)))
             if now.state:  # the learners of a warm start
                 leaves = array_trees.flatten_tree(state) | now.state
-                state = programs.shard(array_trees.restore_tree(programs.shapes, leaves, "init_from"))
+                state = programs.shard_state(array_trees.restore_tree(programs.shapes, leaves, "init_from"))
         # known here: older checkpoints lack the one, and the other may be larger than when the run began
         counts = {"updates": np.int32(now.update), "num_updates": np.float32(self.shard.config.num_updates)}
         counts = {name: np.repeat(count, len(self._seeds)) for name, count in counts.items()}

@@ -35,7 +35,7 @@ def sampled(kind, shared, recurrent):
     actor, moments = make_actor(env.spec, config), init_obs_moments(env.spec, config)
 
     def feed_forward(inputs, done, memory, *others):
-        return [jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1) for x in (inputs, *others)]
+        return [jnp.swapaxes(sequences.rows(x), 0, 1) for x in (inputs, *others)]
 
     def through_time(inputs, done, memory, *others):
         seen = jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, done, memory)

@@ -31,10 +31,10 @@ def problem(spec, config, seed=0):
 
 @pytest.mark.parametrize("rows", [NUM_ENVS, NUM_ENVS * LENGTH])
 def test_an_environment_is_in_one_half(rows):
-    env = np.arange(rows) % NUM_ENVS
-    split = halves({"env": jnp.asarray(env), "row": jnp.arange(2 * rows).reshape(rows, 2)}, NUM_ENVS)
+    env = np.arange(rows) // (rows // NUM_ENVS)
+    split = halves({"env": jnp.asarray(env), "row": jnp.arange(2 * rows).reshape(rows, 2)})
     np.testing.assert_array_equal(split["env"] >= NUM_ENVS // 2, np.repeat([[False], [True]], rows // 2, axis=1))
-    np.testing.assert_array_equal(merged(split["row"], NUM_ENVS), np.arange(2 * rows).reshape(rows, 2))
+    np.testing.assert_array_equal(merged(split["row"]), np.arange(2 * rows).reshape(rows, 2))
 
 
 @pytest.mark.slow
@@ -44,10 +44,10 @@ def test_a_fit_is_two_plain_fits(float64):
     config = TrustRegionConfig(hidden_sizes=(5,), cg_iters=100, cg_tol=1e-24)
     actor, params, batch = problem(spec, config)
     subset = jnp.arange(0, batch.weight.size // 2, 2)
-    split = halves(batch, NUM_ENVS)._replace(subset=subset)
+    split = halves(batch)._replace(subset=subset)
     fit = jitted.cross_fit(actor, config, params, split)
 
-    first = np.arange(batch.weight.size) % NUM_ENVS < NUM_ENVS // 2
+    first = np.arange(batch.weight.size) < batch.weight.size // 2
     parts = [jax.tree.map(lambda leaf: leaf[rows], batch)._replace(subset=subset) for rows in (first, ~first)]
     plain = [jitted.propose(actor, config, params, part) for part in parts]
     theta, unravel = ravel_pytree(params)
@@ -73,7 +73,7 @@ def test_a_fit_is_two_plain_fits(float64):
     np.testing.assert_allclose(fit.in_sample, (g[0] @ x[0] + g[1] @ x[1]) / 2, rtol=1e-9)
     np.testing.assert_allclose(fit.signal_fraction, fit.signal / fit.in_sample)
 
-    trial = jitted.held_out_trial(actor, params, split, fit, jnp.asarray(RADIUS), NUM_ENVS)
+    trial = jitted.held_out_trial(actor, params, split, fit, jnp.asarray(RADIUS))
     ratio, divergence = np.zeros(batch.weight.shape), []
     for rows, part, direction, curvature in ((first, parts[0], x[1], 1), (~first, parts[1], x[0], 0)):
         stepped = theta + np.sqrt(2 * RADIUS / fit.held_out_curvature[curvature]) * direction
@@ -117,7 +117,7 @@ def test_signal_is_unbiased_where_the_plain_slope_is_not(float64):
         action = jax.random.choice(key_action, 3, (size,), p=p)
         reward = arms[action] + noise * jax.random.normal(key_noise, (size,))
         batch = AgentBatch(obs, action, mask, reward, None)
-        fit = cross_fit(actor, config, params, halves(batch, NUM_ENVS))
+        fit = cross_fit(actor, config, params, halves(batch))
         return fit.signal, jitted.propose(actor, config, params, batch).slope
 
     def standard_errors_from(expected, values):

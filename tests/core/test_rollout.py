@@ -54,7 +54,6 @@ def test_every_episode_has_a_start_of_its_own():
     env_batch, _ = roll(counting_env(episode_length=6))
     starts = np.asarray(trajectory.state[0, :, 0])
     assert len(set(starts.tolist())) == NUM_ENVS
-    # three environments end together twice: six restarts from a pool of three, each entry handed out in turn
     assert len(set(np.asarray(env_batch.timestep.state[:, 0]).tolist())) == NUM_ENVS
 
 
