@@ -61,7 +61,7 @@ OF_GAMES = {
         "hatrpo": {"num_envs": 64, "rollout_length": 1, "hidden_sizes": (16,), "kl_budget": 0.1},
     },
     SPREAD: {
-        "off": {"num_envs": 16, "rollout_length": 25, "hidden_sizes": (64, 64), "minibatch_size": 1000, "warmup_steps": 10_000,
+        "off": {"num_envs": 16, "rollout_length": 50, "hidden_sizes": (64, 64), "minibatch_size": 1000, "warmup_steps": 10_000,
                 "replay_size": 300_000, "actor_lr": 7e-4, "critic_lr": 7e-4, "max_grad_norm": 10.0, "gamma": 0.95},
         "happo": {"num_envs": 32, "rollout_length": 128, "actor_lr": 1e-3, "actor_minibatches": 4},
         "hatrpo": {"num_envs": 32, "rollout_length": 128},

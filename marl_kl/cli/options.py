@@ -133,13 +133,13 @@ def parse_seeds(text: str) -> int | list[int]:
     return seeds if "," in text else seeds[0] if seeds else 0
 
 
-def parse_env_options(pairs: list[str]) -> dict[str, Any]:
-    """`--env KEY=VALUE` as keyword arguments of `envs.make`."""
+def parse_pairs(pairs: list[str], option: str = "--env", example: str = "backend=spring") -> dict[str, Any]:
+    """KEY=VALUE of an option that takes them as keyword arguments."""
     options = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise ValueError(f"--env {pair}: it must be KEY=VALUE, such as backend=spring")
+            raise ValueError(f"{option} {pair}: it must be KEY=VALUE, such as {example}")
         options[name.strip()] = _literal(text)
     return options
 

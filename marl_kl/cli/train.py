@@ -18,8 +18,8 @@ from marl_kl.cli.options import (
     chosen_out,
     make_env,
     one_line_warnings,
-    parse_env_options,
     parse_field,
+    parse_pairs,
     parse_seeds,
     use_all_cpu_cores,
 )
@@ -138,7 +138,7 @@ def _requested_run(arguments: argparse.Namespace) -> run_file.RunFile:
     }
     return run_file.RunFile(
         env=env,
-        env_options=from_file.env_options | parse_env_options(arguments.env_options),
+        env_options=from_file.env_options | parse_pairs(arguments.env_options),
         algorithm=algorithm,
         seeds=from_file.seeds if arguments.seeds is None else parse_seeds(arguments.seeds),
         config=preset | from_file.config | fields,

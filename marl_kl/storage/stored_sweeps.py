@@ -84,7 +84,7 @@ def learners(path: str | os.PathLike, setting: int, which: str) -> Learners:
             f"there is no folder {shards.FOLDER!r} in {str(path)!r}: of this sweep only tables are left"
         )
     rows = {}
-    for shard in _shards(Path(path), of_sweep):
+    for shard in shards_of(Path(path), of_sweep):
         of_setting = [(row, trial.seed) for row, trial in enumerate(shard.trials) if trial.setting == setting]
         if of_setting:
             now = shard.load()
@@ -133,7 +133,7 @@ def read(out: str | os.PathLike) -> SweepResult:
     settings = _settings(out, record)
     if not (out / shards.FOLDER).exists() and (out / "table.csv").exists():
         return _from_tables(out, record, settings)
-    results = [(shard, shard.load()) for shard in _shards(out, record)]
+    results = [(shard, shard.load()) for shard in shards_of(out, record)]
     spent = Timing(*np.sum([now.timing for _, now in results] or [[0.0] * 3], axis=0).tolist())
     timing = _timing(out, record.document) or spent
     return sweep_results.combine(record.spec, record.algorithm, settings, record.seeds, results, timing, out)
@@ -162,8 +162,8 @@ def _timing(out: Path, document: Mapping[str, Any]) -> Timing | None:
         raise RunFolderError(f"{out / run_record.SWEEP} is damaged: its timing is {document['timing']!r}") from error
 
 
-def _shards(out: Path, record: run_record.RunRecord) -> list[Shard]:
-    """Of the programs that have begun: before that, the size of their shards is open."""
+def shards_of(out: Path, record: run_record.RunRecord) -> list[Shard]:
+    """The shards of the programs that have begun: before that, their size is open."""
     sizes = record.document.get("sizes", {})
     per_round = record.document["samples"] if "search" in record.document else None
     groups = shards.grouped([setting.config for setting in _settings(out, record)], record.seeds, per_round)

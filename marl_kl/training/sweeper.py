@@ -29,6 +29,7 @@ from marl_kl.results import SweepResult, Timing
 from marl_kl.storage import array_trees, run_folder, run_record, shards, sweep_results
 from marl_kl.storage.checkpoints import Snapshot
 from marl_kl.storage.shards import Setting, Shard, Trial
+from marl_kl.training import cluster
 from marl_kl.training.adaptive_search import TPE, Search, make_search
 from marl_kl.training.loggers import Logger, chosen_loggers
 from marl_kl.training.programs import SHARE_OF_MEMORY, Programs
@@ -55,6 +56,7 @@ def sweep(
     resume: bool = False,
     config: Config | None = None,
     runs_at_once: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
     progress: str = "auto",
     loggers: Sequence[str | Logger] = (),
     **fields,
@@ -86,6 +88,10 @@ def sweep(
             `chunk_updates`, `save_interval` and `checkpoints_kept` may differ from before.
         config: what is not swept; the defaults of the algorithm's config class if None.
         runs_at_once: at most so many trials (settings x seeds) run in parallel; None: as many as the free memory holds.
+        slurm: every shard of `runs_at_once` trials (None: all that share a program) is a job of Slurm, or where there is
+            none a process here, with these parameters of submitit's `AutoExecutor` ("timeout_min", "gpus_per_node",
+            "slurm_partition", ...; extra `cluster`). Jobs save, and resume where they were stopped; this process waits for
+            them and writes the tables. Needs `out`, which all jobs must see, and an environment by name or path.
         progress: "auto", "plain" or "none".
         loggers: further destinations of the metrics during the sweep, as for `train`: every setting and seed has its
             own stream, in the group of the sweep; files go to `setting<k>/seed<s>` in `out`. With `out`, its
@@ -98,7 +104,7 @@ def sweep(
 
     Raises:
         ValueError: bad input, reported in one line before anything is compiled.
-        RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written.
+        RunFolderError: `out` is taken, holds another sweep, is in use, is damaged or cannot be written; or jobs failed.
         MemoryError: not even the smallest shard fits into the devices' memory.
         ModuleNotFoundError: a search without Optuna.
     """
@@ -121,6 +127,9 @@ def sweep(
     seeds = seed_numbers(seeds)
     if runs_at_once is not None:
         check_integer("runs_at_once", runs_at_once, 1, hint=", or None for as many as the memory holds")
+    if slurm is not None:
+        _refuse_jobs(env, out)
+        cluster.check(slurm)
     show, loggers = _Show(progress), chosen_loggers(loggers, out is not None)
     swept = (env, spec, plan, seeds, runs_at_once, show)
     if out is None:
@@ -154,12 +163,19 @@ def sweep(
             SweepLogs(loggers, env.spec, spec.name, out.absolute().name, run_id, out) as logs,
             run_folder.status_recorded(out, run_record.SWEEP) as status,
         ):
-            result = _Sweep(*swept, logs, settings, out, document).result()
+            result = _Sweep(*swept, logs, settings, out, document, slurm).result()
             status |= {"failures": result.failures, "timing": result.timing}
             sweep_tables.write(result)
             reporting.finish_sweep(result)
     show.table(result)
     return result
+
+
+def _refuse_jobs(env: Env, out: str | PathLike | None) -> None:
+    if out is None:
+        raise ValueError("slurm is given, but no out: the folder through which jobs and this process work together")
+    if env.spec.options is None:
+        raise ValueError(f"slurm is given, but jobs cannot make the environment '{env.spec.name}'; {cluster.OWN_ENV}")
 
 
 def _resume(out: Path, document: dict[str, Any]) -> None:
@@ -220,10 +236,11 @@ class _Sweep:
     def __init__(
         self, env, algorithm, search: Search | None, seeds, runs_at_once, show: _Show, logs: SweepLogs,
         settings: tuple[Setting, ...], out: Path | None = None, document: Mapping[str, Any] | None = None,
+        slurm: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.env, self.algorithm, self.search, self.seeds = env, algorithm, search, seeds
         self.runs_at_once, self.show, self.logs = runs_at_once, show, logs
-        self.settings, self.out, self.document = settings, out, document
+        self.settings, self.out, self.document, self.slurm = settings, out, document, slurm
         self._of_search: dict[int, Programs] = {}
         # group -> trials per shard
         self._sizes = {} if out is None else run_record.read_record(out, run_record.SWEEP).document.get("sizes", {})
@@ -264,7 +281,11 @@ class _Sweep:
     def _trained(self, number: int, trials: list[Trial]) -> list[tuple[Shard, Snapshot]]:
         """The shards of group `number`, at their end."""
         size = self._sizes.get(str(number))
-        programs = self._fitting(trials) if size is None else self._programs(trials, size)
+        if size is None and self.slurm is None:
+            programs = self._fitting(trials)
+        else:
+            at_most = self.runs_at_once or len(trials)
+            programs = self._programs(trials, size or shard_size(len(trials), at_most, 1))
         if size is None:
             alike = [number] if self.search is None else range(1, self.search.rounds + 1)
             self._sizes |= {str(group): programs.num_runs for group in alike}
@@ -272,6 +293,8 @@ class _Sweep:
                 run_record.update_record(self.out, run_record.SWEEP, sizes=self._sizes)
         identity = {} if self.document is None else run_record.shard_fingerprint(self.document, number)
         of_program = shards.cut(self.out, number, trials, programs.num_runs, identity)
+        if self.slurm is not None:
+            self._submit(of_program)
         snapshots = [shard.load() for shard in of_program]
         complete = [shard.is_complete(snapshot) for shard, snapshot in zip(of_program, snapshots)]
         if size is not None and not all(complete) and not programs.is_compiled:
@@ -280,6 +303,13 @@ class _Sweep:
             self._compiled(programs)
             self._refuse_too_large(programs, _size_as_before(programs))
         return [(shard, self._finished(shard, programs, now)) for shard, now in zip(of_program, snapshots)]
+
+    def _submit(self, of_program: list[Shard]) -> None:
+        """Trains the shards that are not finished as jobs."""
+        unfinished = [shard for shard in of_program if not shard.is_complete(shard.load())]
+        if unfinished:
+            jobs = [cluster.ShardJob(self.out.absolute(), shard.folder.name) for shard in unfinished]
+            cluster.train(self.slurm, jobs, self.show.line)
 
     def _finished(self, shard: Shard, programs: Programs, now: Snapshot) -> Snapshot:
         """The shard at its end; the time of compiling counts to the first shard that is trained."""

@@ -81,7 +81,7 @@ def test_defaults(trained):
     ],
 )
 def test_env_options_are_literals_or_text(text, value):
-    assert options.parse_env_options([f"key={text}"]) == {"key": value}
+    assert options.parse_pairs([f"key={text}"]) == {"key": value}
 
 
 _BAD = {

@@ -7,6 +7,7 @@ import marl_kl
 from marl_kl.storage import run_record
 from tests.support import many_devices
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm, counts, fields",
