@@ -17,6 +17,12 @@ NAMES_OF_AXES = {
 }  # fmt: skip
 
 
+KINDS_OF_SCALING = {
+    "one": "one seed on one device", "strong": "its environments spread", "weak": "as many more environments",
+    "seeds": "a seed on each device",
+}  # fmt: skip
+
+
 def tables() -> dict[str, str]:
     """Markdown tables by the names that their markers have."""
 
@@ -58,6 +64,11 @@ def tables() -> dict[str, str]:
          _ends([f"{row['bytes'] / 2**20:,.0f}" for row in axis["rows"]]), *_slope(axis, "bytes")]
         for axis in read("growth", "axes")
     ]  # fmt: skip
+    scaling = [
+        [row["backend"], KINDS_OF_SCALING[row["kind"]], row["devices"], row["num_envs"], f"{1e3 * row['seconds']:.0f}",
+         f"{row['efficiency']:.2f}"]
+        for row in read("scaling")
+    ]  # fmt: skip
     head = ("agents, hidden", "same work", "plain", "floor", "defaults", "HATRPO-W", "HATRPO-G", "PyTorch")
     return {
         "updates": _table(head, updates),
@@ -71,6 +82,7 @@ def tables() -> dict[str, str]:
         ),
         "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
         "growth": _table(("axis", "from, to", "update, ms", "exponent", "last", "MiB", "exponent", "last"), growth),
+        "scaling": _table(("backend", "what", "devices", "environments per seed", "update, ms", "efficiency"), scaling),
         "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
     }
 

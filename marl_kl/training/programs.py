@@ -143,6 +143,11 @@ class Programs:
         return jax.tree.map(np.asarray, self._evaluate(keys, learner))
 
     @property
+    def update_hlo(self) -> str:
+        """The compiled updates as XLA's text."""
+        return self._chunk.as_text()
+
+    @property
     def state_bytes(self) -> float:
         """Bytes of one run's train state: known before anything is compiled."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.num_runs

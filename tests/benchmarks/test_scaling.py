@@ -1,0 +1,35 @@
+"""The benchmark of scaling: what it counts, and a row of every case."""
+
+import json
+
+import pytest
+
+from benchmarks import scaling
+
+
+def test_the_bytes_of_sums_are_those_of_their_arrays():
+    hlo = """
+  %a = f32[2,3]{1,0} all-reduce(%x), channel_id=1
+  %b = (f64[4]{0}, pred[]) all-reduce-start(%x, %y), channel_id=2
+  %c = f32[100]{0} add(%x, %all-reduce)
+"""
+    assert scaling.all_reduces(hlo) == [24, 33]
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_on_each_number_of_devices(tmp_path):
+    from tests.support import many_devices
+
+    out = tmp_path / "scaling.json"
+    lines = """
+from benchmarks import scaling
+scaling.marl_kl.use_all_cpu_cores = lambda: None
+arguments = "--env matrix_game --num-envs 8 --samples 64 --repeats 1 --json".split()
+scaling.main([*arguments, sys.argv[1]])"""
+    many_devices.run(2, lines, out)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["kind"], row["devices"], row["num_envs"]) for row in rows] == [
+        ("one", 1, 8), ("strong", 2, 8), ("weak", 2, 16), ("seeds", 2, 8),
+    ]  # fmt: skip
+    sums = {row["kind"]: row["sums"] for row in rows}
+    assert sums["one"] == sums["seeds"] == 0 < sums["strong"] and all(row["seconds"] > 0 for row in rows)
