@@ -34,9 +34,8 @@ class ShardJob(NamedTuple):
 
     def __call__(self) -> None:
         record = run_record.read_record(self.out, run_record.SWEEP)
-        if (
-            run_record.last_session(record.document)["device"]["count"] > 1
-        ):  # as where it was submitted, for the same bits
+        # devices as where it was submitted, for the same bits
+        if run_record.last_session(record.document)["device"]["count"] > 1:
             marl_kl.use_all_cpu_cores()
         marl_kl.use_compilation_cache()
         shard = next(shard for shard in stored_sweeps.shards_of(self.out, record) if self._folder == shard.folder)
@@ -134,10 +133,14 @@ def train(parameters: Mapping[str, Any], jobs: Sequence[ShardJob], tell: Callabl
 
 def _failure(job: Any) -> str | None:
     """Waits for the job's end; why it failed, in one line, or None."""
-    from submitit.core.utils import UncompletedJobError
+    error = job.exception()
+    if error is None:
+        return None
+    if not job.paths.result_pickle.exists():
+        return f"it ended without a result, state {job.state}"
+    # submitit frames the job's traceback, whose last line says what was wrong
+    trace = str(error).split(_FRAME)[1]
+    return trace.strip().splitlines()[-1]
 
-    try:
-        error = job.exception()
-    except UncompletedJobError as lost:
-        return f"ended without a result, {job.state}: {first_line(lost)}"
-    return None if error is None else str(error).strip().splitlines()[-1]
+
+_FRAME = "\n----------------------\n"

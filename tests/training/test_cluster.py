@@ -12,6 +12,7 @@ import pytest
 
 import envs
 import marl_kl
+from marl_kl.storage import folder_lock
 from marl_kl.storage.files import RunFolderError
 from marl_kl.training import cluster
 from tests.support.counting_env import counting_env
@@ -50,11 +51,14 @@ def test_six_shards_of_which_two_are_killed_give_the_table_of_a_local_sweep(tmp_
     hunter = threading.Thread(target=_kill_when_saved, args=(victims, killed))
     hunter.start()
     with pytest.raises(
-        RunFolderError, match=r"2 of 6 shards failed: 1-2 \(.*\), 1-5 \(.*\); resume the sweep"
+        RunFolderError,
+        match=r"2 of 6 shards failed: 1-2 \(it ended without a result, .*\), 1-5 \(it .*\); resume the sweep",
     ) as error:
         train(out, slurm={"timeout_min": 20})
     hunter.join()
     assert sorted(killed) == ["1-2", "1-5"] and "\n" not in str(error.value)
+    with folder_lock.locked(victims[0]), pytest.raises(RunFolderError, match=r"1 of 2 shards failed: 1-2 \(.*in use"):
+        train(out, slurm={}, resume=True)
     swept = train(out, slurm={}, resume=True)
     for name, values in plain.metrics.items():
         np.testing.assert_array_equal(values, swept.metrics[name], err_msg=name)
