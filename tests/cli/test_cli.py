@@ -48,6 +48,7 @@ def test_only_the_given_options_are_passed_to_train(trained, tmp_path):
         "loggers": [],
         "init_from": None,
         "init_which": "last",
+        "devices": None,
         "total_env_steps": 2e6,
         "kl_budget": 0.1,
         "hidden_sizes": (64, 32),
@@ -62,7 +63,7 @@ def test_defaults(trained):
     ((_, algorithm, options),) = trained
     assert algorithm == "hatrpo_w" and options["seeds"] == [3, 5, 8] and options["progress"] == "auto"
     assert str(options["out"]).startswith("runs/matrix_game-hatrpo_w-2")
-    assert set(options) == {"seeds", "out", "progress", "loggers", "init_from", "init_which"}
+    assert set(options) == {"seeds", "out", "progress", "loggers", "init_from", "init_which", "devices"}
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_the_batch_says_who_lived_when_the_action_was_chosen():
     trajectory, batch, moments = play(jax.random.key(0))
     t = trajectory.obs[..., 0, 1]
     np.testing.assert_array_equal(trajectory.alive[..., 1], t < 2)
-    np.testing.assert_array_equal(batch.alive, [np.ones(24, bool), (t < 2).ravel()])
+    np.testing.assert_array_equal(batch.alive, [np.ones(24, bool), (t < 2).T.ravel()])
     np.testing.assert_allclose(moments.mean[:, 1], [np.mean(t), np.mean(t[t < 2])], rtol=1e-6)
 
 

@@ -122,8 +122,8 @@ def test_the_command_line_knows_them(monkeypatch, tmp_path, capsys):
     file.write_text('env = "hopper_3x1"\nalgorithm = "hatrpo"\n[config]\ngamma = 0.9\ncg_damping = 0.3\n')
     assert main.main(["train", "Ant-v2-4x2", *words, "--config", str(file), "--out", str(tmp_path / "run")]) == 0
     assert calls == [
-        {"seeds": 1, "out": tmp_path / "run", "progress": "auto", "loggers": [], "init_from": None, "init_which": "last", "gamma": 0.9, "gae_lambda": 0.9,
-         "eval_episodes": 8, "eval_interval": 10, "cg_damping": 0.5, "total_env_steps": 400_000}
+        {"seeds": 1, "out": tmp_path / "run", "progress": "auto", "loggers": [], "init_from": None, "init_which": "last", "devices": None, "gamma": 0.9,
+         "gae_lambda": 0.9, "eval_episodes": 8, "eval_interval": 10, "cg_damping": 0.5, "total_env_steps": 400_000}
     ]  # fmt: skip
     assert main.main(["presets"]) == 0
     said = capsys.readouterr().out

@@ -58,6 +58,7 @@ def test_the_fields_of_the_file_are_passed_to_train(trained, tmp_path):
         "seeds": [3, 5],
         "progress": "none",
         "loggers": [],
+        "devices": None,
         "init_from": None,
         "init_which": "last",
         "hidden_sizes": [8, 4],

@@ -58,6 +58,7 @@ def test_the_fields_of_the_file_are_passed_to_sweep(calls, tmp_path, capsys):
     random = {name: distribution.text for name, distribution in options.pop("random").items()}
     assert random == {"kl_budget": "log_uniform(0.01, 0.3)", "activation": "choice(['tanh', 'relu'])"}
     assert options == {
+        "slurm": None,
         "seeds": [3, 5],
         "samples": 4,
         "grid": {"hidden_sizes": [[8], [4, 4]]},

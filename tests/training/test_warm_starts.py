@@ -9,7 +9,7 @@ import marl_kl
 from marl_kl.cli import main, show
 from marl_kl.storage import array_trees, checkpoints, run_record
 from marl_kl.storage.run_folder import RunFolderError
-from marl_kl.training import runner, warm_start
+from marl_kl.training import warm_start
 from marl_kl.training.programs import Programs
 from marl_kl.training.shard_loop import ShardLoop
 from tests.support import random_run, small_run
@@ -104,7 +104,7 @@ def test_a_source_of_one_seed_starts_all(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(source, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr(runner, "Programs", None)
+    monkeypatch.setattr(Programs, "compile", None)
     with pytest.raises(ValueError, match=message) as error:
         train(tmp_path / "new", **{"seeds": 2, "init_from": source, **options})
     assert "\n" not in str(error.value)
