@@ -177,11 +177,12 @@ def make_batch(actor: Actor, state: TrainState, trajectory: Trajectory, advantag
     def agent_major(x):
         return jnp.moveaxis(sequences.batch_major(x), 2, 0)
 
-    advantage = jnp.broadcast_to(standardized.reshape(advantage.shape), (*advantage.shape[:2], num_agents))
+    num_steps, num_envs, num_values = advantage.shape
+    standardized = standardized.reshape(num_envs, num_steps, num_values)
     return Batch(
         jax.vmap(sequences.from_rollout, (2, None, 0))(inputs, trajectory.done, state.env_batch.hidden),
         agent_major(trajectory.action),
         agent_major(trajectory.action_mask),
-        agent_major(advantage),
+        jnp.broadcast_to(jnp.moveaxis(standardized, 2, 0), (num_agents, num_envs, num_steps)),
         None if alive is None else agent_major(alive),
     )

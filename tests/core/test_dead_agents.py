@@ -39,16 +39,23 @@ def assert_same(a, b, atol=1e-9):
 
 
 def with_dead_steps(batch, axis):
-    """`batch` with copies of its first steps after it, made absurd, in which all agents are dead."""
-    absurd = {"obs": lambda x: 3 - 5 * x, "action": lambda x: x[::-1], "advantage": lambda x: 50 - 9 * x}
+    """`batch` with copies of some of its steps, made absurd, in which all agents are dead."""
+    absurd = {
+        "obs": lambda x: 3 - 5 * x, "action": lambda x: x[::-1], "advantage": lambda x: 50 - 9 * x,
+        "alive": jnp.zeros_like,
+    }  # fmt: skip
 
     def grown(name, leaf):
-        extra = jax.lax.slice_in_dim(leaf, 0, DEAD_STEPS if axis == 1 else 3, axis=axis)
-        return jnp.concatenate([leaf, absurd.get(name, lambda x: x)(extra)], axis=axis)
+        if axis == 2:
+            extra = jax.lax.slice_in_dim(leaf, 0, 3, axis=axis)
+            return jnp.concatenate([leaf, absurd.get(name, lambda x: x)(extra)], axis=axis)
+        # as many in the first half of the environments as in the second
+        halves = jnp.split(leaf, 2, axis=1)
+        extra = [absurd.get(name, lambda x: x)(half[:, : DEAD_STEPS // 2]) for half in halves]
+        return jnp.concatenate([halves[0], extra[0], halves[1], extra[1]], axis=1)
 
     others = {name: grown(name, getattr(batch, name)) for name in ("action", "action_mask", "advantage")}
-    steps = jnp.arange(others["advantage"].shape[axis]) < batch.advantage.shape[axis]
-    alive = jnp.broadcast_to(steps if axis == 2 else steps[None], others["advantage"].shape)
+    alive = grown("alive", jnp.ones(batch.advantage.shape, bool))
     if axis == 1:
         return Batch(grown("obs", batch.obs), **others, alive=alive)
     obs = batch.obs._replace(inputs=grown("obs", batch.obs.inputs), resets=grown("resets", batch.obs.resets))

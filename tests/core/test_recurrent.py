@@ -348,6 +348,25 @@ def test_a_recurrent_critic_remembers_the_first_observation():
     assert critics.explained_variance(value, target) > 0.95
 
 
+def test_the_advantages_of_a_batch_are_those_of_its_steps():
+    """Observations, actions and advantages [N, E, T] of a rollout [T, E]: each advantage tells its step and environment."""
+    config = marl_kl.TrustRegionConfig(
+        recurrent=True, num_envs=3, rollout_length=4, hidden_sizes=(4,), recurrent_size=4
+    )
+    env, key = recall_env(), jax.random.key(0)
+    train, actor = make_train(env, "hatrpo", config), make_actor(env.spec, config)
+    state = jax.jit(train.init)(key)
+    learner = state.learner
+    _, trajectory = jax.jit(rollout.rollout, static_argnums=(1, 2, 6))(
+        key, env, actor, learner.actors, learner.obs_moments, state.env_batch, 4
+    )
+    advantage = jnp.arange(12.0).reshape(4, 3, 1)
+    batch = on_policy.make_batch(actor, state, trajectory, advantage, 2)
+    expected = (advantage[..., 0].T - 5.5) / np.std(np.arange(12))
+    np.testing.assert_allclose(batch.advantage, np.stack([expected, expected]), rtol=1e-5)
+    np.testing.assert_array_equal(batch.action, jnp.moveaxis(trajectory.action, (0, 1, 2), (2, 1, 0)))
+
+
 @functools.cache
 def compiled(name, **fields):
     """init and update of three seeds on the recall task."""
