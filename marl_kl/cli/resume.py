@@ -47,7 +47,8 @@ def _resume(arguments: argparse.Namespace) -> int:
     env = rebuild_env(record, out, f"resume it from Python: {call}")
     return train_and_exit_code(
         env, record.algorithm, seeds=record.seeds, config=config, out=out, resume=True,
-        devices=arguments.devices or _devices_of(record), progress=arguments.progress, loggers=arguments.log,
+        devices=_devices_of(record) if arguments.devices is None else arguments.devices,
+        progress=arguments.progress, loggers=arguments.log,
     )  # fmt: skip
 
 

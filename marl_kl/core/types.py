@@ -12,8 +12,8 @@ The parameters of all agents are one pytree whose leaves have a leading network 
 agents with smaller observation or action spaces are zero and stay zero. G is 1 if all agents share one network, else N.
 
 A batch has *sample axes*. The first of them indexes *rows*, which may be subsampled, shuffled and pooled over agents.
-Feed-forward networks: sample axes [B], a row is one sample; those of an environment are together. Recurrent networks: [E, T], a row is the whole rollout of
-one environment.
+Feed-forward networks: sample axes [B], a row is one sample; those of an environment are together. Recurrent networks:
+[E, T], a row is the whole rollout of one environment.
 """
 
 from __future__ import annotations

@@ -47,14 +47,7 @@ class ShardJob(NamedTuple):
             programs = Programs(
                 rebuild_env(record, self.out, OWN_ENV), record.algorithm, shard.config, len(shard.padded)
             )
-            display = Progress(
-                total_updates=shard.config.num_updates,
-                env_steps_per_update=shard.config.batch_size,
-                num_seeds=len(shard.trials),
-                mode="plain",
-            )
-            display.start_at(now.update)
-            with display:
+            with Progress.of_shard(shard, now.update, "plain") as display:
                 display.phase("compiling")
                 programs.compile()
                 ShardLoop(shard, programs, now, display, lambda snapshot: None).run()

@@ -34,9 +34,8 @@ class Programs:
     """The programs of R trials with the same static fields, each with its own seed and traced fields.
 
     Every leading axis is the trial's, sharded over the devices of `mesh`, as are the environments of a trial if the mesh
-    has an axis for them. Nothing is traced before it is needed, and
-    each program is traced once, whatever the traced fields. While `devices.is_debugging` none is compiled ahead, so that
-    jax can run it operation by operation.
+    has an axis for them. Nothing is traced before it is needed, and each program is traced once, whatever the traced
+    fields. While `devices.is_debugging` none is compiled ahead, so that jax can run it operation by operation.
 
     Args:
         env: the environment of all runs.

@@ -16,6 +16,7 @@ from rich.text import Text
 from marl_kl import devices
 from marl_kl.analysis.decoration import decoration
 from marl_kl.analysis.text_tables import duration_text
+from marl_kl.storage.shards import Shard
 
 Mode = Literal["auto", "plain", "none"]
 
@@ -82,6 +83,20 @@ class Progress:
         self._latest: dict[str, str] = {}
         self._last_line = -np.inf
         self._note = ""
+
+    @classmethod
+    def of_shard(cls, shard: Shard, update: int, mode: Mode) -> Progress:
+        """Of a sweep's shard that has made `update` updates."""
+        budgets = {getattr(trial.config, "kl_budget", None) for trial in shard.trials}
+        progress = cls(
+            total_updates=shard.config.num_updates,
+            env_steps_per_update=shard.config.batch_size,
+            num_seeds=len(shard.trials),
+            kl_budget=budgets.pop() if len(budgets) == 1 else None,
+            mode=mode,
+        )
+        progress.start_at(update)
+        return progress
 
     def __enter__(self) -> Progress:
         self._phase_since = self._clock()

@@ -207,19 +207,6 @@ class _Show:
             with decoration("line on the terminal"):
                 Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
-    def progress(self, shard: Shard, update: int) -> Progress:
-        """Of a shard that has made `update` updates."""
-        budgets = {getattr(trial.config, "kl_budget", None) for trial in shard.trials}
-        progress = Progress(
-            total_updates=shard.config.num_updates,
-            env_steps_per_update=shard.config.batch_size,
-            num_seeds=len(shard.trials),
-            kl_budget=budgets.pop() if len(budgets) == 1 else None,
-            mode=self.mode,
-        )
-        progress.start_at(update)
-        return progress
-
     def table(self, result: SweepResult) -> None:
         if self.mode != "none":
             with decoration("table on the terminal"):
@@ -318,7 +305,7 @@ class _Sweep:
             if not shard.is_complete(now):
                 now = now._replace(timing=now.timing._replace(compile=now.timing.compile + self._compiling))
                 self._compiling = 0.0
-                display = self.show.progress(shard, now.update)
+                display = Progress.of_shard(shard, now.update, self.show.mode)
                 with display, devices.out_of_memory_as_one_line(*_size_of(programs)):
                     now = ShardLoop(shard, programs, now, display, follow).run()
         self._timing = Timing(*map(sum, zip(self._timing, now.timing)))
