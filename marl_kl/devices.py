@@ -1,7 +1,8 @@
 """Devices, GPUs or CPU cores: what is spread over them, their memory, and their compiled programs.
 
 The seed axis comes first, which in a sweep holds settings x seeds: devices do not communicate during training. Where devices
-are left, `partition.ENV_AXIS` divides the environments of each run.
+are left, `partition.ENV_AXIS` divides the environments of each run. A run in several processes (`marl_kl.processes`) is spread
+over the devices of all of them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from platform import machine
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from marl_kl import processes
 from marl_kl.core.partition import ENV_AXIS
 
 CompilerOptions = tuple[tuple[str, bool | int], ...]
@@ -74,54 +77,88 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def seed_mesh(num_seeds: int) -> Mesh:
-    """As many local devices as divide `num_seeds`."""
-    return run_mesh(num_seeds, 1, len(jax.local_devices()))
+    """As many devices of this process as divide `num_seeds`."""
+    return _mesh(jax.local_devices(), *_shape(num_seeds, 1, len(jax.local_devices()), 1))
 
 
-def run_mesh(num_seeds: int, num_envs: int, count: int) -> Mesh:
-    """At most `count` local devices, as many as can be used: seeds are spread first, then each seed's environments.
+def run_mesh(num_seeds: int, num_envs: int, count: int | None = None) -> Mesh:
+    """At most `count` devices, as many as can be used: seeds are spread first, then each seed's environments.
 
-    The mesh has `ENV_AXIS` only if environments are spread.
+    Of several processes each gives as many. The mesh has `ENV_AXIS` only if environments are spread.
+
+    Args:
+        num_seeds: in a sweep, settings x seeds. num_envs: of each, that can be spread.
+        count: None: as many as divide the seeds; of several processes all.
 
     Raises:
-        ValueError: there are fewer devices.
+        ValueError: there are fewer devices, or they cannot be divided among the processes.
     """
-    devices = jax.local_devices()
-    if not 1 <= count <= len(devices):
-        kind = devices[0].platform
-        raise ValueError(f"devices={count}; it must be from 1 to {len(devices)}, the {kind} devices of this process")
+    if count is None and not processes.are_many():
+        return seed_mesh(num_seeds)
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    num_processes, of_each = len(by_process), min(map(len, by_process.values()))
+    most = num_processes * of_each
+    if count is not None and not num_processes <= count <= most:
+        whose = "the processes" if num_processes > 1 else "this process"
+        raise ValueError(
+            f"devices={count}; it must be from {num_processes} to {most}, the {jax.devices()[0].platform} devices of {whose}"
+        )
+    shape = _shape(num_seeds, num_envs, most if count is None else count, num_processes)
+    used = math.prod(shape) // num_processes
+    return _mesh([device for own in by_process.values() for device in own[:used]], *shape)
+
+
+def _shape(num_seeds: int, num_envs: int, count: int, multiple_of: int) -> tuple[int, int]:
+    """Parts of the seeds, and of the environments of each seed: at most `count` devices, a multiple of `multiple_of`."""
     over_envs = [n for n in range(1, count + 1) if num_envs % n == 0]
-    shapes = [(n, m) for n in range(1, count + 1) if num_seeds % n == 0 for m in over_envs if n * m <= count]
-    shape = max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
-    grid = np.asarray(devices[: shape[0] * shape[1]]).reshape(shape)
-    if shape[1] == 1:
+    over_seeds = [n for n in range(1, count + 1) if num_seeds % n == 0]
+    shapes = [(n, m) for n in over_seeds for m in over_envs if n * m <= count and n * m % multiple_of == 0]
+    if not shapes:
+        spread = "off-policy algorithms spread seeds only" if num_envs == 1 else f"num_envs={num_envs}"
+        raise ValueError(
+            f"seeds={num_seeds} cannot be divided among {multiple_of} processes, nor each seed's environments ({spread})"
+        )
+    return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
+
+
+def _mesh(devices: Sequence[jax.Device], over_seeds: int, over_envs: int) -> Mesh:
+    grid = np.asarray(devices[: over_seeds * over_envs]).reshape(over_seeds, over_envs)
+    if over_envs == 1:
         return Mesh(grid[:, 0], (SEED_AXIS,))
     return Mesh(grid, (SEED_AXIS, ENV_AXIS))
 
 
 def used(mesh: Mesh) -> dict[str, int]:
-    """used: devices of the mesh. per_seed: how many share the environments of one seed."""
-    return {"used": mesh.size, "per_seed": mesh.shape.get(ENV_AXIS, 1)}
+    """used: devices of the mesh. per_seed: how many share the environments of one seed. processes: whose devices."""
+    return {"used": mesh.size, "per_seed": mesh.shape.get(ENV_AXIS, 1), "processes": jax.process_count()}
 
 
 def placement(mesh: Mesh, num_seeds: int) -> str:
     """What is where, in one line; empty if there is only one device."""
-    count = len(jax.local_devices())
+    count = jax.device_count()
     if count == 1:
         return ""
     seeds, parts = mesh.shape[SEED_AXIS], used(mesh)["per_seed"]
     each = f"{num_seeds // seeds} seed{'' if num_seeds == seeds else 's'}"
-    share = f"{mesh.size} of {count} devices: {each}"
+    whose = f" in {jax.process_count()} processes" if processes.are_many() else ""
+    share = f"{mesh.size} of {count} devices{whose}: {each}"
     if parts == 1:
         return f"{share}{'' if seeds == 1 else ' on each'}"
     return f"{share} on {'all' if seeds == 1 else f'each {parts}'}, with a part of the environments on each device"
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-    """Memory that the devices of `mesh` still have, all together; None if the backend does not report it."""
-    if mesh.devices.flat[0].platform == "cpu":
-        return _free_host_bytes()
-    counts = [device.memory_stats() or {} for device in mesh.devices.flat]
+    """Memory that the devices of `mesh` still have, all together; None if the backend does not report it.
+
+    Other processes are taken to have as much as this one.
+    """
+    own = mesh.local_devices
+    if own[0].platform == "cpu":
+        free = _free_host_bytes()
+        return None if free is None else free * (mesh.size // len(own))
+    counts = [device.memory_stats() or {} for device in own]
     if not all("bytes_limit" in count for count in counts):
         return None
     return mesh.size * min(count["bytes_limit"] - count.get("bytes_in_use", 0) for count in counts)
@@ -233,8 +270,24 @@ def _gibibytes(num_bytes: float) -> str:
 
 
 def shard(tree: Any, mesh: Mesh, specs: Any = SEEDS) -> Any:
-    """Arrays with a leading seed axis, spread over the mesh; specs: a prefix of the tree."""
-    return jax.device_put(tree, _shardings(mesh, specs))
+    """Arrays with a leading seed axis, spread over the mesh; specs: a prefix of the tree.
+
+    Of arrays on the host each process has the whole, and takes its part.
+    """
+    shardings = _shardings(mesh, specs)
+    if mesh.is_multi_process:
+        return jax.tree.map(lambda sharding, of_spec: _placed(of_spec, sharding), shardings, tree)
+    return jax.device_put(tree, shardings)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    # device_put would first compare the arrays of all processes
+    def placed(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index], dtype=leaf.dtype)
+
+    return jax.tree.map(placed, tree)
 
 
 def _shardings(mesh: Mesh, specs: Any) -> Any:

@@ -11,12 +11,14 @@ import difflib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 import marl_kl
+from marl_kl import processes
 from marl_kl.cli import compare, completion, evaluate, listing, render, report, resume, show, sweep, train
 from marl_kl.cli.ctrl_c import end_on_second_interrupt
 from marl_kl.core import algorithms
@@ -45,12 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         marl_kl.use_compilation_cache()
         with end_on_second_interrupt():
             return arguments.command(arguments)
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
-        is_fault = isinstance(error, ModuleNotFoundError) and error.name is not None
-        if is_fault or len(str(error).splitlines()) > 1:
-            raise  # a bug: keep its traceback
-        print(f"marl-kl: {error}", file=sys.stderr)
+    except Exception as error:
+        is_bug = _is_bug(error)
+        if is_bug and not processes.are_many():
+            raise
+        print(
+            "".join(traceback.format_exception(error)) if is_bug else f"marl-kl: {error}", file=sys.stderr, flush=True
+        )
+        if processes.are_many():
+            os._exit(1 if is_bug else 2)  # jax would wait for the other processes, which wait for this one
         return 2
+
+
+def _is_bug(error: Exception) -> bool:
+    """Whether its traceback is needed; the others are one-line messages to the user."""
+    is_own = isinstance(error, ModuleNotFoundError) and error.name is not None
+    is_message = isinstance(error, (ValueError, OSError, MemoryError, ModuleNotFoundError)) and not is_own
+    return not is_message or len(str(error).splitlines()) > 1
 
 
 class _Parser(argparse.ArgumentParser):

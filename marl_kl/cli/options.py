@@ -21,6 +21,7 @@ import envs
 import marl_kl
 from envs.base import Env
 from envs.validation import first_line
+from marl_kl import processes
 from marl_kl.storage import run_folder, run_record
 from marl_kl.storage.files import one_line_error
 from marl_kl.training import loggers
@@ -162,8 +163,9 @@ def chosen_out(
         return
     name = f"{re.sub('[/:]', '-', f'{env_name}-{algorithm}')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    out = next(folder for name in names if _is_made(folder := Path(parent) / name))
-    if announce:
+    folders = (Path(parent) / name for name in names)
+    out = Path(processes.from_first(lambda: str(next(folder for folder in folders if _is_made(folder)))))
+    if announce and processes.is_first():
         print(out)
     try:
         yield out
@@ -214,8 +216,9 @@ def one_line_warnings():
 
     def show_line(message, category, *location, **options):
         if issubclass(category, run_folder.RunWarning):
-            with contextlib.suppress(OSError):  # standard error may be closed
-                print(f"marl-kl: {message}", file=sys.stderr)
+            if processes.is_first():
+                with contextlib.suppress(OSError):  # standard error may be closed
+                    print(f"marl-kl: {message}", file=sys.stderr)
         else:
             show(message, category, *location, **options)
 

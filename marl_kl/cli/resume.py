@@ -8,7 +8,15 @@ from pathlib import Path
 
 import jax
 
-from marl_kl.cli.options import add_command, add_devices, add_log, add_progress, parse_field, use_devices_of
+from marl_kl.cli import joining
+from marl_kl.cli.options import (
+    add_command,
+    add_devices,
+    add_log,
+    add_progress,
+    parse_field,
+    use_devices_of,
+)
 from marl_kl.cli.train import train_and_exit_code
 from marl_kl.storage import run_folder, run_record
 
@@ -16,10 +24,9 @@ from marl_kl.storage import run_folder, run_record
 def add_resume(commands) -> None:
     """Adds `marl-kl resume`."""
     text = "resume a run from its newest checkpoint, with the result of an uninterrupted run"
-    parser = add_command(
-        commands, _resume, "resume RUN [--total-env-steps N] [--devices N] [--log NAME ...] [--progress MODE]", text,
-        ". Environment, algorithm, config and seeds are those of the run.",
-    )  # fmt: skip
+    usage = f"resume RUN [--total-env-steps N] [--devices N] [--log NAME ...] [--progress MODE] {joining.USAGE}"
+    more = ". Environment, algorithm, config and seeds are those of the run."
+    parser = add_command(commands, _resume, usage, text, more)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of an interrupted or finished run")
     parser.add_argument(
         "--total-env-steps",
@@ -27,6 +34,7 @@ def add_resume(commands) -> None:
         help="env steps per seed in total, to extend the run (default: those of the run)",
     )
     add_devices(parser, "those of the run, if they are here")
+    joining.add_processes(parser)
     add_log(parser)
     add_progress(parser)
 
@@ -43,6 +51,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         field = next(f for f in dataclasses.fields(config) if f.name == "total_env_steps")
         config = config.replace(total_env_steps=parse_field(field, arguments.total_env_steps))
     use_devices_of(record)
+    joining.join(arguments)
     call = f"marl_kl.train(env, {record.algorithm!r}, ..., out={str(out)!r}, resume=True)"
     env = rebuild_env(record, out, f"resume it from Python: {call}")
     return train_and_exit_code(
@@ -56,4 +65,5 @@ def _devices_of(record: run_record.RunRecord) -> int | None:
     """How many devices shared the environments of the seeds, if there are as many here; None if they did not."""
     device = run_record.last_session(record.document)["device"]
     used = device.get("used", 1)
-    return used if device.get("per_seed", 1) > 1 and used <= jax.local_device_count() else None
+    is_spread, is_here = device.get("per_seed", 1) > 1, used <= jax.device_count() and used % jax.process_count() == 0
+    return used if is_spread and is_here else None

@@ -10,6 +10,7 @@ from pathlib import Path
 import marl_kl
 from envs.base import Env
 from envs.bodies import scenarios
+from marl_kl.cli import joining
 from marl_kl.cli.options import (
     add_devices,
     add_field,
@@ -43,7 +44,8 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
     parser = commands.add_parser(
         "train",
         usage="marl-kl train [ENV] [--config FILE] [--preset NAME] [--algorithm NAME] [--seeds N] [--out FOLDER] "
-        "[--env KEY=VALUE ...] [--init-from RUN] [--devices N] [--log NAME ...] [config options]",
+        "[--env KEY=VALUE ...] [--init-from RUN] [--devices N] [--log NAME ...] "
+        f"{joining.USAGE} [config options]",
         help="train and write metrics, figures and the learned policies to a folder",
         description=f"Trains independent policies per seed. The options below are those of --algorithm {algorithm.name}.",
         epilog=EXAMPLE,
@@ -91,6 +93,7 @@ def add_train(commands, algorithm: algorithms.AlgorithmSpec) -> None:
         help="of that run, the learners of the newest checkpoint or the best evaluated ones (default: last)",
     )
     add_devices(parser, "as many as divide the seeds")
+    joining.add_processes(parser)
     add_log(parser)
     add_progress(parser)
     shared = {field.name for field in dataclasses.fields(Config)}
@@ -147,8 +150,9 @@ def _requested_run(arguments: argparse.Namespace) -> run_file.RunFile:
 
 def _train(arguments: argparse.Namespace) -> int:
     run = _requested_run(arguments)
-    use_all_cpu_cores()
     run.make_config()  # refuses bad values before an environment is built
+    use_all_cpu_cores()
+    joining.join(arguments)
     env = make_env(run.env, run.env_options)
     with chosen_out(arguments.out, run.env, run.algorithm, announce=arguments.progress == "none") as out:
         return train_and_exit_code(

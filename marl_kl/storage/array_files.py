@@ -8,16 +8,20 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from envs.validation import first_line
 
 
-def write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
-    """Writes the flat tree `leaves` to the new folder `path`; OSError if it cannot."""
+def write_arrays(path: Path, leaves: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Writes the flat tree `leaves` to the new folder `path`; OSError if it cannot.
+
+    Several processes write it together, each its parts of jax's arrays.
+    """
     import orbax.checkpoint as ocp
 
     # Orbax does not store arrays without elements; their shape is all there is to them, and the template has it.
@@ -30,12 +34,17 @@ def write_arrays(path: Path, leaves: dict[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The inverse of `write_arrays`, less arrays without elements; ValueError or KeyError if Orbax cannot read it."""
+    """The inverse of `write_arrays`, less arrays without elements; ValueError or KeyError if Orbax cannot read it.
+
+    Whole arrays, on whatever devices they were.
+    """
     import orbax.checkpoint as ocp
 
-    with _orbax_path(path) as known, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        leaves = checkpointer.restore(known)
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    with _orbax_path(path) as known, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        names = checkpointer.metadata(known).item_metadata.tree
+        return checkpointer.restore(
+            known, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        )
 
 
 @contextlib.contextmanager

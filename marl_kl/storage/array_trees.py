@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from marl_kl import processes
 from marl_kl.storage.files import RunFolderError
 
 _SINCE_0_2 = (
@@ -27,13 +28,18 @@ _SINCE_0_2 = (
 
 
 def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
-    """Host copies of a tree's leaves by their path (`learner.actors.params.Dense_0.kernel`); keys as their data."""
+    """Host copies of `named_leaves`; of arrays in several processes by all of these."""
+    return {name: np.array(processes.on_host(leaf)) for name, leaf in named_leaves(tree).items()}
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their path (`learner.actors.params.Dense_0.kernel`); keys as their data."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = _leaf_name(path)
         if name in leaves:
             raise ValueError(f"two leaves have the path '{name}'")
-        leaves[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        leaves[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
     return leaves
 
 

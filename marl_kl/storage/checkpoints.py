@@ -40,9 +40,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.validation import first_line
+from marl_kl import processes
 from marl_kl.results import Evaluation, SweepFailure, Timing
 from marl_kl.storage.array_files import read_arrays, write_arrays
-from marl_kl.storage.array_trees import flatten_tree, subtree
+from marl_kl.storage.array_trees import named_leaves, subtree
 from marl_kl.storage.best import Best
 from marl_kl.storage.files import (  # fmt: skip
     TEMPORARY,
@@ -76,8 +77,8 @@ class Snapshot(NamedTuple):
 
     Attributes:
         update: updates made.
-        state: the `TrainState`, flat (see `array_trees.flatten_tree`): leaves [seed, ...]. Before the first update those
-            of its leaves that do not begin as the algorithm initialises them.
+        state: the `TrainState`, flat (see `array_trees.named_leaves`): leaves [seed, ...], to be saved still on the
+            devices. Before the first update those of its leaves that do not begin as the algorithm initialises them.
         metrics: name -> [seed, update] or [seed, update, agent].
         evaluation: the evaluations so far; None before the first one.
         failures: the trials (of a run: setting 0) that met a non-finite number so far.
@@ -117,11 +118,13 @@ class _Changed(Exception):
 def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, Any], keep: int) -> None:
     """Stores a snapshot; of all checkpoints, those of the last `keep` updates up to this one stay.
 
+    Several processes store it together, each its parts of the state.
+
     A kill at any moment leaves every other checkpoint as it was, and this one whole or absent; of two of the same
     update at least one. Ctrl-C waits for the end (`interrupts_wait`).
 
     Args:
-        out: the run folder, held by this process.
+        out: the run folder, held by this process or, of several, by process 0.
         snapshot: what to store.
         fingerprint: of the run it belongs to (`run_record.fingerprint`).
         keep: how many checkpoints stay, at least 1.
@@ -130,18 +133,28 @@ def save(out: str | os.PathLike, snapshot: Snapshot, fingerprint: Mapping[str, A
         RunFolderError: it cannot be written.
     """
     target = _place(out, snapshot.update)
-    folder = target.parent
-    # a unique name: after a second Ctrl-C threads of Orbax may still write under the one before
-    temporary = folder / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
-    with interrupts_wait(), one_line_error("write", target):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        try:
-            _write(temporary, snapshot, fingerprint)
-            _put(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def begin() -> str:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        # a unique name: after a second Ctrl-C threads of Orbax may still write under the one before
+        temporary = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        return temporary.name
+
+    def commit() -> None:
+        _write_texts(temporary, snapshot, fingerprint)
+        _put(temporary, target)
         _prune(out, target, keep)
+
+    with interrupts_wait(), one_line_error("write", target):
+        temporary = target.with_name(processes.from_first(begin))
+        try:
+            write_arrays(temporary / "arrays", _arrays(snapshot))
+            processes.from_first(commit)
+        finally:
+            if processes.is_first():
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put(temporary: Path, target: Path) -> None:
@@ -274,7 +287,19 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _write(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> None:
+def _arrays(snapshot: Snapshot) -> dict[str, Any]:
+    evaluation = {} if snapshot.evaluation is None else snapshot.evaluation._asdict()
+    arrays = {
+        "state": snapshot.state,
+        "metrics": snapshot.metrics,
+        "evaluation": {name: value for name, value in evaluation.items() if name not in _NO_ARRAYS},
+        "best": {} if snapshot.best is None else snapshot.best.learner,
+        "wall_time_s": snapshot.wall_time_s,
+    }
+    return named_leaves(arrays)
+
+
+def _write_texts(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> None:
     evaluation = {} if snapshot.evaluation is None else snapshot.evaluation._asdict()
     best = snapshot.best
     about = {
@@ -285,15 +310,6 @@ def _write(folder: Path, snapshot: Snapshot, fingerprint: Mapping[str, Any]) -> 
         "timing": snapshot.timing._asdict(),
         "best": best and {"update": best.update.tolist(), "episode_return": best.episode_return.tolist()},
     }
-    arrays = {
-        "state": snapshot.state,
-        "metrics": snapshot.metrics,
-        "evaluation": {name: value for name, value in evaluation.items() if name not in _NO_ARRAYS},
-        "best": {} if best is None else best.learner,
-        "wall_time_s": snapshot.wall_time_s,
-    }
-    folder.mkdir()
-    write_arrays(folder / "arrays", flatten_tree(arrays))
     write_synced(folder / "snapshot.json", _as_json(about))
     manifest = {"program": "marl_kl", "format": FORMAT, "files": _checksums(folder)}
     write_synced(folder / "manifest.json", _as_json(manifest))

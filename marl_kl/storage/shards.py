@@ -105,7 +105,7 @@ class Shard(NamedTuple):
             leaves, keep = {f"learner.{name}": leaf for name, leaf in self.learners(state.learner).items()}, 1
         else:
             has_replay = getattr(self.config, "save_replay", True)
-            leaves = array_trees.flatten_tree(state if has_replay else state._replace(replay=()))
+            leaves = array_trees.named_leaves(state if has_replay else state._replace(replay=()))
         checkpoints.save(self.folder, snapshot._replace(state=leaves), self.fingerprint, keep)
 
     def learners(self, learner: Any) -> dict[str, np.ndarray]:

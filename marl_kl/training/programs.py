@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from envs.base import Env
-from marl_kl import devices
+from marl_kl import devices, processes
 from marl_kl.config import Config, OffPolicyConfig
 from marl_kl.core import evaluation
 from marl_kl.core.algorithms import AlgorithmSpec
@@ -43,10 +43,10 @@ class Programs:
         config: of one trial; its traced fields are not used.
         num_runs: R.
         count: at most so many devices, over which the environments are spread too where trials leave some (not those
-            of off-policy algorithms, which draw from one replay); None: as many as divide R.
+            of off-policy algorithms, which draw from one replay); None: as many as divide R, of several processes all.
 
     Raises:
-        ValueError: there are not as many devices.
+        ValueError: there are not as many devices, or they cannot be divided among the processes.
     """
 
     def __init__(
@@ -54,11 +54,8 @@ class Programs:
     ):
         self._env, self._algorithm, self._config = env, algorithm, config
         self.num_runs = num_runs
-        if count is None:
-            self.mesh = devices.seed_mesh(num_runs)
-        else:
-            num_envs = 1 if isinstance(config, OffPolicyConfig) else config.num_envs
-            self.mesh = devices.run_mesh(num_runs, num_envs, count)
+        num_envs = 1 if isinstance(config, OffPolicyConfig) else config.num_envs
+        self.mesh = devices.run_mesh(num_runs, num_envs, count)
 
     def shard(self, tree: Any) -> Any:
         """Arrays with a leading trial axis, sharded over the mesh."""
@@ -135,11 +132,11 @@ class Programs:
             The new states, and the metrics on the host: name -> [R, n, ...].
         """
         state, metrics = self._chunk(traced_fields, state, n)
-        return state, {name: np.swapaxes(np.asarray(values)[:n], 0, 1) for name, values in metrics.items()}
+        return state, {name: np.swapaxes(processes.on_host(values)[:n], 0, 1) for name, values in metrics.items()}
 
     def evaluate(self, keys: jax.Array, learner: Learner) -> EpisodeStatistics:
         """Evaluation episodes [R, episode], on the host."""
-        return jax.tree.map(np.asarray, self._evaluate(keys, learner))
+        return jax.tree.map(processes.on_host, self._evaluate(keys, learner))
 
     @property
     def update_hlo(self) -> str:

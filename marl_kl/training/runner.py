@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from envs.base import Env
+from marl_kl import processes
 from marl_kl.analysis import reporting
 from marl_kl.config import Config
 from marl_kl.core import algorithms
@@ -23,6 +25,7 @@ from marl_kl.devices import out_of_memory_as_one_line, placement, refuse_too_lar
 from marl_kl.results import Failure, TrainResult
 from marl_kl.storage import array_trees, files, run_folder, run_record
 from marl_kl.storage.checkpoints import Snapshot
+from marl_kl.storage.interrupts import interrupts_agreed
 from marl_kl.storage.run_tables import ABSOLUTE, TableWriter
 from marl_kl.storage.shards import Shard, Trial
 from marl_kl.training import run_file, warm_start
@@ -35,6 +38,7 @@ MAX_SEEDS = 2**16
 """The most seeds that one call takes; more are taken for a typing error."""
 
 
+@processes.loss_as_one_line()
 def train(
     env: Env,
     algorithm: str | AlgorithmSpec,
@@ -52,6 +56,8 @@ def train(
 ) -> TrainResult:
     """Trains one team per seed, all seeds in one compiled program, spread over the devices of this process.
 
+    Where `jax.distributed` joins several processes, all must make the same call: the run is spread over the devices of
+    all of them, and each returns the same result. Process 0 alone writes (but checkpoints, which all write) and shows.
     On a CPU, call `marl_kl.use_all_cpu_cores()` first: otherwise jax sees one device, however many cores there are.
 
     Args:
@@ -71,7 +77,7 @@ def train(
         config: of the algorithm's config class; its defaults if None.
         devices: at most so many devices: seeds are spread over them first, and where devices are left, each seed's
             environments, whose sums are then taken over devices and round in another order. None: as many as divide
-            the seeds.
+            the seeds, of several processes all.
         progress: "auto", "plain" or "none".
         loggers: further destinations of the metrics during the run: "tensorboard", "wandb", "mlflow", or your own
             functions (`marl_kl.training.loggers`). With `out`, its `log.jsonl` is always written.
@@ -86,6 +92,7 @@ def train(
         ModuleNotFoundError: the package of a logger is not installed.
         RunFolderError: `out` holds another run, is in use, has no usable checkpoint to resume or cannot be written; or
             `init_from` cannot be read.
+        OSError: another process of the run has ended, or process 0 could not write.
         MemoryError: the run does not fit into the devices' memory; usually reported before the first update.
     """
     check_env(env)
@@ -95,6 +102,15 @@ def train(
     spec.refuse_unused(config)
     seeds = seed_numbers(seeds)
     loggers = chosen_loggers(loggers, has_folder=out is not None)
+    call = {"algorithm": spec.name, "config": dataclasses.asdict(config), "seeds": seeds, "devices": devices}
+    call |= {
+        "env": run_record.env_identity(dataclasses.asdict(env.spec)),
+        "out": out and os.fspath(out),
+        "resume": resume,
+    }
+    processes.refuse_difference(call, run_record.first_mismatch)
+    if not processes.is_first():
+        loggers, progress = {}, "none"
     display = Progress(
         total_updates=config.num_updates,
         env_steps_per_update=config.batch_size,
@@ -110,7 +126,7 @@ def train(
             raise ValueError("resume=True needs out, the folder of the run to resume")
         return run.result(run.shard(None, {}), run.start(source))
     algorithms.refuse_not_importable(spec, config)
-    is_resumed = resume and run_folder.holds_run(out)
+    is_resumed = processes.from_first(lambda: resume and run_folder.holds_run(out))
     if is_resumed and not source:
         source = warm_start.recorded(out)
     document = run_record.record(
@@ -119,8 +135,8 @@ def train(
     start = None if is_resumed else run.start(source)  # refuses a source before anything is written
     if start is not None:
         run.programs.refuse_large_states(*run.size)
-    with run_folder.lock_folder(out, None if is_resumed else document) as out:
-        shard = run.shard(out, run_record.fingerprint(document))
+    with processes.entered_by_first(lambda: run_folder.lock_folder(out, None if is_resumed else document)):
+        shard = run.shard(Path(out), run_record.fingerprint(document))
         return run.result(shard, _resumed(run, shard, document) if start is None else start)
 
 
@@ -147,7 +163,8 @@ def _resumed(run: _Run, shard: Shard, document: Mapping[str, Any]) -> Snapshot:
         )
     if not snapshot.update:
         snapshot = run.start(document)
-    if not shard.is_complete(snapshot) or stored["status"] != "finished":
+    is_changed = not shard.is_complete(snapshot) or stored["status"] != "finished"
+    if is_changed and processes.is_first():
         run_folder.record_resume(out, document, snapshot.update)
     return snapshot
 
@@ -174,7 +191,7 @@ class _Run:
 
     def result(self, shard: Shard, snapshot: Snapshot) -> TrainResult:
         """Of the run, trained from `snapshot` to its end."""
-        with run_folder.status_recorded(shard.folder) as status:
+        with run_folder.status_recorded(_written(shard)) as status:
             status["failures"] = _failures(snapshot)
             snapshot = self._trained(shard, snapshot, status)
         result = TrainResult(
@@ -191,7 +208,8 @@ class _Run:
             out=shard.folder,
             wall_time_s=snapshot.wall_time_s,
         )
-        reporting.finish(result, quiet=self.display.mode == "none")
+        if processes.is_first():
+            reporting.finish(result, quiet=self.display.mode == "none")
         return result
 
     def _trained(self, shard: Shard, snapshot: Snapshot, status: dict[str, Any]) -> Snapshot:
@@ -202,23 +220,24 @@ class _Run:
             log.write(rows(self.seeds, agents, batch_size, now.metrics, now.evaluation, logged))
             status["failures"], logged = _failures(now), now.extent
 
-        tables = None if shard.folder is None else TableWriter(shard.folder, agents, self.seeds, batch_size)
+        folder = _written(shard)
+        tables = None if folder is None else TableWriter(folder, agents, self.seeds, batch_size)
         if tables is not None:
             # those on disk may hold updates that the checkpoint does not
             tables.write(snapshot.metrics, snapshot.evaluation, snapshot.wall_time_s)
-        stream = {} if shard.folder is None else {STREAM: JsonLines}
+        stream = {} if folder is None else {STREAM: JsonLines}
         with Log({**stream, **self.loggers}, self._about(shard)) as log, out_of_memory_as_one_line(*self.size):
             follow(snapshot)
             if shard.is_complete(snapshot):
                 return snapshot
-            if shard.folder is not None:
-                self._write_config(shard.folder)
+            if folder is not None:
+                self._write_config(folder)
                 # of learners that may no longer be the best
-                (shard.folder / ABSOLUTE).unlink(missing_ok=True)
+                (folder / ABSOLUTE).unlink(missing_ok=True)
             self.display.start_at(snapshot.update)
-            with self.display:
+            with interrupts_agreed() as stop_if_interrupted, self.display:
                 programs, snapshot = self._compiled(snapshot)
-                return ShardLoop(shard, programs, snapshot, self.display, follow, tables).run()
+                return ShardLoop(shard, programs, snapshot, self.display, follow, tables, stop_if_interrupted).run()
 
     def _compiled(self, snapshot: Snapshot) -> tuple[Programs, Snapshot]:
         self.display.phase("compiling")
@@ -249,6 +268,11 @@ class _Run:
         text = run_file.text(self.env.spec, self.algorithm.name, self.config, self.seeds)
         if text is not None:
             files.write_file(out / run_file.NAME, text)
+
+
+def _written(shard: Shard) -> Path | None:
+    """The folder in which this process writes."""
+    return shard.folder if processes.is_first() else None
 
 
 def _failures(snapshot: Snapshot) -> tuple[Failure, ...]:

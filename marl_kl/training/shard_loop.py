@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from marl_kl import processes
 from marl_kl.config import is_due
 from marl_kl.core.trainer import TrainState
 from marl_kl.results import appended, evaluated
@@ -35,6 +36,7 @@ class ShardLoop:
         follow: called with every new snapshot (without train state).
         tables: of the folder, brought up to date after each checkpoint and after the first evaluation; None: there are
             none.
+        stop_if_interrupted: called between steps (`interrupts.interrupts_agreed`).
 
     Attributes:
         now: all results so far, without the train state.
@@ -49,22 +51,25 @@ class ShardLoop:
         display: Progress,
         follow: Callable[[Snapshot], None],
         tables: TableWriter | None = None,
+        stop_if_interrupted: Callable[[], None] = lambda: None,
     ):
         self.shard, self.programs, self.display = shard, programs, display
         self.now = snapshot
         self.state: TrainState | None = None
-        self._follow, self._tables = follow, tables
+        self._follow, self._tables, self._stop_if_interrupted = follow, tables, stop_if_interrupted
         self._saved = snapshot.extent
         self._seeds = [trial.seed for trial in shard.padded]
 
     def run(self) -> Snapshot:
         """Trains, evaluates and saves; whatever ends it, the last consistent state is saved.
 
-        An error within a chunk loses the state, which the chunk owns: the last checkpoint is then the newest one.
+        An error within a chunk loses the state, which the chunk owns: the last checkpoint is then the newest one. So does
+        any error in one of several processes, which can save it only together.
         """
         try:
             self._start()
             while not self.shard.is_complete(self.now):
+                self._stop_if_interrupted()
                 if self.shard.evaluation_is_due(self.now):
                     self._evaluate()
                 else:
@@ -73,6 +78,10 @@ class ShardLoop:
                 is_scheduled = is_due(self.now.update, self.shard.config.save_interval)
                 if is_scheduled and not self.shard.evaluation_is_due(self.now):
                     self._save()
+        except Exception:
+            if processes.are_many():
+                self.state = None
+            raise
         finally:
             self._save()
         return self.now

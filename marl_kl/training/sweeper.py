@@ -19,7 +19,7 @@ from rich.console import Console
 
 from envs.base import Env
 from envs.validation import check_integer
-from marl_kl import devices
+from marl_kl import devices, processes
 from marl_kl.analysis import reporting, sweep_tables
 from marl_kl.analysis.decoration import decoration
 from marl_kl.config import Config
@@ -109,6 +109,8 @@ def sweep(
         ModuleNotFoundError: a search without Optuna.
     """
     check_env(env)
+    if processes.are_many():
+        raise ValueError("a sweep is not divided among processes; start one alone, or give slurm={...} for jobs")
     spec = algorithms.get(algorithm)
     config = spec.config_class() if config is None else config
     if search is None:

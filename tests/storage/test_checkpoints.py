@@ -320,14 +320,14 @@ def test_ctrl_c_waits_for_the_end_of_a_save(tmp_path, monkeypatch, capfd, caplog
     _save(tmp_path, 2)
     seconds = time.perf_counter() - begin
     moments = iter(np.linspace(0.001, seconds, 20))
-    write, before = checkpoints._write, signal.getsignal(signal.SIGALRM)
+    write, before = checkpoints.write_arrays, signal.getsignal(signal.SIGALRM)
 
     def with_alarm(*arguments):
         signal.setitimer(signal.ITIMER_REAL, next(moments, 0))
         write(*arguments)
 
     interrupted = 0
-    monkeypatch.setattr(checkpoints, "_write", with_alarm)
+    monkeypatch.setattr(checkpoints, "write_arrays", with_alarm)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         for update in range(3, 23):

@@ -439,9 +439,9 @@ def _measured(original, sizes):
     return write
 
 
-def test_the_state_is_copied_to_the_host_only_where_it_is_saved(tmp_path, monkeypatch):
-    copied, flatten = [], array_trees.flatten_tree
-    monkeypatch.setattr(array_trees, "flatten_tree", lambda tree: copied.append(type(tree).__name__) or flatten(tree))
+def test_the_state_leaves_the_devices_only_where_it_is_saved(tmp_path, monkeypatch):
+    copied, named = [], array_trees.named_leaves
+    monkeypatch.setattr(array_trees, "named_leaves", lambda tree: copied.append(type(tree).__name__) or named(tree))
     train(tmp_path / "run", save_interval=0)
     assert copied.count("TrainState") == 1
 
