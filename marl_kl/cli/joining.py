@@ -51,6 +51,8 @@ def join(arguments: argparse.Namespace) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **options)
     except RuntimeError as error:
         raise OSError(f"cannot join the other processes: {first_line(error)}") from error
+    except ValueError:
+        raise ValueError("coordinator='auto', but nothing in the environment tells about other processes") from None
 
 
 def _chosen(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict[str, Any] | None:

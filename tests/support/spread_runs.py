@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marl_kl import processes
 from marl_kl.core import algorithms
 from marl_kl.training.programs import Programs
 from tests.support.kinds_env import kinds_env
@@ -22,7 +23,7 @@ def first_update(algorithm, count, num_seeds, **fields):
     state = programs._init_program()(traced_fields, programs.keys(range(num_seeds)))
     state = programs.shard_state(_wide(state) if jax.config.jax_enable_x64 else state)
     state, _ = programs._chunk_program()(traced_fields, state, 1)
-    return jax.tree.map(np.asarray, state.learner[:2])
+    return jax.tree.map(processes.on_host, state.learner[:2])
 
 
 def _wide(state):
