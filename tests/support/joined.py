@@ -35,7 +35,9 @@ def command_line(count, *arguments):
 def _start(command):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {**kills.as_here(), "JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen([sys.executable, *command], cwd=Path(__file__).parents[2], env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=Path(__file__).parents[2], env=environment, text=True, **pipes
+    )
 
 
 def _free_port():
