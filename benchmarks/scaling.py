@@ -1,13 +1,16 @@
 """One run on 1, 2, 4, ... devices: its environments spread over them, and for comparison seeds.
 
     python -m benchmarks.scaling [--env ant_4x2] [--backends mjx spring] [--algorithm hatrpo_w]
-                                 [--num-envs 64 512] [--samples 4096] [--repeats 7] [--json FILE]
+                                 [--num-envs 64 512] [--samples 4096] [--repeats 7] [--processes 2] [--json FILE]
 
 Strong: the same run, one seed of `--num-envs` environments, on more devices. Weak: one with as many environments per
 device. Seeds: as many seeds as devices, one on each, which do not communicate. Efficiency is 1 where twice the devices
 are twice as fast (strong) or do twice the work in the same time (weak, seeds). An update has `--samples` samples (weak:
 per device). All cases of a size in turn, medians over repeats. Sums: all-reduce operations in the compiled update,
-counted once each although most of them are within loops, and their bytes.
+counted once each although most of them are within loops, and their bytes; sum: the time of one of 25 KB.
+
+With `--processes` also with as many processes of one device each, joined over loopback: not in turn with the others, but
+afterwards.
 
 On a CPU all devices share its cores, and XLA uses a second core for large operations of one device as well.
 """
@@ -19,17 +22,24 @@ import itertools
 import json
 import math
 import re
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import envs
 import marl_kl
 from benchmarks.throughput import default_backends
 from benchmarks.timing import in_turn, machine, versions
 from envs.base import Env
+from marl_kl import devices, processes
 from marl_kl.core import algorithms
 from marl_kl.training.programs import Programs
 
@@ -45,10 +55,12 @@ class Case(NamedTuple):
 
 
 def cases(num_envs: int) -> list[Case]:
-    """On 1, 2, 4, ... devices of this process."""
+    """On 1, 2, 4, ... devices of this process; of several processes, on all devices."""
     counts = [2**k for k in range(1, jax.local_device_count().bit_length())]
+    if processes.are_many():
+        counts = [jax.device_count()]
     return [
-        Case("one", 1, 1, num_envs, 1),
+        *([] if processes.are_many() else [Case("one", 1, 1, num_envs, 1)]),
         *(Case("strong", count, 1, num_envs, 1) for count in counts),
         *(Case("weak", count, 1, num_envs * count, count) for count in counts),
         *(Case("seeds", count, count, num_envs, count) for count in counts),
@@ -95,21 +107,58 @@ def measure(env: Env, algorithm: str, num_envs: int, samples: int, repeats: int)
     measured = cases(num_envs)
     built = {case: updating(env, algorithm, case, max(1, samples // num_envs)) for case in measured}
     seconds = in_turn({case: update for case, (update, _) in built.items()}, repeats)
-    one = seconds[measured[0]]
     rows = []
     for case in measured:
         sums = all_reduces(built[case][1].update_hlo)
-        efficiency = one * case.work / (seconds[case] * case.devices)
-        rows.append(
-            {
-                **case._asdict(),
-                "seconds": seconds[case],
-                "efficiency": efficiency,
-                "sums": len(sums),
-                "bytes": sum(sums),
-            }
-        )
+        counts = {"processes": jax.process_count(), "sums": len(sums), "bytes": sum(sums)}
+        rows.append({**case._asdict(), **counts, "seconds": seconds[case]})
     return rows
+
+
+def seconds_of_sum(num_bytes: int = 25_000, repeats: int = 200) -> float | None:
+    """Of an all-reduce over all devices, median; None if there is only one."""
+    if jax.device_count() == 1:
+        return None
+    mesh = Mesh(np.asarray(jax.devices()), ("all",))
+    local = np.ones((jax.device_count(), num_bytes // 4), np.float32)
+    terms = devices.shard(local, mesh, PartitionSpec("all"))
+    total = jax.jit(lambda terms: terms.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return in_turn({"sum": lambda: total(terms)}, repeats)["sum"]
+
+
+def joined(arguments: Sequence[str], count: int) -> dict:
+    """The figures of `count` processes: this script, started with the same arguments as each of them."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", "benchmarks.scaling", *arguments, "--json", str(file), "--join"]
+        started = [subprocess.Popen([*command, f"{port}:{index}"], stdout=subprocess.DEVNULL) for index in range(count)]
+        if max(process.wait() for process in started):
+            raise SystemExit("a process has failed")
+        return json.loads(file.read_text())
+
+
+def figures(options: argparse.Namespace) -> dict:
+    """Of all backends and sizes, on the devices of this process, or of all joined ones."""
+    rows = []
+    for backend, num_envs in itertools.product(
+        options.backends or default_backends(envs.make(options.env)), options.num_envs
+    ):
+        env = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
+        found = measure(env, options.algorithm, num_envs, options.samples, options.repeats)
+        rows += [{"backend": backend, "size": num_envs, **row} for row in found]
+    return {"rows": rows, "seconds_of_sum": seconds_of_sum()}
+
+
+def with_efficiency(rows: Sequence[dict]) -> list[dict]:
+    """Relative to the run on one device of the same backend and size."""
+    one = {(row["backend"], row["size"]): row["seconds"] for row in rows if row["kind"] == "one"}
+    return [
+        row | {"efficiency": one[row["backend"], row["size"]] * row["work"] / (row["seconds"] * row["devices"])}
+        for row in rows
+    ]
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -120,26 +169,40 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--processes", type=int, default=1, help="measure with as many joined processes, too")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args(arguments)
+    if options.join is not None:
+        port, index = options.join.split(":")
+        jax.config.update("jax_num_cpu_devices", 1)
+        jax.distributed.initialize(f"127.0.0.1:{port}", options.processes, int(index))
+        found = figures(options)
+        if processes.is_first():
+            Path(options.json).write_text(json.dumps(found))
+        return
     marl_kl.use_all_cpu_cores()
     print(f"{machine()}, {versions()}; {options.algorithm} on {options.env}")
-    print(
-        f"{'backend':>7} {'kind':>7} {'devices':>7} {'envs':>6} {'update ms':>10} {'efficiency':>10} {'sums':>5} {'bytes':>9}"
-    )
-    results = []
-    for backend, num_envs in itertools.product(
-        options.backends or default_backends(envs.make(options.env)), options.num_envs
-    ):
-        env = envs.make(options.env, **({} if backend == "none" else {"backend": backend}))
-        for row in measure(env, options.algorithm, num_envs, options.samples, options.repeats):
-            print(f"{backend:>7} {row['kind']:>7} {row['devices']:7d} {row['num_envs']:6d} {1e3 * row['seconds']:10.1f} "
-                  f"{row['efficiency']:10.2f} {row['sums']:5d} {row['bytes']:9,d}", flush=True)  # fmt: skip
-            results.append({"backend": backend, **row})
+    by_devices = figures(options)
+    sums = {"devices": by_devices["seconds_of_sum"]}
+    rows = by_devices["rows"]
+    if options.processes > 1:
+        by_processes = joined(sys.argv[1:] if arguments is None else arguments, options.processes)
+        sums["processes"] = by_processes["seconds_of_sum"]
+        rows = rows + by_processes["rows"]
+    names = ("backend", "kind", "devices", "processes", "num_envs")
+    print(" ".join(f"{name:>9}" for name in (*names, "update ms", "efficient", "sums", "bytes")))
+    rows = with_efficiency(rows)
+    for row in rows:
+        print(" ".join(f"{row[name]:>9}" for name in names), f"{1e3 * row['seconds']:9.1f} {row['efficiency']:9.2f}",
+              f"{row['sums']:9d} {row['bytes']:9,d}")  # fmt: skip
+    for between, seconds in sums.items():
+        if seconds is not None:
+            print(f"a sum of 25 KB between {between}: {1e3 * seconds:.2f} ms")
     if options.json:
         where = {"machine": f"{machine()}, {versions()}", "algorithm": options.algorithm, "env": options.env}
-        figures = where | {"samples": options.samples, "rows": results}
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+        found = where | {"samples": options.samples, "seconds_of_sum": sums, "rows": rows}
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

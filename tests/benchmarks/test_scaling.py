@@ -17,19 +17,23 @@ def test_the_bytes_of_sums_are_those_of_their_arrays():
 
 
 @pytest.mark.slow
-def test_a_run_is_measured_on_each_number_of_devices(tmp_path):
+def test_a_run_is_measured_on_each_number_of_devices_and_in_several_processes(tmp_path):
     from tests.support import many_devices
 
     out = tmp_path / "scaling.json"
     lines = """
 from benchmarks import scaling
 scaling.marl_kl.use_all_cpu_cores = lambda: None
-arguments = "--env matrix_game --num-envs 8 --samples 64 --repeats 1 --json".split()
+arguments = "--env matrix_game --num-envs 8 --samples 64 --repeats 1 --processes 2 --json".split()
 scaling.main([*arguments, sys.argv[1]])"""
     many_devices.run(2, lines, out)
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["kind"], row["devices"], row["num_envs"]) for row in rows] == [
-        ("one", 1, 8), ("strong", 2, 8), ("weak", 2, 16), ("seeds", 2, 8),
+    found = json.loads(out.read_text())
+    rows = found["rows"]
+    assert [(row["kind"], row["processes"], row["devices"], row["num_envs"]) for row in rows] == [
+        ("one", 1, 1, 8), ("strong", 1, 2, 8), ("weak", 1, 2, 16), ("seeds", 1, 2, 8),
+        ("strong", 2, 2, 8), ("weak", 2, 2, 16), ("seeds", 2, 2, 8),
     ]  # fmt: skip
-    sums = {row["kind"]: row["sums"] for row in rows}
-    assert sums["one"] == sums["seeds"] == 0 < sums["strong"] and all(row["seconds"] > 0 for row in rows)
+    sums = {(row["kind"], row["processes"]): row["sums"] for row in rows}
+    assert sums["one", 1] == sums["seeds", 1] == sums["seeds", 2] == 0 < sums["strong", 1] == sums["strong", 2]
+    assert all(row["seconds"] > 0 < row["efficiency"] for row in rows)
+    assert all(found["seconds_of_sum"][between] > 0 for between in ("devices", "processes"))
