@@ -299,7 +299,12 @@ def report(results: Results) -> Report:
         "signal": table(_signal, adaptive),
         "search": study.table(
             ["scenario, method", "return at the end of each trial (mean of two seeds)", "chosen"],
-            [_trials(name, values) for name, values in results.pieces.items() if "-search-" in name],
+            [
+                _trials(scenario, method, results.pieces[name])
+                for scenario in by_scenario
+                for method in METHODS
+                if (name := _name(scenario, "search", method)) in results.pieces
+            ],
         ),
     }
     figures = {"curves": curves(by_scenario), "allocation": allocation(by_scenario)}
@@ -352,9 +357,10 @@ def _signal(values: Mapping[str, study.Values], method: str) -> str:
     return ", ".join(f"{100 * np.nanmean(part):.0f} %" for part in thirds)
 
 
-def _trials(name: str, values: study.Values) -> list[str]:
+def _trials(scenario: str, method: str, values: study.Values) -> list[str]:
     each = [f"{value:.2g}: {trial.mean():.0f}" for value, trial in zip(values["tried"], values["trials"])]
-    return [name.replace("-search-", ", "), ", ".join(each), f"{float(values['chosen']):.2g}"]
+    facts = ", ".join(each), f"{float(values['chosen']):.2g}"
+    return [f"{scenario}, {METHODS[method].label}", *facts]
 
 
 def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:

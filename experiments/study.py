@@ -303,4 +303,5 @@ def new_page(study: Study, report: Report) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown."""
-    return "\n".join(map(markdown_row, [header, ["---"] * len(header), *rows]))
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(map(markdown_row, [header, ["---"] * len(header), *escaped]))
