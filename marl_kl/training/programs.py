@@ -148,6 +148,14 @@ class Programs:
         """Bytes of one run's train state: known before anything is compiled."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.num_runs
 
+    def refuse_callbacks(self) -> None:
+        """Raises ValueError, before anything is compiled, if environments that call Python would be spread over devices."""
+        if ENV_AXIS in self.mesh.axis_names and "callback" in str(self._traced_init.jaxpr):
+            raise ValueError(
+                f"devices={self.mesh.size} would spread the environments of {self._env.spec.name} over devices, but they run "
+                f"in Python on the host; it must divide the seeds, {self.num_runs}"
+            )
+
     def refuse_large_states(self, what: str, advice: str) -> None:
         """Raises MemoryError, before anything is compiled, if not even the train states fit into the memory.
 

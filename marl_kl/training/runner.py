@@ -119,6 +119,7 @@ def train(
         mode=progress,
     )
     run = _Run(env, spec, config, seeds, display, loggers, Programs(env, spec, config, len(seeds), devices))
+    run.programs.refuse_callbacks()
     display.note(placement(run.programs.mesh, len(seeds)))
     source = warm_start.entries(init_from, init_which)
     if out is None:

@@ -62,3 +62,21 @@ def test_more_devices_than_there_are_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"devices=99; it must be from 1 to \d+, the cpu devices of this process"):
         marl_kl.train(marl_kl.envs.make("matrix_game"), "hatrpo", devices=99, out=out)
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_environments_on_the_host_are_not_spread_but_their_seeds_are(tmp_path):
+    lines = """
+import envs
+from tests.envs.test_pettingzoo import Walk
+from tests.support import small_run
+
+env = envs.from_pettingzoo(Walk, 6)
+try:
+    small_run.train(env, devices=2, total_env_steps=64, out=sys.argv[1])
+except ValueError as error:
+    print(error)
+assert small_run.train(env, seeds=2, devices=2, total_env_steps=64).env_steps[-1] == 64"""
+    out = tmp_path / "run"
+    message = many_devices.run(2, lines, out)
+    assert message.startswith("devices=2 would spread the environments of") and not out.exists()
