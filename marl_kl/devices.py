@@ -116,9 +116,9 @@ def _shape(num_seeds: int, num_envs: int, count: int, multiple_of: int) -> tuple
     over_seeds = [n for n in range(1, count + 1) if num_seeds % n == 0]
     shapes = [(n, m) for n in over_seeds for m in over_envs if n * m <= count and n * m % multiple_of == 0]
     if not shapes:
-        spread = "off-policy algorithms spread seeds only" if num_envs == 1 else f"num_envs={num_envs}"
         raise ValueError(
-            f"seeds={num_seeds} cannot be divided among {multiple_of} processes, nor each seed's environments ({spread})"
+            f"seeds={num_seeds} cannot be divided among {multiple_of} processes, nor each seed's environments, of which "
+            f"{num_envs} can be spread"
         )
     return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
 

@@ -1,7 +1,7 @@
 """What the runtime of several processes writes when one is lost, pages of it before it ends this one too, as one line.
 
-redirect(message)                    standard error goes through a process that runs this file, and outlives this one
-python lost_process.py MESSAGE       copies lines until the runtime's begin; then `message` is all but our own
+`redirect` sends standard error through a process that runs this file, and outlives this one: it copies lines until those
+of the runtime begin; from then on there is one message, or our own.
 """
 
 import os
@@ -14,7 +14,7 @@ _OWN = "marl-kl: "
 
 
 def redirect(message: str) -> None:
-    """From here on."""
+    """Of the process from here on; `message` is what it says of a lost process."""
     reading, writing = os.pipe()
     # a session of its own: Ctrl-C is for the process whose messages it copies
     subprocess.Popen([sys.executable, __file__, message], stdin=reading, start_new_session=True)
@@ -24,7 +24,7 @@ def redirect(message: str) -> None:
 
 
 def copy(lines, out, message: str) -> None:
-    """Copies the text `lines` to `out`, see above."""
+    """The text `lines` to the file `out`, see above."""
     is_lost = is_told = False
     for line in lines:
         is_lost = is_lost or _OF_RUNTIME.match(line) is not None

@@ -206,8 +206,10 @@ _ENV_KINDS = {
 }  # fmt: skip
 
 
-_DEVICE_KINDS = {"kind": "str", "platform": "str", "count": "int", "used": "int", "per_seed": "int"}
-"""Of `_KINDS['device']`; the last two are missing in sweeps, and in runs of older versions."""
+_DEVICE_KINDS = {
+    "kind": "str", "platform": "str", "count": "int", "used": "int", "per_seed": "int", "processes": "int",
+}  # fmt: skip
+"""Of `_KINDS['device']`; the last three are missing in sweeps, and in runs of older versions."""
 
 
 def _refuse_other_kinds(document: Mapping[str, Any], name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -102,13 +101,12 @@ def train(
     spec.refuse_unused(config)
     seeds = seed_numbers(seeds)
     loggers = chosen_loggers(loggers, has_folder=out is not None)
-    call = {"algorithm": spec.name, "config": dataclasses.asdict(config), "seeds": seeds, "devices": devices}
-    call |= {
-        "env": run_record.env_identity(dataclasses.asdict(env.spec)),
-        "out": out and os.fspath(out),
-        "resume": resume,
-    }
-    processes.refuse_difference(call, run_record.first_mismatch)
+    asked = {
+        "env": run_record.env_identity(dataclasses.asdict(env.spec)), "algorithm": spec.name, "seeds": seeds,
+        "config": dataclasses.asdict(config), "devices": devices, "out": out, "resume": resume, "init_from": init_from,
+        "init_which": init_which,
+    }  # fmt: skip
+    processes.refuse_difference(asked, run_record.first_mismatch)
     if not processes.is_first():
         loggers, progress = {}, "none"
     display = Progress(
