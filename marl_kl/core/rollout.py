@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from envs.base import Env, EnvState, TimeStep, check_timestep
 from marl_kl.core import partition, sequences
@@ -122,15 +123,15 @@ def rollout(
 ) -> tuple[EnvBatch, Trajectory]:
     """`length` env steps in each parallel environment, with actions `choose(key, policy)`.
 
-    Each environment has one initial state per rollout, from which it restarts whenever an episode ends: this avoids an
-    expensive reset in every step. Only an environment whose episodes end more than once within a rollout (games of a
-    few steps) begins several from the same state.
+    Environments restart from E initial states, drawn once per rollout: this avoids an expensive reset in every step. See
+    `_Pool` for which of them.
     """
     num_envs = env_batch.episodes.finished.shape[0]
     key_resets, key_steps = jax.random.split(key)
-    initial = resets(key_resets, env, num_envs)
+    pool = _Pool.of(resets(key_resets, env, num_envs), num_envs)
 
-    def env_step(env_batch, key):
+    def env_step(env_batch, inputs):
+        key, offset = inputs
         before = env_batch.timestep
         key_action, key_env = jax.random.split(key)
         policy, hidden = policy_step(actor, actors, obs_moments, before.obs, before.action_mask, env_batch.hidden)
@@ -152,12 +153,52 @@ def rollout(
             after.action_mask,
             before.alive,
         )
-        env_state, timestep = jax.tree.map(functools.partial(_select, done), initial, (env_state, after))
+        env_state, timestep = jax.tree.map(functools.partial(_select, done), pool.at(offset), (env_state, after))
         episodes = _update_episodes(env_batch.episodes, after, done)
         return EnvBatch(env_state, timestep, episodes, sequences.reset_carry(hidden, done)), transition
 
     env_batch = env_batch._replace(episodes=env_batch.episodes._replace(finished=jnp.zeros(num_envs, jnp.float32)))
-    return jax.lax.scan(env_step, env_batch, jax.random.split(key_steps, length))
+    return jax.lax.scan(env_step, env_batch, (jax.random.split(key_steps, length), pool.offsets(length)))
+
+
+class _Pool(NamedTuple):
+    """E initial states; which of them an environment would restart from changes in every step.
+
+    An environment that always restarted from the same one would, where that leads to an early end, restart from it again
+    and again: batches would be full of the states that end early. And indices of the ended environments, one after another,
+    would gather whole physics states in every step, from other devices too. So environments take turns within groups of
+    neighbours, by an offset that is the same for all and for all seeds, which is a slice.
+
+    Attributes:
+        states: leaves [E / G, 2 G, ...], each group twice. size: G.
+    """
+
+    states: tuple[EnvState, TimeStep]
+    size: int
+
+    @classmethod
+    def of(cls, initial: tuple[EnvState, TimeStep], num_envs: int) -> _Pool:
+        """Of leaves [E, ...], in groups of the largest divisor of E up to 16."""
+        size = max(size for size in range(1, 17) if num_envs % size == 0)
+
+        def twice(leaf):
+            groups = leaf.reshape(-1, size, *leaf.shape[1:])
+            return jnp.concatenate([groups, groups], axis=1)
+
+        return cls(jax.tree.map(twice, initial), size)
+
+    def offsets(self, length: int) -> jax.Array:
+        """[T] the same in every rollout, and as good as random to the lengths of episodes."""
+        return jnp.asarray(np.random.default_rng(0).integers(self.size, size=length))
+
+    def at(self, offset: jax.Array) -> tuple[EnvState, TimeStep]:
+        """Leaves [E, ...]."""
+
+        def turned(leaf):
+            groups = jax.lax.dynamic_slice_in_dim(leaf, offset, self.size, axis=1)
+            return groups.reshape(-1, *leaf.shape[2:])
+
+        return jax.tree.map(turned, self.states)
 
 
 def missing_value() -> float:

@@ -57,6 +57,48 @@ def test_every_episode_has_a_start_of_its_own():
     assert len(set(np.asarray(env_batch.timestep.state[:, 0]).tolist())) == NUM_ENVS
 
 
+def _ends_early(env):
+    """`env`, in which episodes that start below 0.5 end after a step."""
+
+    def step(key, env_state, action, params):
+        env_state, timestep = env.step(key, env_state, action, params)
+        return env_state, timestep._replace(terminated=timestep.terminated | (timestep.state[0] < 0.5))
+
+    return env._replace(step=step)
+
+
+def test_states_that_end_early_do_not_become_more_frequent():
+    """Half of all restarts would be from them with fresh resets, and hardly more are with a pool; nearly all were when each
+    environment had a state of its own."""
+    env = _ends_early(counting_env(episode_length=20))
+    config = marl_kl.TrustRegionConfig(hidden_sizes=(4,))
+    actor, actors = make_actor(env.spec, config), jitted.init_actors(jax.random.key(0), env.spec, config)
+    moments, env_batch = normalizers.init((2, 2)), rollout.init_env_batch(jax.random.key(1), env, 16)
+    step = jax.jit(lambda key, batch: rollout.rollout(key, env, actor, actors, moments, batch, 40))
+    begun = []
+    for key in jax.random.split(jax.random.key(2), 60):
+        env_batch, trajectory = step(key, env_batch)
+        start, t = np.moveaxis(np.asarray(trajectory.state), -1, 0)
+        begun += start[1:][t[1:] == 0].tolist()
+    assert len(begun) > 2000 and abs(np.mean(np.array(begun) < 0.5) - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("num_envs, size", [(1, 1), (6, 6), (17, 1), (24, 12), (64, 16)])
+def test_environments_take_turns_at_the_initial_states_of_their_neighbours(num_envs, size):
+    initial = {"state": jnp.arange(num_envs)[:, None], "key": jax.vmap(jax.random.key)(jnp.arange(num_envs))}
+    pool = rollout._Pool.of(initial, num_envs)
+    assert pool.size == size
+    seen = []
+    for offset in range(size):
+        at = pool.at(offset)
+        seen.append(np.asarray(at["state"])[:, 0])
+        np.testing.assert_array_equal(jax.random.key_data(at["key"])[:, 1], seen[-1])
+        assert sorted(seen[-1]) == list(range(num_envs))
+    assert all(set(own // size) == {env // size} for env, own in enumerate(np.stack(seen, 1)))
+    assert all(len(set(own)) == size for own in np.stack(seen, 1))
+    assert set(np.asarray(pool.offsets(200)).tolist()) == set(range(size))
+
+
 def test_returns_are_those_of_the_last_finished_episode():
     env_batch, trajectory = roll(counting_env(episode_length=5))
     last = np.asarray(trajectory.reward[5:10, :, 0]).sum(0)
