@@ -66,6 +66,8 @@ class ShardLoop:
         An error within a chunk loses the state, which the chunk owns: the last checkpoint is then the newest one. So does
         any error in one of several processes, which can save it only together.
         """
+        # here processes wait for each other without a limit; gloo's first connections within a program give up after 30 s
+        self._stop_if_interrupted()
         try:
             self._start()
             while not self.shard.is_complete(self.now):
