@@ -178,6 +178,7 @@ def main(arguments: Sequence[str] | None = None):
         port, index = options.join.split(":")
         jax.config.update("jax_num_cpu_devices", 1)
         jax.distributed.initialize(f"127.0.0.1:{port}", options.processes, int(index))
+        processes.any_process(False)  # connects them at once: gloo gives up when one is 30 s late
         found = figures(options)
         if processes.is_first():
             Path(options.json).write_text(json.dumps(found))
