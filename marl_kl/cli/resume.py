@@ -9,14 +9,7 @@ from pathlib import Path
 import jax
 
 from marl_kl.cli import joining
-from marl_kl.cli.options import (
-    add_command,
-    add_devices,
-    add_log,
-    add_progress,
-    parse_field,
-    use_devices_of,
-)
+from marl_kl.cli.options import add_command, add_devices, add_log, add_progress, parse_field, use_devices_of
 from marl_kl.cli.train import train_and_exit_code
 from marl_kl.storage import run_folder, run_record
 

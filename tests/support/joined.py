@@ -1,4 +1,4 @@
-"""Several processes of one run (`jax.distributed` on this machine), each with one CPU device."""
+"""Several processes of one run (`jax.distributed` on this machine)."""
 
 import socket
 import subprocess
@@ -18,7 +18,7 @@ if {count} > 1:
 
 
 def run(count, lines, *arguments):
-    """Runs Python `lines` in so many processes, with `arguments` in `sys.argv`, compiled as here, until all have ended."""
+    """Runs Python `lines` in so many processes of one CPU device each, with `arguments` in `sys.argv`, compiled as here, until all have ended."""
     port = _free_port()
     scripts = (_SCRIPT.format(count=count, port=port, index=index, lines=lines) for index in range(count))
     started = [_start(["-c", script, *map(str, arguments)]) for script in scripts]
@@ -34,10 +34,8 @@ def command_line(count, *arguments):
 
 def _start(command):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = {**kills.as_here(), "JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=Path(__file__).parents[2], env=environment, text=True, **pipes
-    )
+    root = Path(__file__).parents[2]
+    return subprocess.Popen([sys.executable, *command], cwd=root, env=kills.as_here(), text=True, **pipes)
 
 
 def _free_port():

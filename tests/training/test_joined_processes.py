@@ -49,7 +49,7 @@ def test_the_first_update_is_that_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_are_resumed_by_as_many_and_by_other_numbers_of_processes(tmp_path):
+def test_killed_runs_are_resumed_to_the_same_bits(tmp_path):
     """Each kill ends the other process with one line; the same bits as without kills on as many."""
     whole, victim = tmp_path / "whole", tmp_path / "victim"
     assert _ends(joined.command_line(2, *RUN, "--out", whole)) == [(0, ""), (0, "")]
