@@ -106,7 +106,6 @@ def measure(env: Env, algorithm: str, num_envs: int, samples: int, repeats: int)
     """One row per case."""
     measured = cases(num_envs)
     built = {case: updating(env, algorithm, case, max(1, samples // num_envs)) for case in measured}
-    processes.any_process(False)  # waits for the others, whose compilations may take longer
     seconds = in_turn({case: update for case, (update, _) in built.items()}, repeats)
     rows = []
     for case in measured:
