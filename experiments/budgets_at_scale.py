@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 import marl_kl
 from experiments import settings, study, styles
-from experiments.bodies_at_scale import METHOD_STYLES, METHODS, is_trust_region, make_env, swept_field
+from experiments.bodies_at_scale import METHOD_STYLES, METHODS, make_env
 from experiments.brax_suite import binned, last_tenth, shares
-from experiments.intervals import Estimate, estimate, ratio
+from experiments.intervals import estimate, ratio
 from experiments.study import Piece, Report, Results
 from marl_kl.training import presets
 
@@ -30,70 +30,59 @@ SHOWN = 40
 """Points of a training curve, at most."""
 
 
-class Body(NamedTuple):
-    """env_steps: of each run. budgets: per agent (the joint budget is that times the agents). step_sizes: Adam's, of HAPPO and
-    MAPPO. methods: in the order in which they run."""
-
-    env_steps: int
-    budgets: Sequence[float]
-    step_sizes: Sequence[float]
-    methods: Sequence[str]
-
-
 class Size(NamedTuple):
-    """bodies: by name. seeds: of every setting. num_envs, rollout_length: of every run. evaluations: of a run."""
+    """env_steps: of each run, by scenario. budgets: per agent (a joint budget is that times the agents). methods: in the order
+    in which they run. seeds: of every budget. num_envs, rollout_length: of every run. evaluations: of a run."""
 
-    bodies: Mapping[str, Body]
+    env_steps: Mapping[str, int]
+    budgets: Sequence[float]
+    methods: Sequence[str]
     seeds: int
     num_envs: int
     rollout_length: int
     evaluations: int
 
 
-_TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_n_cross", "hatrpo_w_cross")
-_FULL = {
-    "ant_4x2": Body(10_000_000, (0.005, 0.015), (3e-4, 1e-3), (*_TRUST_REGION, "happo")),
-    "hopper_3x1": Body(3_000_000, (0.005, 0.015), (3e-4, 1e-3), (*_TRUST_REGION, "happo")),
-    "walker2d_3x2": Body(3_000_000, (0.005, 0.015), (3e-4, 1e-3), (*_TRUST_REGION, "happo")),
-}
+_METHODS = ("hatrpo", "hatrpo_w", "hatrpo_n_cross", "hatrpo_w_cross")
+_BODIES = {"ant_4x2": 10_000_000, "hopper_3x1": 3_000_000, "walker2d_3x2": 3_000_000}
+_BUDGETS = (0.005, 0.015)
 SIZES = {
-    "smoke": Size({"bilinear": Body(128, (0.005, 0.015), (1e-3,), ("hatrpo", "hatrpo_w_cross", "happo"))}, 2, 2, 16, 2),
-    "quick": Size({"ant_4x2": _FULL["ant_4x2"]._replace(env_steps=300_000)}, 4, 32, 128, 5),
-    "full": Size(_FULL, 12, 256, 32, 10),
+    "smoke": Size({"bilinear": 128}, _BUDGETS, ("hatrpo", "hatrpo_w_cross"), 2, 2, 16, 2),
+    "quick": Size({"ant_4x2": 300_000}, _BUDGETS, _METHODS, 4, 32, 128, 5),
+    "full": Size(_BODIES, _BUDGETS, _METHODS, 12, 256, 32, 10),
 }
 
 
 def pieces(size: str) -> list[Piece]:
-    return [_piece(size, name, method) for name, body in SIZES[size].bodies.items() for method in body.methods]
+    chosen = SIZES[size]
+    return [_piece(size, scenario, method) for scenario in chosen.env_steps for method in chosen.methods]
 
 
 def _piece(size: str, scenario: str, method: str) -> Piece:
     chosen, config = SIZES[size], _config(scenario, method, SIZES[size])
-    values, seeds = _values(scenario, method, chosen), range(chosen.seeds)
+    budgets = _joint_budgets(scenario, chosen)
     facts = {
-        "scenario": scenario, "method": method, "swept": list(values), "seeds": list(seeds),
+        "scenario": scenario, "method": method, "swept": budgets, "seeds": list(range(chosen.seeds)),
         **dict(make_env(scenario).spec.metadata), **settings.of_config(config),
     }  # fmt: skip
     name = _name(scenario, method)
-    seconds = 120.0 + len(values) * len(seeds) * config.total_env_steps / 20_000
-    return Piece(name, seconds, facts, lambda: play(scenario, method, chosen, study.WORK / f"{STUDY_NAME}-{size}" / name))
+    seconds = 120.0 + len(budgets) * chosen.seeds * config.total_env_steps / 20_000
+    return Piece(
+        name, seconds, facts, lambda: play(scenario, method, chosen, study.WORK / f"{STUDY_NAME}-{size}" / name)
+    )
 
 
 def _name(scenario: str, method: str) -> str:
     return f"{scenario}-{method}"
 
 
-def _values(scenario: str, method: str, size: Size) -> Sequence[float]:
-    """What is swept: joint budgets or step sizes."""
-    body = size.bodies[scenario]
-    if not is_trust_region(method):
-        return body.step_sizes
-    return [make_env(scenario).spec.num_agents * budget for budget in body.budgets]
+def _joint_budgets(scenario: str, size: Size) -> list[float]:
+    return [make_env(scenario).spec.num_agents * budget for budget in size.budgets]
 
 
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
-    env_steps = size.bodies[scenario].env_steps
+    env_steps = size.env_steps[scenario]
     updates = -(-env_steps // (size.num_envs * size.rollout_length))
     return presets.config(
         "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=size.num_envs,
@@ -103,19 +92,19 @@ def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
 
 
 def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
-    """Trains all settings and seeds.
+    """Trains with all budgets and seeds; stored in `work` until it is done, and resumed there.
 
     Returns:
-        env_steps: [P]; returns: [setting, seed, P] of the stochastic policy. final: [setting, seed] its mean over the last
-        tenth of the updates. eval_env_steps: [V]; evaluated: [setting, seed, V] of the deterministic policy, mean over
-        episodes. seconds: of training alone. Trust-region methods also: spent: [setting, seed] share of the budget
-        spent, mean over updates. Adaptive ones: share: [setting, bin, agent]; largest: [setting, seed], see `shares`;
-        signal: [setting, bin, agent] median `signal_fraction` over seeds, where it was measured.
+        env_steps: [P]; returns: [budget, seed, P] of the stochastic policy. final: [budget, seed] its mean over the last
+        tenth of the updates. eval_env_steps: [V]; evaluated: [budget, seed, V] of the deterministic policy, mean over
+        episodes. spent: [budget, seed] share of the budget spent, mean over updates. seconds: of training alone.
+        Adaptive methods also: share: [budget, P, agent]; largest: [budget, seed], see `shares`; signal: [budget, P, agent]
+        median `signal_fraction` over seeds.
     """
-    values, config = _values(scenario, method, size), _config(scenario, method, size)
+    budgets, config = _joint_budgets(scenario, size), _config(scenario, method, size)
     result = marl_kl.sweep(
-        make_env(scenario), METHODS[method].algorithm, grid={swept_field(method): list(values)},
-        seeds=range(size.seeds), config=config, out=work, resume=True, progress="none",
+        make_env(scenario), METHODS[method].algorithm, grid={"kl_budget": budgets}, seeds=range(size.seeds),
+        config=config, out=work, resume=True, progress="none",
     )  # fmt: skip
     metrics = result.metrics
     edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
@@ -126,21 +115,105 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
         "eval_env_steps": result.evaluations[0].env_steps,
         "evaluated": np.stack([own.episode_return.mean(-1) for own in result.evaluations]),
         "seconds": np.array(result.timing.train),
+        "spent": (metrics["kl_total"] / np.reshape(budgets, (-1, 1, 1))).mean(-1),
     }
-    if is_trust_region(method):
-        found["spent"] = (metrics["kl_total"] / np.reshape(values, (-1, 1, 1))).mean(-1)
-    if is_trust_region(method) and METHODS[method].algorithm != "hatrpo":
-        allocated = [
-            shares(*(metrics[name][setting] for name in ("utility", "kl_threshold", "kl")), edges)
-            for setting in range(len(values))
-        ]
+    if "signal_fraction" in metrics:
+        allocated = [shares(*own, edges) for own in zip(metrics["utility"], metrics["kl_threshold"], metrics["kl"])]
         found |= {name: np.stack([own[name] for own in allocated]) for name in ("share", "largest")}
         found["signal"] = np.stack([np.nanmedian(binned(own, edges), axis=0) for own in metrics["signal_fraction"]])
     shutil.rmtree(work, ignore_errors=True)
     return found
 
 
-STUDY = study.Study(STUDY_NAME, "Unequal KL at ten million env steps", pieces, lambda results: Report({}, {}), is_incremental=True)
+# What is shown
+
+
+def report(results: Results) -> Report:
+    """Of the pieces that are done."""
+    size = SIZES[results.size]
+    rows = [Row(scenario, place, budget) for scenario in size.env_steps for place, budget in enumerate(size.budgets)]
+    rows = [row for row in rows if _found(results, row, "hatrpo")]
+    methods = [method for method in size.methods if any(_found(results, row, method) for row in rows)]
+
+    def table(cell, names):
+        body = [
+            [
+                row.scenario,
+                f"{row.budget:g}",
+                *(cell(row, found) if (found := _found(results, row, m)) else "–" for m in names),
+            ]
+            for row in rows
+        ]
+        return study.table(["scenario", "budget per agent", *(METHODS[m].label for m in names)], body)
+
+    def gain(field):
+        return lambda row, found: ratio(field(found), field(_found(results, row, "hatrpo"))).text()
+
+    tables = {
+        "final": table(lambda _, found: estimate(found["final"]).text(0), methods),
+        "gain": table(gain(lambda found: found["final"]), methods[1:]),
+        "evaluated": table(lambda _, found: estimate(_evaluated(found)).text(0), methods),
+        "gain_evaluated": table(gain(_evaluated), methods[1:]),
+        "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
+        "allocation": table(_allocation, methods[1:]),
+    }
+    return Report(tables, {"curves": curves(results, rows, methods)})
+
+
+class Row(NamedTuple):
+    """A scenario and one of its budgets per agent, the `place`-th."""
+
+    scenario: str
+    place: int
+    budget: float
+
+
+_OVER_BUDGETS = ("env_steps", "eval_env_steps", "seconds")
+
+
+def _found(results: Results, row: Row, method: str) -> study.Values:
+    """At this budget; empty if the piece is not done."""
+    values = results.pieces.get(_name(row.scenario, method), {})
+    return {field: value if field in _OVER_BUDGETS else value[row.place] for field, value in values.items()}
+
+
+def _evaluated(found: study.Values) -> np.ndarray:
+    """[seed] at the end."""
+    return found["evaluated"][:, -1]
+
+
+def _allocation(row: Row, found: study.Values) -> str:
+    """The largest share, and the signal fraction in each third of the run."""
+    thirds = [f"{100 * np.nanmean(part):.1f} %" for part in np.array_split(found["signal"], 3)]
+    return f"{100 * found['largest'].mean():.0f} %; {', '.join(thirds)}"
+
+
+def curves(results: Results, rows: Sequence[Row], methods: Sequence[str]) -> Figure:
+    """Left training returns (stochastic policies), right evaluation returns (deterministic policies)."""
+    figure = Figure(figsize=(9.0, 2.7 * len(rows) + 0.8), layout="constrained")
+    panels = figure.subplots(len(rows), 2, squeeze=False, sharex="row", sharey="row")
+    for row, (training, evaluation) in zip(rows, panels):
+        for method in methods:
+            found = _found(results, row, method)
+            if found:
+                known = np.isfinite(found["returns"]).all(axis=0)
+                style = METHOD_STYLES[method]
+                styles.curve(training, found["env_steps"][known] / 1e6, found["returns"][:, known], style)
+                styles.curve(evaluation, found["eval_env_steps"] / 1e6, found["evaluated"], style)
+        training.set_title(f"{row.scenario}, {row.budget:g} per agent", fontsize=10, loc="left")
+        training.set_ylabel("return")
+        for axes in (training, evaluation):
+            axes.set_xlim(left=0)
+            styles.clean(axes)
+    panels[0][1].set_title("evaluation return (deterministic policies)", fontsize=9, loc="right")
+    panels[0][0].set_title("training return", fontsize=9, loc="right")
+    for axes in panels[-1]:
+        axes.set_xlabel("env steps per seed (millions)")
+    styles.legend_below(figure, panels.ravel(), 4, fontsize=8.5)
+    return figure
+
+
+STUDY = study.Study(STUDY_NAME, "Unequal KL at ten million env steps", pieces, report, is_incremental=True)
 
 
 if __name__ == "__main__":
