@@ -126,11 +126,16 @@ def seconds_of_sum(num_bytes: int = 25_000, repeats: int = 200) -> float | None:
     return in_turn({"sum": lambda: total(terms)}, repeats)["sum"]
 
 
-def joined(arguments: Sequence[str], count: int) -> dict:
-    """The figures of `count` processes: this script, started with the same arguments as each of them."""
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+        return one.getsockname()[1]
+
+
+def joined(arguments: Sequence[str], count: int) -> dict:
+    """The figures of `count` processes: this script, started with the same arguments as each of them."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "benchmarks.scaling", *arguments, "--json", str(file), "--join"]

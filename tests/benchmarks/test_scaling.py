@@ -18,7 +18,7 @@ def test_the_bytes_of_sums_are_those_of_their_arrays():
 
 @pytest.mark.slow
 def test_a_run_is_measured_on_each_number_of_devices_and_in_several_processes(tmp_path):
-    from tests.support import many_devices
+    from tests.support import topology
 
     out = tmp_path / "scaling.json"
     lines = """
@@ -26,7 +26,7 @@ from benchmarks import scaling
 scaling.marl_kl.use_all_cpu_cores = lambda: None
 arguments = "--env matrix_game --num-envs 8 --samples 64 --repeats 1 --processes 2 --json".split()
 scaling.main([*arguments, sys.argv[1]])"""
-    many_devices.run(2, lines, out)
+    topology.run(lines, out, devices=2)
     found = json.loads(out.read_text())
     rows = found["rows"]
     assert [(row["kind"], row["processes"], row["devices"], row["num_envs"]) for row in rows] == [

@@ -1,4 +1,7 @@
-"""Runs whose environments are spread over several devices, in a process that has them (`many_devices`)."""
+"""Runs that are spread over several devices, in processes that have them (`topology`)."""
+
+import pickle
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +18,30 @@ CONFIG = {
 }  # fmt: skip
 
 
-def first_update(algorithm, count, num_seeds, **fields):
-    """The actors, the critic and its moments after it; in float64 where jax has it enabled."""
+def first_update(algorithm, count, num_seeds, start=None, **fields):
+    """The actors, the critic and its moments after it; in float64 where jax has it enabled.
+
+    Args:
+        start: a file of initial learners: one process writes it, several read it, since the number of seeds on a device
+            decides how random weights are rounded.
+    """
     config = algorithms.get(algorithm).config_class(**CONFIG, **fields)
     programs = Programs(kinds_env("discrete"), algorithm, config, num_seeds, count)
     traced_fields = programs.traced_fields([config] * num_seeds)
     state = programs._init_program()(traced_fields, programs.keys(range(num_seeds)))
-    state = programs.shard_state(_wide(state) if jax.config.jax_enable_x64 else state)
+    state = _wide(state) if jax.config.jax_enable_x64 else state
+    if start is not None:
+        state = state._replace(learner=_kept(state.learner, Path(start)))
+    state = programs.shard_state(state)
     state, _ = programs._chunk_program()(traced_fields, state, 1)
     return jax.tree.map(processes.on_host, state.learner[:2])
+
+
+def _kept(learner, file):
+    learner = jax.tree.map(processes.on_host, learner)
+    if not processes.are_many():
+        file.write_bytes(pickle.dumps(learner))
+    return pickle.loads(file.read_bytes())
 
 
 def _wide(state):

@@ -15,7 +15,7 @@ from marl_kl.core import algorithms
 from marl_kl.storage import checkpoints
 from marl_kl.storage.run_folder import RunWarning
 from marl_kl.training import warm_start
-from tests.support import kills, many_devices
+from tests.support import kills, topology
 from tests.support.kinds_env import kinds_env
 from tests.support.shared_programs import programs_are_shared  # noqa: F401  for all tests here
 
@@ -136,7 +136,7 @@ def test_a_run_has_a_page_and_is_compared_with_an_on_policy_run(whole, tmp_path)
 @pytest.mark.slow
 def test_two_devices_have_a_replay_each(whole, tmp_path):
     lines = "from tests.training import test_off_policy\ntest_off_policy.train(sys.argv[1])"
-    many_devices.run(2, lines, tmp_path / "run")
+    topology.run(lines, tmp_path / "run", devices=2)
     wanted, found = (checkpoints.load(folder) for folder in (whole[0], tmp_path / "run"))
     for name in ("transitions.experience.obs", "transitions.experience.reward", "finals.experience.obs"):
         leaf = wanted.state[f"replay.{name}"]

@@ -27,7 +27,7 @@ from marl_kl.storage.run_record import RUN, SWEEP
 from marl_kl.training import runner, sweeper
 from marl_kl.training.programs import Programs
 from marl_kl.training.shard_loop import ShardLoop
-from tests.support import kills, many_devices
+from tests.support import kills, topology
 from tests.support.counting_env import counting_env
 from tests.support.faults import fail_with, stopped
 from tests.support.grids import slow_unless
@@ -470,7 +470,7 @@ def test_a_finished_run_is_extended(whole_run, tmp_path, capsys):
 def test_a_run_is_resumed_on_another_number_of_devices(whole_run, tmp_path):
     """Started on two, finished here: a warning, and the same results up to rounding."""
     out = tmp_path / "run"
-    many_devices.run(2, "from tests.support import kills\nkills.train(sys.argv[1], total_env_steps=32 * 20)", out)
+    topology.run("from tests.support import kills\nkills.train(sys.argv[1], total_env_steps=32 * 20)", out, devices=2)
     here = jax.device_count()
     assert here != 2 and run_record.read_record(out).document["device"]["count"] == 2
     with pytest.warns(RunWarning, match=f"perhaps not bit for bit: device.count is 2 before and {here} now"):

@@ -5,7 +5,7 @@ import pytest
 
 import marl_kl
 from marl_kl.storage import run_record
-from tests.support import many_devices
+from tests.support import topology
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_spread_over_devices_the_first_update_is_the_same(algorithm, counts, fie
 jax.config.update("jax_enable_x64", True)
 from tests.support import spread_runs
 spread_runs.print_distances({algorithm!r}, {counts}, **{fields})"""
-    distances = [float(line) for line in many_devices.run(4, lines).split()]
+    distances = [float(line) for line in topology.run(lines, devices=4).split()]
     assert len(distances) == len(counts) and max(distances) < 1e-12
 
 
@@ -49,7 +49,7 @@ kills.train(sys.argv[2], devices=4, total_env_steps=32 * 13)
 kills.train(sys.argv[2], devices=4, total_env_steps=32 * 20, resume=True)
 kills.train(sys.argv[3], devices=1, total_env_steps=32 * 20)"""
     folders = [tmp_path / name for name in ("whole", "resumed", "one")]
-    assert float(many_devices.run(4, lines, *folders)) < 1e-5
+    assert float(topology.run(lines, *folders, devices=4)) < 1e-5
     whole, resumed, one = (np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True) for folder in folders)
     np.testing.assert_array_equal(whole["kl_total"], resumed["kl_total"])
     np.testing.assert_allclose(whole["kl_total"][:2], one["kl_total"][:2], rtol=1e-3)
@@ -78,5 +78,5 @@ except ValueError as error:
     print(error)
 assert small_run.train(env, seeds=2, devices=2, total_env_steps=64).env_steps[-1] == 64"""
     out = tmp_path / "run"
-    message = many_devices.run(2, lines, out)
+    message = topology.run(lines, out, devices=2)
     assert message.startswith("devices=2 would spread the environments of") and not out.exists()
