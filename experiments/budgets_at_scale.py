@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import marl_kl
 from experiments import settings, study, styles
-from experiments.bodies_at_scale import METHOD_STYLES, METHODS, make_env
+from experiments.bodies_at_scale import METHOD_STYLES, METHODS, last_evaluations, make_env
 from experiments.brax_suite import binned, last_tenth, shares
 from experiments.intervals import estimate, ratio
 from experiments.study import Piece, Report, Results
@@ -152,8 +152,8 @@ def report(results: Results) -> Report:
     tables = {
         "final": table(lambda _, found: estimate(found["final"]).text(0), methods),
         "gain": table(gain(lambda found: found["final"]), methods[1:]),
-        "evaluated": table(lambda _, found: estimate(_evaluated(found)).text(0), methods),
-        "gain_evaluated": table(gain(_evaluated), methods[1:]),
+        "evaluated": table(lambda _, found: estimate(last_evaluations(found)).text(0), methods),
+        "gain_evaluated": table(gain(last_evaluations), methods[1:]),
         "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
         "allocation": table(_allocation, methods[1:]),
     }
@@ -175,11 +175,6 @@ def _found(results: Results, row: Row, method: str) -> study.Values:
     """At this budget; empty if the piece is not done."""
     values = results.pieces.get(_name(row.scenario, method), {})
     return {field: value if field in _OVER_BUDGETS else value[row.place] for field, value in values.items()}
-
-
-def _evaluated(found: study.Values) -> np.ndarray:
-    """[seed] at the end."""
-    return found["evaluated"][:, -1]
 
 
 def _allocation(row: Row, found: study.Values) -> str:
