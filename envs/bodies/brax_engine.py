@@ -62,6 +62,7 @@ from envs.bodies.physics import (
     BodyTimeStep,
     Physics,
     driven_coordinates,
+    on_own_devices,
     quiet,
     traced_once,
     tree_of,
@@ -242,7 +243,7 @@ def _packing(empty: Any, backend: str) -> tuple[Callable, Callable]:
 def load_brax(body: str, backend: str) -> Any:
     """Brax's environment on `backend`, with this project's solver options (see the module)."""
     entry = BODIES[body]
-    with quiet():
+    with quiet(), on_own_devices():
         brax_class = getattr(importlib.import_module(entry.module), entry.brax_class)
         brax_env = brax_class(backend=backend)
     if backend == "mjx" and entry.mjx_options:

@@ -32,6 +32,7 @@ from envs.bodies.physics import (
     actuators_of_bodies,
     driven_coordinates,
     import_mujoco,
+    on_own_devices,
     quiet,
     traced_once,
     tree_of,
@@ -83,7 +84,7 @@ def load(body: str, segments: int | None = None) -> Physics:
     Raises:
         MissingModel: the extra `mujoco` is not installed and the body needs its model files.
     """
-    with quiet():
+    with quiet(), on_own_devices():
         from mujoco import mjx
 
         model_of, rules = BODIES[body]

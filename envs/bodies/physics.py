@@ -7,11 +7,11 @@ An engine is a module with `load(...) -> Physics`: `envs.bodies.brax_engine` (Br
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -165,8 +165,19 @@ def import_mujoco() -> Any:
     return mujoco
 
 
-traced_once = functools.partial(jax.jit, inline=True)
-"""For a function of the physics: all programs of a process share its trace, which for MJX takes seconds."""
+@contextlib.contextmanager
+def on_own_devices():
+    """MJX puts its arrays on the first of `jax.devices()`, which in a run of several processes belongs to one of them only."""
+    if jax.process_count() == 1:
+        yield
+        return
+    with mock.patch.object(jax, "devices", lambda backend=None: jax.local_devices(backend=backend)):
+        yield
+
+
+def traced_once(function: Callable) -> Callable:
+    """For a function of the physics: all programs of a process share its trace, which for MJX takes seconds."""
+    return jax.jit(on_own_devices()(function), inline=True)
 
 
 def zeros_of_one(own: jax.Array, shapes: Any) -> Any:

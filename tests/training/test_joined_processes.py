@@ -65,6 +65,15 @@ def test_seeds_with_replays_are_spread_over_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_body_is_trained_in_two_processes(tmp_path):
+    """MJX would put its model on a device of process 0."""
+    sizes = ("--num-envs", 4, "--rollout-length", 4, "--eval-episodes", 2, "--total-env-steps", 32, "--devices", 2)
+    command = ("train", "ant_4x2", "--env", "backend=spring", "--seeds", 2, *sizes, "--progress", "none")
+    assert _ends(topology.command_line(2, *command, "--out", tmp_path / "run")) == [(0, ""), (0, "")]
+    assert checkpoints.load(tmp_path / "run").metrics["kl_total"].shape == (2, 2)
+
+
+@pytest.mark.slow
 def test_killed_runs_are_resumed_to_the_same_bits(tmp_path):
     """Each kill ends the other process with one line; the same bits as without kills on as many."""
     whole, victim = tmp_path / "whole", tmp_path / "victim"
