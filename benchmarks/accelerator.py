@@ -5,7 +5,8 @@
 Every row is printed and written to FILE as soon as it is measured, so that a job that is killed keeps what it has; when
 the time is over, no further row is begun. The rows:
 
-  repeat      whether the same seed gives the same bits twice (else the largest difference)
+  repeat      whether the same seed gives the same bits twice (else the largest difference); on a GPU only with
+              XLA_FLAGS=--xla_gpu_deterministic_ops=true
   precision   how far the parameters after one update of HATRPO-W are from those in float64, as a share of the step:
               with the precision of matrix products that we set, and with the device's default (TF32 on NVIDIA)
   update      one sequential update against its FLOP floor (`benchmarks.update_cost`)
