@@ -183,15 +183,21 @@ def swept_field(method: str) -> str:
     return "kl_budget" if is_trust_region(method) else "actor_lr"
 
 
-def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
+def config_of(
+    scenario: str, method: str, env_steps: int, num_envs: int, rollout_length: int, evaluations: int
+) -> marl_kl.Config:
+    """The preset's, at these sizes; saved as often as evaluated."""
     known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
-    env_steps = size.env_steps[scenario]
-    updates = -(-env_steps // (size.num_envs * size.rollout_length))
+    interval = max(1, -(-env_steps // (num_envs * rollout_length)) // evaluations)
     return presets.config(
-        "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=size.num_envs,
-        rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), save_interval=max(1, updates // 20),
-        eval_interval=max(1, updates // EVALUATIONS), checkpoints_kept=1, **METHODS[method].fields,
+        "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=num_envs,
+        rollout_length=rollout_length, eval_episodes=min(16, num_envs), save_interval=interval, eval_interval=interval,
+        checkpoints_kept=1, **METHODS[method].fields,
     )  # fmt: skip
+
+
+def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
+    return config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
 
 
 def _sweep(scenario, method, values, seeds, config, folder) -> marl_kl.SweepResult:
@@ -376,17 +382,17 @@ def _trials(scenario: str, method: str, values: study.Values) -> list[str]:
     return [f"{scenario}, {METHODS[method].label}", *facts]
 
 
-def curves(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
-    """Left training returns (stochastic policies), right evaluation returns (deterministic policies)."""
-    figure = Figure(figsize=(9.0, 2.7 * len(by_scenario) + 0.8), layout="constrained")
-    panels = figure.subplots(len(by_scenario), 2, squeeze=False, sharex="row", sharey="row")
-    for (scenario, values), (training, evaluation) in zip(by_scenario.items(), panels):
+def curves(rows: Mapping[str, Mapping[str, study.Values]]) -> Figure:
+    """Left training returns (stochastic policies), right evaluation returns (deterministic policies); by title and method."""
+    figure = Figure(figsize=(9.0, 2.7 * len(rows) + 0.8), layout="constrained")
+    panels = figure.subplots(len(rows), 2, squeeze=False, sharex="row", sharey="row")
+    for (title, values), (training, evaluation) in zip(rows.items(), panels):
         for method, own in values.items():
             known = np.isfinite(own["returns"]).all(axis=0)
             style = METHOD_STYLES[method]
             styles.curve(training, own["env_steps"][known] / 1e6, own["returns"][:, known], style)
             styles.curve(evaluation, own["eval_env_steps"] / 1e6, own["evaluated"], style)
-        training.set_title(scenario, fontsize=10, loc="left")
+        training.set_title(title, fontsize=10, loc="left")
         training.set_ylabel("return")
         for axes in (training, evaluation):
             axes.set_xlim(left=0)

@@ -15,15 +15,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 import marl_kl
-from experiments import settings, study, styles
-from experiments.bodies_at_scale import METHOD_STYLES, METHODS, last_evaluations, make_env
+from experiments import settings, study
+from experiments.bodies_at_scale import METHODS, config_of, curves, last_evaluations, make_env
 from experiments.brax_suite import binned, last_tenth, shares
 from experiments.intervals import estimate, ratio
 from experiments.study import Piece, Report, Results
-from marl_kl.training import presets
 
 STUDY_NAME = "budgets_at_scale"
 SHOWN = 40
@@ -81,14 +79,8 @@ def _joint_budgets(scenario: str, size: Size) -> list[float]:
 
 
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
-    known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
-    env_steps = size.env_steps[scenario]
-    updates = -(-env_steps // (size.num_envs * size.rollout_length))
-    return presets.config(
-        "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=size.num_envs,
-        rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), save_interval=max(1, updates // 4),
-        eval_interval=max(1, updates // size.evaluations), checkpoints_kept=1, **METHODS[method].fields,
-    )  # fmt: skip
+    sizes = (size.env_steps[scenario], size.num_envs, size.rollout_length, size.evaluations)
+    return config_of(scenario, method, *sizes)
 
 
 def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
@@ -157,7 +149,9 @@ def report(results: Results) -> Report:
         "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
         "allocation": table(_allocation, methods[1:]),
     }
-    return Report(tables, {"curves": curves(results, rows, methods)})
+    by_method = [{method: found for method in methods if (found := _found(results, row, method))} for row in rows]
+    titles = [f"{row.scenario}, {row.budget:g} per agent" for row in rows]
+    return Report(tables, {"curves": curves(dict(zip(titles, by_method)))})
 
 
 class Row(NamedTuple):
@@ -181,31 +175,6 @@ def _allocation(row: Row, found: study.Values) -> str:
     """The largest share, and the signal fraction in each third of the run."""
     thirds = [f"{100 * np.nanmean(part):.1f} %" for part in np.array_split(found["signal"], 3)]
     return f"{100 * found['largest'].mean():.0f} %; {', '.join(thirds)}"
-
-
-def curves(results: Results, rows: Sequence[Row], methods: Sequence[str]) -> Figure:
-    """Left training returns (stochastic policies), right evaluation returns (deterministic policies)."""
-    figure = Figure(figsize=(9.0, 2.7 * len(rows) + 0.8), layout="constrained")
-    panels = figure.subplots(len(rows), 2, squeeze=False, sharex="row", sharey="row")
-    for row, (training, evaluation) in zip(rows, panels):
-        for method in methods:
-            found = _found(results, row, method)
-            if found:
-                known = np.isfinite(found["returns"]).all(axis=0)
-                style = METHOD_STYLES[method]
-                styles.curve(training, found["env_steps"][known] / 1e6, found["returns"][:, known], style)
-                styles.curve(evaluation, found["eval_env_steps"] / 1e6, found["evaluated"], style)
-        training.set_title(f"{row.scenario}, {row.budget:g} per agent", fontsize=10, loc="left")
-        training.set_ylabel("return")
-        for axes in (training, evaluation):
-            axes.set_xlim(left=0)
-            styles.clean(axes)
-    panels[0][1].set_title("evaluation return (deterministic policies)", fontsize=9, loc="right")
-    panels[0][0].set_title("training return", fontsize=9, loc="right")
-    for axes in panels[-1]:
-        axes.set_xlabel("env steps per seed (millions)")
-    styles.legend_below(figure, panels.ravel(), 4, fontsize=8.5)
-    return figure
 
 
 STUDY = study.Study(STUDY_NAME, "Unequal KL at ten million env steps", pieces, report, is_incremental=True)
