@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Env, EnvSpec, EnvState, TimeStep, declared_shapes, host_ready
+from envs.compiling import known
 from envs.validation import first_line
 
 
@@ -98,7 +99,7 @@ def _random_trace(env: Env, keys: jax.Array, steps: int) -> Trace:
         _, (trace, age, stepped) = jax.lax.scan(env_step, carry, jax.random.split(key_steps, steps))
         return Trace(first, trace, age, None if stepped is None else (host_ready(env_state), *stepped))
 
-    options = dict(env.spec.cpu_compiler_options) if jax.default_backend() == "cpu" else None
+    options = known(env.spec.cpu_compiler_options) if jax.default_backend() == "cpu" else None
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(play), compiler_options=options)(keys))
 
 

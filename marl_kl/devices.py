@@ -8,7 +8,6 @@ over the devices of all of them.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import math
 import os
@@ -21,10 +20,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from envs.compiling import CompilerOptions, known
 from marl_kl import processes
 from marl_kl.core.partition import ENV_AXIS
-
-CompilerOptions = tuple[tuple[str, bool | int], ...]
 
 SEED_AXIS = "seed"
 SEEDS = PartitionSpec(SEED_AXIS)
@@ -348,14 +346,4 @@ def compiler_options(platform: str, cpu_options: CompilerOptions = ()) -> dict[s
     options = dict((*_ON_CPUS, *cpu_options))
     if is_chosen:
         del options[_LEVEL]
-    return {name: value for name, value in options.items() if _xla_knows(name, value)}
-
-
-@functools.cache
-def _xla_knows(name: str, value: bool | int) -> bool:
-    """Whether this XLA still has the option; an unknown one is an error at compilation."""
-    try:
-        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-    except Exception:
-        return False
-    return True
+    return known(tuple(options.items()))

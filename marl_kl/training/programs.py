@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from envs.base import Env
+from envs.compiling import CompilerOptions
 from marl_kl import devices, processes
 from marl_kl.config import Config, OffPolicyConfig
 from marl_kl.core import evaluation
@@ -20,7 +21,6 @@ from marl_kl.core.algorithms import AlgorithmSpec
 from marl_kl.core.partition import ENV_AXIS
 from marl_kl.core.rollout import EnvBatch
 from marl_kl.core.trainer import Learner, Train, TrainState, make_train
-from marl_kl.devices import CompilerOptions
 from marl_kl.results import EpisodeStatistics
 
 SHARE_OF_MEMORY = 0.8

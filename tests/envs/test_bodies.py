@@ -16,6 +16,7 @@ import pytest
 import envs
 from envs.bodies import brax_engine, kinematics, scenarios
 from envs.bodies.physics import CPU_OPTIONS
+from envs.compiling import known
 from tests.envs.test_names import PLAYED
 from tests.support import c_world
 from tests.support.grids import rare, slow_unless
@@ -59,7 +60,7 @@ class Compiled(NamedTuple):
 
 def compiled(env):
     """With the compiler options that the environment asks for."""
-    options = dict(env.spec.cpu_compiler_options)
+    options = known(env.spec.cpu_compiler_options)
     start = jax.jit(lambda keys: jax.vmap(env.reset, (0, None))(keys, env.params), compiler_options=options)
 
     @functools.partial(jax.jit, compiler_options=options)
@@ -272,7 +273,7 @@ def test_same_as_brax(ran):
 
         return jax.lax.scan(step, state, controls)[1]
 
-    obs, reward, done = jax.jit(rollout, compiler_options=dict(CPU_OPTIONS))(keys_from(0), controls)
+    obs, reward, done = jax.jit(rollout, compiler_options=known(CPU_OPTIONS))(keys_from(0), controls)
     np.testing.assert_allclose(ran.steps.state[:steps], obs, atol=2e-3)
     np.testing.assert_allclose(ran.steps.reward[:steps, :, 0], reward, atol=2e-3)
     np.testing.assert_array_equal(ran.steps.terminated[:steps], done > 0.5)

@@ -105,6 +105,10 @@ def test_environments_that_keep_the_contract_pass(env):
     envs.check(env)
 
 
+def test_compiler_options_of_other_versions_are_left_out():
+    envs.check(changed(cpu_compiler_options=(("xla_cpu_no_such_option", True),)))
+
+
 def test_an_agent_without_a_choice_is_named():
     env = envs.make("matrix_game", steps=3)
     nothing = lambda ts, *_: ts._replace(action_mask=ts.action_mask & False)  # noqa: E731

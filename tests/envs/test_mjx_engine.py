@@ -10,6 +10,7 @@ from mujoco import mjx
 
 import envs
 from envs.bodies import mjcf, mjx_engine
+from envs.compiling import known
 from tests.support.grids import rare, slow_unless
 
 pytestmark = pytest.mark.physics
@@ -74,7 +75,7 @@ def test_first_steps(body):
     env.set_state(q.astype(np.float64), qd.astype(np.float64))
     progress = np.float32(rules.progress(env.model, env.data))
     state = mjx_engine.State(q, qd, np.zeros(env.model.nv, np.float32), progress)
-    step = jax.jit(physics.step, compiler_options=dict(physics.compiler_options))
+    step = jax.jit(physics.step, compiler_options=known(physics.compiler_options))
     for control in random_controls(env, 4).astype(np.float32):
         state, seen = step(state, control)
         obs, reward, terminated, _, _ = env.step(control.astype(np.float64))
