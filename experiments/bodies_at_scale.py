@@ -415,12 +415,13 @@ def allocation(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
     figure = Figure(figsize=(3.0 * len(shown), 3.6), layout="constrained")
     panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, shown):
-        for scenario, values in by_scenario.items():
+        for place, (scenario, values) in enumerate(by_scenario.items()):
             if method not in values:
                 continue
             signal, share = values[method]["signal"], values[method]["share"]
             relative = signal / np.maximum(np.nanmean(signal, axis=1, keepdims=True), 1e-3)
-            axes.plot(relative.ravel(), (share * share.shape[1]).ravel(), ".", markersize=4, alpha=0.6, label=scenario)
+            look = {"color": f"C{place}", "markersize": 4, "alpha": 0.6, "label": scenario}
+            axes.plot(relative.ravel(), (share * share.shape[1]).ravel(), ".", **look)
         axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
         axes.set_title(METHODS[method].label, fontsize=10, loc="left")
         axes.set_xlabel("signal fraction / mean of the team")
