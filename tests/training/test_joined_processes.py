@@ -94,6 +94,7 @@ def test_killed_runs_are_resumed_to_the_same_bits(tmp_path):
     assert killed >= 5
     assert _ends(topology.command_line(2, "resume", victim, "--progress", "none")) == [(0, ""), (0, "")]
     kills.assert_same_run(victim, whole)
+    assert not list(victim.glob("checkpoints/.tmp-[0-9]*")), "the next save removes what a kill left unfinished"
     assert run_record.read_record(victim).document["device"] | {"kind": ""} == {
         "kind": "", "platform": "cpu", "count": 2 * len(os.sched_getaffinity(0)), "used": 2, "per_seed": 2, "processes": 2,
     }  # fmt: skip
