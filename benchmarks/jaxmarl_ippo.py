@@ -13,7 +13,7 @@ compiled for the same devices by the same code and run in turn; medians over rep
 length are equal (by default those of JaxMARL's script); all else is each side's default:
 
 - JaxMARL's: one actor and one critic of the observation for all agents, both in one loss; the time limit is a
-  termination. Its call to wandb at every update stays, and does nothing.
+  termination. Its call to wandb at every update stays, and does nothing. Of SMAX it ignores the action masks.
 - Ours: a network per agent, running moments, a time limit that truncates. `ippo as JaxMARL's` is ours told to do that
   work: shared networks, no moments, and the epochs, minibatches, step sizes and coefficients of that script's config.
 """
@@ -86,7 +86,19 @@ def load_baseline(path: Path) -> Baseline:
             spec.loader.exec_module(module)
     except ImportError as error:
         raise ValueError(f"--jaxmarl-baselines {path}: {script.name} cannot be imported: {error}") from error
+    module.jaxmarl = types.SimpleNamespace(make=_make_env)
     return Baseline(module.make_train, yaml.safe_load(config.read_text()))
+
+
+def _make_env(name: str):
+    """JaxMARL's environment or SMAX map. The script's actions have an axis of length 1, which SMAX does not take."""
+    import jaxmarl as package
+
+    registered, arguments = jaxmarl.constructor_call(name, {})
+    env = package.make(registered, **arguments)
+    step_env = env.step_env
+    env.step_env = lambda key, state, actions: step_env(key, state, jax.tree.map(jnp.squeeze, actions))
+    return env
 
 
 @contextlib.contextmanager
@@ -208,7 +220,9 @@ def table(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jaxmarl-baselines", type=Path, required=True, help="a checkout of JaxMARL, or the script")
-    parser.add_argument("--env", default="jaxmarl/MPE_simple_spread_v3", help="one of JaxMARL's MPE with agents alike")
+    parser.add_argument(
+        "--env", default="jaxmarl/MPE_simple_spread_v3", help="one of JaxMARL's with agents alike: MPE, SMAX"
+    )
     parser.add_argument("--algorithms", nargs="+", default=list(algorithms.names(marl_kl.OnPolicyConfig)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-envs", type=int, default=16)

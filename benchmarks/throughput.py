@@ -5,7 +5,7 @@
     python -m benchmarks.throughput --env jaxmarl/MPE_simple_spread_v3 --jaxmarl-baselines PATH
 
 Bare: as many parallel environments, on the same devices, uniformly random actions, no policy, no resets, no
-learning. Training: whole updates (rollout with resets, advantages, actors, critic) with each algorithm's default config
+learning. Rollout: with the policies, bookkeeping and resets of on-policy training, without learning. Training: whole updates (rollout with resets, advantages, actors, critic) with each algorithm's default config
 otherwise. Both run in turn; medians over repeats. Compile time is that of one training update; peak memory is
 that of the process so far. All algorithms by default; the backends by default are mjx and spring for Brax's bodies, and
 `none` for what has no backends.
@@ -34,10 +34,11 @@ import envs
 import marl_kl
 from benchmarks import jaxmarl_ippo
 from benchmarks.timing import compiled, in_turn, machine, versions
-from envs.base import EnvSpec
+from envs.base import EnvSpec, with_declared_dtypes
 from marl_kl import devices
 from marl_kl.core import algorithms
-from marl_kl.core.policies import input_size, make_actor
+from marl_kl.core.policies import init_actors, init_obs_moments, input_size, make_actor
+from marl_kl.core.rollout import init_env_batch, rollout
 from marl_kl.core.trainer import make_train
 
 
@@ -73,6 +74,28 @@ def bare_stepping(env, mesh, num_seeds: int, num_envs: int, length: int):
     keys = devices.shard(jax.random.split(jax.random.key(1), num_seeds), mesh)
     program = devices.over_seeds(jax.vmap(one_seed), mesh, (devices.SEEDS, devices.SEEDS), devices.SEEDS, options)
     return lambda: program(keys, start)
+
+
+def rollouts(env, config: marl_kl.OnPolicyConfig, mesh, num_seeds: int):
+    """A function for one on-policy rollout of all seeds."""
+    env = with_declared_dtypes(env)
+    actor = make_actor(env.spec, config)
+
+    def start(key):
+        hidden = actor.initial_carry((env.spec.num_agents, config.num_envs))
+        return init_actors(key, env.spec, config), init_env_batch(key, env, config.num_envs, hidden)
+
+    def one_seed(key, actors, env_batch):
+        moments = init_obs_moments(env.spec, config)
+        env_batch, trajectory = rollout(key, env, actor, actors, moments, env_batch, config.rollout_length)
+        # all of it is used, as in training
+        return env_batch, jax.tree.map(jnp.sum, trajectory)
+
+    options = env.spec.cpu_compiler_options
+    keys = devices.shard(jax.vmap(jax.random.key)(jnp.arange(num_seeds)), mesh)
+    begun = devices.over_seeds(jax.vmap(start), mesh, (devices.SEEDS,), devices.SEEDS, options)(keys)
+    program = devices.over_seeds(jax.vmap(one_seed), mesh, (devices.SEEDS,) * 3, devices.SEEDS, options)
+    return lambda: program(keys, *begun)
 
 
 def training(env, algorithm: str, config, mesh, num_seeds: int):
@@ -150,6 +173,9 @@ def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_s
     configs = {name: config_of(name, num_envs, rollout_length) for name in names}
     for name, config in configs.items():
         calls[name], _, compile_seconds[name] = training(env, name, config, mesh, num_seeds)
+    on_policy = [config for config in configs.values() if isinstance(config, marl_kl.OnPolicyConfig)]
+    if on_policy:
+        calls["rollout"] = rollouts(env, on_policy[0], mesh, num_seeds)
     off_policy = {name: config for name, config in configs.items() if isinstance(config, marl_kl.OffPolicyConfig)}
     for config in off_policy.values():
         rows, width = config.minibatch_size, max(config.hidden_sizes)
@@ -168,7 +194,8 @@ def measure(env, names: Sequence[str], num_envs: int, rollout_length: int, num_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [
         {
-            "algorithm": name, "seeds": num_seeds, "devices": mesh.size, "bare": rates["bare"], "training": rates[name],
+            "algorithm": name, "seeds": num_seeds, "devices": mesh.size, "bare": rates["bare"],
+            "rollout": None if name in off_policy else rates["rollout"], "training": rates[name],
             "fraction": rates[name] / rates["bare"], "compile_s": compile_seconds[name], "peak_gib": peak, **floors[name],
         }
         for name in names
@@ -204,7 +231,7 @@ def main(arguments: Sequence[str] | None = None):
     except ValueError as error:
         parser.error(str(error))
     print(f"{machine()}, {versions()}; {options.num_envs} envs per seed")
-    print(f"{'env':>18} {'algorithm':>10} {'seeds':>5} {'devices':>7} {'bare/s':>9} {'training/s':>10} {'fraction':>8} "
+    print(f"{'env':>18} {'algorithm':>10} {'seeds':>5} {'devices':>7} {'bare/s':>9} {'rollout/s':>9} {'training/s':>10} {'fraction':>8} "
           f"{'compile s':>9} {'peak GiB':>8} {'gradient/s':>10} {'floor':>6}")  # fmt: skip
     rows = []
     for backend in options.backends or default_backends(env):
@@ -213,7 +240,7 @@ def main(arguments: Sequence[str] | None = None):
             for row in measure(built, options.algorithms, *sizes, num_seeds, options.repeats):
                 rows.append({"env": options.env, "backend": backend, **row})
                 print(f"{options.env + '/' + backend:>18} {row['algorithm']:>10} {row['seeds']:5d} {row['devices']:7d} "
-                      f"{row['bare']:9.0f} {row['training']:10.0f} {row['fraction']:8.2f} {row['compile_s']:9.1f} "
+                      f"{row['bare']:9.0f} {row['rollout'] or np.nan:9.0f} {row['training']:10.0f} {row['fraction']:8.2f} {row['compile_s']:9.1f} "
                       f"{row['peak_gib']:8.2f} {row.get('gradient_steps', np.nan):10.1f} "
                       f"{row.get('floor', np.nan):6.2f}", flush=True)  # fmt: skip
     figures = {"versions": versions(), "num_envs": options.num_envs, "rows": rows}

@@ -295,7 +295,7 @@ class FirstOrderConfig(OnPolicyConfig):
     ent_coef_final_fraction: float = _final_fraction("ent_coef")
     target_kl: float = traced(
         math.inf,
-        "no further step of an actor on a batch once a minibatch's mean KL(old || new) exceeds this",
+        "no further step of an actor on a batch once a minibatch's estimate of KL(old || new) exceeds this",
         _POSITIVE_OR_INF,
     )
 

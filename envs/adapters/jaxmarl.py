@@ -94,7 +94,8 @@ def _make(own: str, **options) -> Env:
     jaxmarl = _imported(name)
     shaping = {"reward_shaping": options.pop("reward_shaping")} if "reward_shaping" in options else {}
     try:
-        env = _constructed(jaxmarl, own, options)
+        registered, arguments = constructor_call(own, options)
+        env = jaxmarl.make(registered, **arguments)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"env '{name}': JaxMARL cannot make it with {options}: {reason}") from error
@@ -128,7 +129,8 @@ def silence():
             sys.__stdout__ = original
 
 
-def _constructed(jaxmarl, own: str, options: dict[str, Any]):
+def constructor_call(own: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the keyword arguments that `jaxmarl.make` takes for the environment or map `own`."""
     if own in SMAX_MAPS:
         options = {"scenario": own, **options}
         own = "HeuristicEnemySMAX"
@@ -142,7 +144,7 @@ def _constructed(jaxmarl, own: str, options: dict[str, Any]):
         options = {**options, "layout": overcooked_layouts[options["layout"]]}
     if own in ("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3"):
         options = {"auto_reset": False, **options}
-    return jaxmarl.make(own, **options)
+    return own, options
 
 
 _MPE_EXTRAS = (

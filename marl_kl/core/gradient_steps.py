@@ -66,9 +66,10 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
     """Maximises E[surrogate(r, M, clip_eps)] + ent_coef E[entropy] by Adam, M the batch's weight.
 
     Every epoch passes over the batch once, in `actor_minibatches` parts of a new permutation of its rows. The gradient is
-    clipped by its global norm, over all parameters of the network, before Adam. Once the mean KL(old || new) of a
-    minibatch exceeds `target_kl`, neither this nor any later step on the batch is made (the KL is that of the parameters
-    before the step, at no extra cost, so that the last step made may exceed the target).
+    clipped by its global norm, over all parameters of the network, before Adam. Once KL(old || new), estimated by a
+    minibatch's mean of r - 1 - log r (Schulman 2020, "Approximating KL Divergence"), exceeds `target_kl`, neither this nor
+    any later step on the batch is made (the KL is that of the parameters before the step, at no extra cost, so that the
+    last step made may exceed the target).
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.actor_max_grad_norm), optax.scale_by_adam(eps=_ADAM_EPSILON)
@@ -78,19 +79,18 @@ def gradient_steps(actor: Actor, config: FirstOrderConfig, surrogate: Surrogate)
         return AgentState(optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def loss(params, minibatch):
-        batch, old_outputs = minibatch
-        outputs = actor.outputs(params, batch.obs)
-        old, new = (actor.distribution(x, batch.action_mask) for x in (old_outputs, outputs))
-        log_ratio = new.log_prob(batch.action) - old.log_prob(batch.action)
-        samples = of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps)
-        objective = weighted.mean(samples, batch.alive)
-        bonus = config.ent_coef * weighted.mean(new.entropy(), batch.alive)
-        return -objective - bonus, weighted.mean(old.kl(new), batch.alive)
+        batch, old_log_prob = minibatch
+        policy = actor.distribution(actor.outputs(params, batch.obs), batch.action_mask)
+        log_ratio = policy.log_prob(batch.action) - old_log_prob
+        objective = weighted.mean(of_log_ratio(surrogate, log_ratio, batch.weight, config.clip_eps), batch.alive)
+        bonus = config.ent_coef * weighted.mean(policy.entropy(), batch.alive)
+        kl = weighted.mean(jnp.expm1(log_ratio) - log_ratio, batch.alive)
+        return -objective - bonus, kl
 
     def improve(key, params, state, batch):
         num_rows = batch.weight.shape[0]
         old_outputs = actor.outputs(params, batch.obs)
-        data = (batch, old_outputs)
+        data = (batch, actor.distribution(old_outputs, batch.action_mask).log_prob(batch.action))
         by_row = data if config.actor_minibatches == 1 else partition.gathered(data)
 
         def gradient_step(carry, minibatch):
