@@ -35,8 +35,8 @@ def tables() -> dict[str, str]:
         for row in read("update_cost")
     ]  # fmt: skip
     training = [
-        [row["backend"], row["seeds"], row["devices"], f"{row['bare']:,.0f}", f"{row['training']:,.0f}",
-         f"{row['fraction']:.2f}", f"{row['compile_s']:.0f} s"]
+        [row["backend"], row["seeds"], row["devices"], f"{row['bare']:,.0f}", f"{row['rollout']:,.0f}",
+         f"{row['training']:,.0f}", f"{row['fraction']:.2f}", f"{row['compile_s']:.0f} s"]
         for row in read("throughput")
     ]  # fmt: skip
     first_minute = [
@@ -49,10 +49,11 @@ def tables() -> dict[str, str]:
          f"{row['floor']:.2f}", f"{row['compile_s']:.0f} s"]
         for row in read("off_policy_throughput")
     ]  # fmt: skip
-    ippo = [
-        [row["algorithm"], f"{row['env_steps_per_s']:,.0f}", f"{row['ratio']:.2f}", f"{row['compile_s']:.1f} s"]
-        for row in read("jaxmarl_ippo")
-    ]
+    beside = {}
+    for name in ("jaxmarl_ippo", "jaxmarl_ippo_smax"):
+        for row in read(name):
+            beside.setdefault(row["algorithm"], []).append(f"{row['env_steps_per_s']:,.0f} ({row['ratio']:.2f})")
+    ippo = [[algorithm, *cells] for algorithm, cells in beside.items()]
     bodies = [
         [row["body"], row["backend"], f"{row['steps_per_s']:,.0f}", f"{row['compile_s']:.0f} s", f"{row['moved']:.2g}",
          f"{row['error']:.1e}", f"{row['error_99']:.1e}"]
@@ -73,14 +74,14 @@ def tables() -> dict[str, str]:
     return {
         "updates": _table(head, updates),
         "training": _table(
-            ("backend", "seeds", "devices", "bare env steps/s", "training env steps/s", "fraction", "compile"), training
+            ("backend", "seeds", "devices", "bare env steps/s", "rollouts", "training", "fraction", "compile"), training
         ),
         "first_minute": _table(("backend", "compilation cache", "seconds", "before", "ratio"), first_minute),
         "off_policy": _table(
             ("algorithm", "bare env steps/s", "training env steps/s", "gradient steps/s", "floor", "compile"),
             off_policy,
         ),
-        "ippo": _table(("algorithm", "env steps/s", "ratio", "compile"), ippo),
+        "ippo": _table(("env steps/s (ratio)", "spread, 1 seed", "spread, 4 seeds", "3m, 1 seed", "3m, 4 seeds"), ippo),
         "growth": _table(("axis", "from, to", "update, ms", "exponent", "last", "MiB", "exponent", "last"), growth),
         "scaling": _table(("backend", "what", "devices", "environments per seed", "update, ms", "efficiency"), scaling),
         "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
