@@ -200,9 +200,10 @@ def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     return config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
 
 
-def _sweep(scenario, method, values, seeds, config, folder) -> marl_kl.SweepResult:
-    """Of budgets per agent, or step sizes; stored in `folder` until the piece is done, and resumed there."""
-    env = make_env(scenario)
+def train_with(
+    env: envs.Env, method: str, values: Sequence[float], seeds: Sequence[int], config: marl_kl.Config, folder: Path
+) -> marl_kl.SweepResult:
+    """A sweep of budgets per agent, or step sizes; stored in `folder` until the piece is done, and resumed there."""
     scale = env.spec.num_agents if is_trust_region(method) else 1
     return marl_kl.sweep(
         env, METHODS[method].algorithm, grid={swept_field(method): [scale * value for value in values]}, seeds=seeds,
@@ -229,7 +230,7 @@ def search(scenario: str, method: str, size: Size, work: Path) -> study.Values:
     wanted: Sequence[float] = SEARCHED[swept_field(method)]
     while wanted:
         folder = work / f"search-{len(found)}"
-        result = _sweep(scenario, method, wanted, SEARCH_SEEDS, config, folder)
+        result = train_with(make_env(scenario), method, wanted, SEARCH_SEEDS, config, folder)
         found |= dict(zip(wanted, last_tenth(result.metrics["episode_return"])))
         tried = sorted(found)
         best = max(tried, key=lambda value: found[value].mean())
@@ -252,7 +253,7 @@ def play(
     """
     chosen = float(searched["chosen"])
     config = _config(scenario, method, size)
-    result = _sweep(scenario, method, [chosen], seeds, config, work / "runs")
+    result = train_with(make_env(scenario), method, [chosen], seeds, config, work / "runs")
     metrics = {name: values[0] for name, values in result.metrics.items()}
     edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
     values = {

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import envs
 import marl_kl
 from experiments import settings, study, styles
-from experiments.bodies_at_scale import METHODS, SEARCHED, is_trust_region, last_evaluations, swept_field
+from experiments.bodies_at_scale import METHODS, SEARCHED, is_trust_region, last_evaluations, swept_field, train_with
 from experiments.brax_suite import last_tenth
 from experiments.ecosystem import COMMON, FIRST_ORDER, won
 from experiments.intervals import estimate
@@ -87,7 +87,7 @@ def _search_piece(size: str, method: str) -> Piece:
 
     def search() -> study.Values:
         """tried: [trial]; trials: [trial, seed] return of the stochastic policy at the end; chosen: the best value."""
-        result = _train(scenario, method, values, SEARCH_SEEDS, config, _work(size, name))
+        result = train_with(_env(scenario), method, values, SEARCH_SEEDS, config, _work(size, name))
         trials = last_tenth(result.metrics["episode_return"])
         best = values[int(trials.mean(1).argmax())]
         return {"tried": np.array(values), "trials": trials, "chosen": np.array(best)}
@@ -110,7 +110,7 @@ def _run_piece(size: str, scenario: str, method: str) -> Piece:
             share of one agent, and signal: [agent] `signal_fraction`, means over updates (and seeds).
         """
         value = float(searched["chosen"])
-        result = _train(scenario, method, [value], seeds, config, _work(size, name))
+        result = train_with(_env(scenario), method, [value], seeds, config, _work(size, name))
         returns = result.evaluations[0].episode_return
         metrics = {key: found[0] for key, found in result.metrics.items()}
         values = {
@@ -135,16 +135,6 @@ def _run_piece(size: str, scenario: str, method: str) -> Piece:
 def _work(size: str, name: str) -> Path:
     """Where a piece that was interrupted is resumed."""
     return study.WORK / f"{STUDY_NAME}-{size}" / name
-
-
-def _train(scenario, method, values, seeds, config, folder) -> marl_kl.SweepResult:
-    """With these budgets per agent, or step sizes."""
-    env = _env(scenario)
-    scale = env.spec.num_agents if is_trust_region(method) else 1
-    return marl_kl.sweep(
-        env, METHODS[method].algorithm, grid={swept_field(method): [scale * value for value in values]}, seeds=seeds,
-        config=config, out=folder, resume=True, progress="none",
-    )  # fmt: skip
 
 
 # What is shown

@@ -20,7 +20,7 @@ def test_a_grid_is_extended_until_its_best_value_is_inside(monkeypatch, tmp_path
             metrics={"episode_return": np.broadcast_to(returns[:, None, None], (len(values), 2, 20))}
         )
 
-    monkeypatch.setattr(bodies_at_scale, "_sweep", sweep)
+    monkeypatch.setattr(bodies_at_scale, "train_with", sweep)
     found = bodies_at_scale.search("bilinear", "hatrpo", SIZES["smoke"], tmp_path / "work")
     assert len(found["tried"]) == tried and list(found["tried"]) == sorted(found["tried"])
     if tried < TRIALS:
