@@ -5,8 +5,8 @@
     python -m benchmarks.throughput --env jaxmarl/MPE_simple_spread_v3 --jaxmarl-baselines PATH
 
 Bare: as many parallel environments, on the same devices, uniformly random actions, no policy, no resets, no
-learning. Rollout: with the policies, bookkeeping and resets of on-policy training, without learning. Training: whole updates (rollout with resets, advantages, actors, critic) with each algorithm's default config
-otherwise. Both run in turn; medians over repeats. Compile time is that of one training update; peak memory is
+learning. Rollout: with the policies, bookkeeping and resets of on-policy training, without learning. Training: whole
+updates (rollout with resets, advantages, actors, critic) with each algorithm's default config otherwise. All run in turn; medians over repeats. Compile time is that of one training update; peak memory is
 that of the process so far. All algorithms by default; the backends by default are mjx and spring for Brax's bodies, and
 `none` for what has no backends.
 

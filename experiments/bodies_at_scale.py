@@ -299,7 +299,7 @@ def report(results: Results) -> Report:
     adaptive = [method for method in budgeted if METHODS[method].algorithm != "hatrpo"]
     tables = {
         "final": table(lambda values, m: estimate(values[m]["final"]).text(0)),
-        "evaluated": table(lambda values, m: estimate(last_evaluations(values[m])).text(0)),
+        "evaluated": table(lambda values, m: estimate(last_fifth(values[m]["evaluated"])).text(0)),
         "gain_evaluated": table(_gain_evaluated, compared),
         "gain": table(lambda values, m: _gain(values, m), compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
@@ -340,16 +340,15 @@ def gain_over_hatrpo(values: Mapping[str, study.Values], method: str) -> Estimat
     return ratio(values[method]["final"], values["hatrpo"]["final"])
 
 
-def last_evaluations(values: study.Values) -> np.ndarray:
-    """[seed] mean over the last fifth of the evaluations."""
-    evaluated = values["evaluated"]
+def last_fifth(evaluated: np.ndarray) -> np.ndarray:
+    """[seed, V] -> [seed]: mean over the last fifth of the evaluations."""
     return evaluated[:, -max(1, evaluated.shape[1] // 5) :].mean(1)
 
 
 def _gain_evaluated(values: Mapping[str, study.Values], method: str) -> str:
     if "hatrpo" not in values:
         return "–"
-    return ratio(last_evaluations(values[method]), last_evaluations(values["hatrpo"])).text()
+    return ratio(last_fifth(values[method]["evaluated"]), last_fifth(values["hatrpo"]["evaluated"])).text()
 
 
 def _title(scenario: str, values: Mapping[str, study.Values]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 import marl_kl
 from experiments import settings, study
-from experiments.bodies_at_scale import METHODS, config_of, curves, last_evaluations, make_env
+from experiments.bodies_at_scale import METHODS, config_of, curves, last_fifth, make_env
 from experiments.brax_suite import binned, last_tenth, shares
 from experiments.intervals import estimate, ratio
 from experiments.study import Piece, Report, Results
@@ -144,8 +144,8 @@ def report(results: Results) -> Report:
     tables = {
         "final": table(lambda _, found: estimate(found["final"]).text(0), methods),
         "gain": table(gain(lambda found: found["final"]), methods[1:]),
-        "evaluated": table(lambda _, found: estimate(last_evaluations(found)).text(0), methods),
-        "gain_evaluated": table(gain(last_evaluations), methods[1:]),
+        "evaluated": table(lambda _, found: estimate(last_fifth(found["evaluated"])).text(0), methods),
+        "gain_evaluated": table(gain(lambda found: last_fifth(found["evaluated"])), methods[1:]),
         "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
         "allocation": table(_allocation, methods[1:]),
     }

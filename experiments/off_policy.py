@@ -183,15 +183,7 @@ def play(task: str, method: str, size: Size, name: str) -> study.Values:
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
     size = SIZES[results.size]
-    done = {
-        task: {
-            method: results.pieces[name]
-            for method in amount.methods
-            if (name := _piece_name(task, method)) in results.pieces
-        }
-        for task, amount in size.tasks.items()
-    }
-    done = {task: of_task for task, of_task in done.items() if of_task}
+    done = study.done(results, {task: amount.methods for task, amount in size.tasks.items()}, _piece_name)
     rows = [_row(task, method, values) for task, of_task in done.items() for method, values in of_task.items()]
     header = [
         "task",

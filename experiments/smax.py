@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import envs
 import marl_kl
 from experiments import settings, study, styles
-from experiments.bodies_at_scale import METHODS, SEARCHED, is_trust_region, last_evaluations, swept_field, train_with
+from experiments.bodies_at_scale import METHODS, SEARCHED, is_trust_region, last_fifth, swept_field, train_with
 from experiments.brax_suite import last_tenth
 from experiments.ecosystem import COMMON, FIRST_ORDER, won
 from experiments.intervals import estimate
@@ -143,15 +143,7 @@ def _work(size: str, name: str) -> Path:
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
     size = SIZES[results.size]
-    by_map = {
-        scenario: {
-            method: results.pieces[name]
-            for method in size.methods
-            if (name := _name(scenario, method)) in results.pieces
-        }
-        for scenario in size.maps
-    }
-    by_map = {scenario: found for scenario, found in by_map.items() if found}
+    by_map = study.done(results, dict.fromkeys(size.maps, size.methods), _name)
     methods = [method for method in size.methods if any(method in found for found in by_map.values())]
 
     def table(cell, names=methods):
@@ -170,7 +162,7 @@ def report(results: Results) -> Report:
         if (own := results.pieces.get(_name("search", method)))
     ]  # fmt: skip
     tables = {
-        "won": table(lambda own: estimate(last_evaluations({"evaluated": own["won"]})).text()),
+        "won": table(lambda own: estimate(last_fifth(own["won"])).text()),
         "final": table(lambda own: estimate(own["final"]).text()),
         "spent": table(lambda own: f"{100 * own['spent'].mean():.0f} %", budgeted),
         "allocation": table(

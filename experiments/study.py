@@ -244,6 +244,18 @@ def _compact(document: Mapping) -> str:
 # Reports
 
 
+def done(
+    results: Results, names: Mapping[str, Sequence[str]], name_of: Callable[[str, str], str]
+) -> dict[str, dict[str, Values]]:
+    """The values of the pieces that are done, by row and method: `names` has the methods of each row, and the name of a
+    piece is `name_of(row, method)`. Rows without any are left out."""
+    found = {
+        row: {method: results.pieces[name] for method in methods if (name := name_of(row, method)) in results.pieces}
+        for row, methods in names.items()
+    }
+    return {row: values for row, values in found.items() if values}
+
+
 def write_report(study: Study, results: Results, folder: Path, pdf: bool = False) -> Path:
     """Writes the figures to `folder` and the tables into the page there, which it returns; makes the page if there is
     none."""
