@@ -5,7 +5,8 @@ python -m experiments.bodies_at_scale --quick
 Pieces are stored one by one next to the results, each as soon as it is done: the same command resumes where it was
 stopped, inside a piece too, and `--report` shows those that exist. All methods take matched line searches, so that equal
 budgets are equal KL; the share really spent is in the tables. Every method is tuned with the same number of trials, the
-trust-region methods by HATRPO's search: one joint budget for all, chosen for the baseline.
+trust-region methods by HATRPO's search: one joint budget for all, chosen for the baseline. The trials of first-order
+methods are as long as the runs, because a step size that leads after a third of a run need not hold until its end.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Size(NamedTuple):
     """A study's size.
 
     Attributes:
-        env_steps: per seed, by scenario. search_env_steps: the same in searches.
+        env_steps: per seed, by scenario. search_env_steps: the same in trials of KL budgets; trials of step sizes are as
+            long as the runs.
         seeds: per piece. groups: pieces per scenario and method, so that one does not take hours.
         blocks: scenario and methods, in the order in which they run.
     """
@@ -215,7 +217,8 @@ def train_with(
 
 
 def _search_config(scenario: str, method: str, size: Size) -> marl_kl.Config:
-    return _config(scenario, method, size).replace(total_env_steps=size.search_env_steps, eval_interval=0)
+    config = _config(scenario, method, size).replace(eval_interval=0)
+    return config.replace(total_env_steps=size.search_env_steps) if is_trust_region(method) else config
 
 
 def search(scenario: str, method: str, size: Size, work: Path) -> study.Values:

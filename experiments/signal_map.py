@@ -84,7 +84,7 @@ def weights_of(ratio: float) -> np.ndarray:
     return np.asarray(weights / weights.sum(), np.float32)
 
 
-def _config(method: str, samples: int):
+def config_of(method: str, samples: int):
     config_class = algorithms.get(METHODS[method].algorithm).config_class
     return config_class(
         num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2, init_std=1.0, cg_subsample=0.25,
@@ -100,7 +100,7 @@ def pieces(size: str) -> list[Piece]:
             f"{method}-{samples}", 60.0 + 3e-5 * chosen.env_steps * chosen.seeds * len(RATIOS) * len(chosen.budgets),
             {
                 "method": method, "ratios": list(RATIOS), "budgets": list(chosen.budgets), "noise": NOISE, "seeds": chosen.seeds,
-                "env_steps": chosen.env_steps, **settings.of_config(_config(method, samples)),
+                "env_steps": chosen.env_steps, **settings.of_config(config_of(method, samples)),
             },
             functools.partial(play, method, samples, chosen),
         )
@@ -117,7 +117,7 @@ def play(method: str, samples: int, size: Size) -> study.Values:
         its last tenth; the noise on the mean of many returns is left in. spent: share of the budget. share: [ratio, budget, seed, agent] of the thresholds, mean over the second half of the run.
         signal: the same of signal_fraction, where it is measured.
     """
-    env, config = tracking_game(), _config(method, samples)
+    env, config = tracking_game(), config_of(method, samples)
     runs = stage_games.combinations(ratio=RATIOS, budget=size.budgets, seed=np.arange(size.seeds))
     given = {
         "weights": np.stack([weights_of(value) for value in runs["ratio"]]),
