@@ -26,38 +26,24 @@ import marl_kl
 from experiments import settings, study, styles
 from experiments.brax_suite import binned, last_tenth, shares
 from experiments.intervals import Estimate, estimate, ratio
+from experiments.leaders import stays_text
+from experiments.methods import (
+    METHOD_STYLES,
+    METHODS,
+    SEARCHED,
+    config_of,
+    is_trust_region,
+    last_fifth,
+    pace,
+    swept_field,
+    train_with,
+)
 from experiments.study import Piece, Report, Results
-from marl_kl.core.algorithms import get
 from marl_kl.training import presets
 
 STUDY_NAME = "bodies_at_scale"
 
 
-class Method(NamedTuple):
-    """label: in tables. algorithm: its name. fields: of its config, in addition to the preset's."""
-
-    label: str
-    algorithm: str
-    fields: Mapping[str, Any]
-
-
-_CROSS_FITTED = {"utility": "cross_fitted", "utility_smoothing": 0.98}
-METHODS = {
-    "hatrpo": Method("HATRPO", "hatrpo", {}),
-    "hatrpo_w": Method("W, in-sample utility", "hatrpo_w", {"utility": "first_order", "measure_signal": True}),
-    "happo": Method("HAPPO", "happo", {}),
-    "hatrpo_w_cross": Method("W, cross-fitted utility", "hatrpo_w", _CROSS_FITTED),
-    "hatrpo_n_cross": Method("N, cross-fitted utility", "hatrpo_n", _CROSS_FITTED),
-    "hatrpo_geometric": Method("HATRPO, geometric line search", "hatrpo", {"line_search": "geometric"}),
-    "hatrpo_w_published": Method("W, as published", "hatrpo_w", {"utility": "first_order", "line_search": "geometric"}),
-    "hatrpo_g": Method("G, in-sample score", "hatrpo_g", {"utility": "first_order"}),
-    "hatrpo_g_cross": Method("G, cross-fitted score", "hatrpo_g", {"utility": "cross_fitted"}),
-    "mappo": Method("MAPPO", "mappo", {}),
-}
-"""In the order of the tables."""
-
-SEARCHED = {"kl_budget": (0.005, 0.015, 0.045), "actor_lr": (3e-4, 1e-3, 3e-3)}
-"""First trials: KL budget per agent, or Adam's step size."""
 EXTENSION = 3.0
 """The grid is extended by this factor while its best value is at an end."""
 TRIALS = 6
@@ -177,40 +163,8 @@ def _search_of(method: str) -> str:
     return "hatrpo" if is_trust_region(method) else method
 
 
-def is_trust_region(method: str) -> bool:
-    return get(METHODS[method].algorithm).config_class is marl_kl.TrustRegionConfig
-
-
-def swept_field(method: str) -> str:
-    return "kl_budget" if is_trust_region(method) else "actor_lr"
-
-
-def config_of(
-    scenario: str, method: str, env_steps: int, num_envs: int, rollout_length: int, evaluations: int
-) -> marl_kl.Config:
-    """The preset's, at these sizes; saved as often as evaluated."""
-    known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
-    interval = max(1, -(-env_steps // (num_envs * rollout_length)) // evaluations)
-    return presets.config(
-        "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=num_envs,
-        rollout_length=rollout_length, eval_episodes=min(16, num_envs), save_interval=interval, eval_interval=interval,
-        checkpoints_kept=1, **METHODS[method].fields,
-    )  # fmt: skip
-
-
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     return config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
-
-
-def train_with(
-    env: envs.Env, method: str, values: Sequence[float], seeds: Sequence[int], config: marl_kl.Config, folder: Path
-) -> marl_kl.SweepResult:
-    """A sweep of budgets per agent, or step sizes; stored in `folder` until the piece is done, and resumed there."""
-    scale = env.spec.num_agents if is_trust_region(method) else 1
-    return marl_kl.sweep(
-        env, METHODS[method].algorithm, grid={swept_field(method): [scale * value for value in values]}, seeds=seeds,
-        config=config, out=folder, resume=True, progress="none",
-    )  # fmt: skip
 
 
 # Training
@@ -282,13 +236,9 @@ def play(
 
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
-    by_scenario = {}
-    for scenario in dict.fromkeys(scenario for scenario, _ in SIZES[results.size].blocks):
-        found = {method: _together(results, scenario, method) for method in METHODS}
-        if any(found.values()):
-            by_scenario[scenario] = {method: values for method, values in found.items() if values}
+    by_scenario = together(results)
     methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
-    rows = {scenario: _title(scenario, values) for scenario, values in by_scenario.items()}
+    rows = {scenario: title(scenario, values) for scenario, values in by_scenario.items()}
 
     def table(cell, names=methods, first="scenario (env steps per seed × seeds)"):
         body = [
@@ -305,8 +255,10 @@ def report(results: Results) -> Report:
         "evaluated": table(lambda values, m: estimate(last_fifth(values[m]["evaluated"])).text(0)),
         "gain_evaluated": table(_gain_evaluated, compared),
         "gain": table(lambda values, m: _gain(values, m), compared),
+        "pace": table(lambda values, m: _pace(values, m), compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
         "shares": table(_shares, adaptive),
+        "leaders": table(lambda values, m: stays_text(values[m]["stays"], values[m]["by_chance"]), adaptive),
         "signal": table(_signal, adaptive),
         "search": study.table(
             ["scenario, method", "return at the end of each trial (mean of two seeds)", "chosen"],
@@ -326,6 +278,16 @@ _OVER_SEEDS = ("env_steps", "eval_env_steps", "share", "signal", "led")
 """The results that have no seed axis: the same in all pieces, or means over seeds."""
 
 
+def together(results: Results) -> dict[str, dict[str, study.Values]]:
+    """scenario -> method -> values of all groups of seeds that are done; those of which none is are left out."""
+    by_scenario = {}
+    for scenario in dict.fromkeys(scenario for scenario, _ in SIZES[results.size].blocks):
+        found = {method: _together(results, scenario, method) for method in METHODS}
+        if any(found.values()):
+            by_scenario[scenario] = {method: values for method, values in found.items() if values}
+    return by_scenario
+
+
 def _together(results: Results, scenario: str, method: str) -> study.Values:
     """The groups of seeds that are done, as one; empty if none is."""
     size = SIZES[results.size]
@@ -343,18 +305,13 @@ def gain_over_hatrpo(values: Mapping[str, study.Values], method: str) -> Estimat
     return ratio(values[method]["final"], values["hatrpo"]["final"])
 
 
-def last_fifth(evaluated: np.ndarray) -> np.ndarray:
-    """[seed, V] -> [seed]: mean over the last fifth of the evaluations."""
-    return evaluated[:, -max(1, evaluated.shape[1] // 5) :].mean(1)
-
-
 def _gain_evaluated(values: Mapping[str, study.Values], method: str) -> str:
     if "hatrpo" not in values:
         return "–"
     return ratio(last_fifth(values[method]["evaluated"]), last_fifth(values["hatrpo"]["evaluated"])).text()
 
 
-def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
+def title(scenario: str, values: Mapping[str, study.Values]) -> str:
     shown = next(iter(values.values()))
     seeds = {len(own["final"]) for own in values.values()}
     return f"{scenario} ({int(shown['env_steps'][-1]):,} × {'/'.join(map(str, sorted(seeds)))} seeds)"
@@ -362,6 +319,10 @@ def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
 
 def _gain(values: Mapping[str, study.Values], method: str) -> str:
     return gain_over_hatrpo(values, method).text() if "hatrpo" in values else "–"
+
+
+def _pace(values: Mapping[str, study.Values], method: str) -> str:
+    return pace(values[method], values["hatrpo"]).text() if "hatrpo" in values else "–"
 
 
 def _shares(values: Mapping[str, study.Values], method: str) -> str:
@@ -434,23 +395,6 @@ def allocation(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
     styles.legend_below(figure, panels, 5, fontsize=8.5)
     return figure
 
-
-_COLOURS = (
-    "#333333",
-    "#0072B2",
-    "#CC79A7",
-    "#E69F00",
-    "#009E73",
-    "#999999",
-    "#56B4E9",
-    "#D55E00",
-    "#882255",
-    "#8C510A",
-)
-METHOD_STYLES = {
-    name: styles.Style(method.label, colour, (0, (4, 1.5)) if method.fields.get("line_search") else "-", "o")
-    for (name, method), colour in zip(METHODS.items(), _COLOURS)
-}
 
 STUDY = study.Study(STUDY_NAME, "Bodies at the length of the papers", pieces, report, is_incremental=True)
 

@@ -25,6 +25,7 @@ from envs.base import Env
 from experiments import bodies_at_scale, settings, signal_map, study, styles
 from experiments.brax_suite import binned, last_tenth
 from experiments.intervals import Estimate, estimate, ratio
+from experiments.methods import config_of as config_of_method
 from experiments.study import Piece, Report, Results
 from experiments.styles import Style
 from marl_kl import devices
@@ -97,7 +98,7 @@ def _game_config(env_steps: int, batches: int) -> marl_kl.Config:
 
 def _body_config(scenario: str, env_steps: int, batches: int) -> marl_kl.Config:
     num_envs = 32 * batches
-    config = bodies_at_scale.config_of(scenario, "hatrpo", env_steps, num_envs, 128, bodies_at_scale.EVALUATIONS)
+    config = config_of_method(scenario, "hatrpo", env_steps, num_envs, 128, bodies_at_scale.EVALUATIONS)
     return config.replace(**settings.UNEVALUATED)
 
 

@@ -18,9 +18,10 @@ import numpy as np
 
 import marl_kl
 from experiments import settings, study
-from experiments.bodies_at_scale import METHODS, config_of, curves, last_fifth, make_env
+from experiments.bodies_at_scale import curves, make_env
 from experiments.brax_suite import binned, last_tenth, shares
 from experiments.intervals import estimate, ratio
+from experiments.methods import METHODS, config_of, last_fifth, pace
 from experiments.study import Piece, Report, Results
 
 STUDY_NAME = "budgets_at_scale"
@@ -123,33 +124,33 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
     size = SIZES[results.size]
-    rows = [Row(scenario, place, budget) for scenario in size.env_steps for place, budget in enumerate(size.budgets)]
-    rows = [row for row in rows if _found(results, row, "hatrpo")]
-    methods = [method for method in size.methods if any(_found(results, row, method) for row in rows)]
+    rows = rows_of(results)
+    methods = [method for method in size.methods if any(at_budget(results, row, method) for row in rows)]
 
     def table(cell, names):
         body = [
             [
                 row.scenario,
                 f"{row.budget:g}",
-                *(cell(row, found) if (found := _found(results, row, m)) else "–" for m in names),
+                *(cell(row, found) if (found := at_budget(results, row, m)) else "–" for m in names),
             ]
             for row in rows
         ]
         return study.table(["scenario", "budget per agent", *(METHODS[m].label for m in names)], body)
 
     def gain(field):
-        return lambda row, found: ratio(field(found), field(_found(results, row, "hatrpo"))).text()
+        return lambda row, found: ratio(field(found), field(at_budget(results, row, "hatrpo"))).text()
 
     tables = {
         "final": table(lambda _, found: estimate(found["final"]).text(0), methods),
         "gain": table(gain(lambda found: found["final"]), methods[1:]),
+        "pace": table(lambda row, found: pace(found, at_budget(results, row, "hatrpo")).text(), methods[1:]),
         "evaluated": table(lambda _, found: estimate(last_fifth(found["evaluated"])).text(0), methods),
         "gain_evaluated": table(gain(lambda found: last_fifth(found["evaluated"])), methods[1:]),
         "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
         "allocation": table(_allocation, methods[1:]),
     }
-    by_method = [{method: found for method in methods if (found := _found(results, row, method))} for row in rows]
+    by_method = [{method: found for method in methods if (found := at_budget(results, row, method))} for row in rows]
     titles = [f"{row.scenario}, {row.budget:g} per agent" for row in rows]
     return Report(tables, {"curves": curves(dict(zip(titles, by_method)))})
 
@@ -162,10 +163,17 @@ class Row(NamedTuple):
     budget: float
 
 
+def rows_of(results: Results) -> list[Row]:
+    """Those of which HATRPO is done."""
+    size = SIZES[results.size]
+    rows = [Row(scenario, place, budget) for scenario in size.env_steps for place, budget in enumerate(size.budgets)]
+    return [row for row in rows if at_budget(results, row, "hatrpo")]
+
+
 _OVER_BUDGETS = ("env_steps", "eval_env_steps", "seconds")
 
 
-def _found(results: Results, row: Row, method: str) -> study.Values:
+def at_budget(results: Results, row: Row, method: str) -> study.Values:
     """At this budget; empty if the piece is not done."""
     values = results.pieces.get(_name(row.scenario, method), {})
     return {field: value if field in _OVER_BUDGETS else value[row.place] for field, value in values.items()}

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.intervals import estimate
+
 
 class Leading(NamedTuple):
     """counts: [..., agent] updates that each led. stays: [...] how often the leader of an update leads the next one.
@@ -48,3 +50,12 @@ def in_random_order(counts: np.ndarray) -> np.ndarray:
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.where(below > 0, above / np.maximum(below, 1), np.nan)
+
+
+def stays_text(stays: np.ndarray, by_chance: np.ndarray) -> str:
+    """Of runs [R]: how often the leader leads the next update; in random order; the difference in points."""
+    known = np.isfinite(stays) & np.isfinite(by_chance)
+    if known.sum() < 2:
+        return "too few updates"
+    more = estimate(100 * (stays - by_chance)[known], np.mean)
+    return f"{100 * stays[known].mean():.0f} % ({100 * by_chance[known].mean():.0f} %), {more.text(0, sign='+')}"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import envs
 from experiments import settings, stage_games, study, styles
 from experiments.intervals import estimate, ratio
-from experiments.leaders import leading, normalised
+from experiments.leaders import leading, normalised, stays_text
 from experiments.study import Piece, Report, Results
 from experiments.styles import ADAPTIVE, FIRST_ORDER, TRUST_REGION, label
 
@@ -257,13 +257,7 @@ def _steps_cell(values: study.Values, size: Size) -> str:
 
 
 def _stays_cell(values: study.Values) -> str:
-    """How often the leader leads the next update; in random order; the difference in points."""
-    stays, by_chance = (values[name][SHOWN_TRIAL] for name in ("stays", "by_chance"))
-    known = np.isfinite(stays) & np.isfinite(by_chance)
-    if known.sum() < 2:
-        return "too few updates"
-    more = estimate(100 * (stays - by_chance)[known], np.mean)
-    return f"{100 * stays[known].mean():.0f} % ({100 * by_chance[known].mean():.0f} %), {more.text(0, sign='+')}"
+    return stays_text(*(values[name][SHOWN_TRIAL] for name in ("stays", "by_chance")))
 
 
 def _panels(count: int, height: float = 2.9) -> tuple[Figure, np.ndarray]:

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 import marl_kl
 from envs.base import Env, EnvSpec, TimeStep
 from experiments import settings, stage_games, study, styles
-from experiments.bodies_at_scale import METHOD_STYLES, METHODS
 from experiments.intervals import ratio
+from experiments.methods import METHOD_STYLES, METHODS
 from experiments.study import Piece, Report, Results
 from marl_kl import algorithms, devices
 

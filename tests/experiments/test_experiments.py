@@ -156,8 +156,11 @@ def test_the_report_writes_pages_and_the_headline(tmp_path, monkeypatch):
     (results / "gain_over_hatrpo.png").unlink()
     monkeypatch.setattr(report, "STUDIES", report.STUDIES[-1:])
     monkeypatch.setattr("sys.argv", ["report", "--results", str(results)])
+    committed = (study.RESULTS.parent / "RESULTS.md").read_text()
+    (tmp_path / "RESULTS.md").write_text(study.with_tables(committed, {"claims": "old"}))
     report.main()
     assert (results / "gain_over_hatrpo.png").exists()
+    assert (tmp_path / "RESULTS.md").read_text() == committed, "its table is that of the raw results"
 
 
 @pytest.mark.parametrize("hits, cases", [(0, 12), (12, 12), (3, 10)])
