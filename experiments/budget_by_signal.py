@@ -93,7 +93,7 @@ def _unequal_game() -> Env:
 
 
 def _game_config(env_steps: int, batches: int) -> marl_kl.Config:
-    return signal_map.config_of("hatrpo", 512 * batches).replace(total_env_steps=env_steps)
+    return signal_map.config_of("hatrpo", 512 * batches, env_steps, BUDGET)
 
 
 def _body_config(scenario: str, env_steps: int, batches: int) -> marl_kl.Config:

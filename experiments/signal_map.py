@@ -11,7 +11,7 @@ joint budget, of which matched line searches spend nearly all.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import marl_kl
 from envs.base import Env, EnvSpec, TimeStep
 from experiments import settings, stage_games, study, styles
-from experiments.intervals import ratio
+from experiments.intervals import Estimate, ratio
 from experiments.methods import METHOD_STYLES, METHODS
 from experiments.study import Piece, Report, Results
 from marl_kl import algorithms, devices
@@ -34,20 +34,35 @@ NOISE = 1.0
 """Standard deviation of the noise on a reward between 0 and 1."""
 
 
-class Size(NamedTuple):
-    """samples: per update. budgets: joint KL budgets. env_steps: per run."""
+class Cell(NamedTuple):
+    """samples: per update. budget: joint KL. env_steps: per run. methods: the first is the reference."""
 
-    samples: tuple[int, ...]
-    budgets: tuple[float, ...]
+    samples: int
+    budget: float
     env_steps: int
+    methods: tuple[str, ...]
+
+
+class Size(NamedTuple):
+    cells: tuple[Cell, ...]
     seeds: int
-    methods: tuple[str, ...] = PLAYED
 
 
+_CROSS_FITTED = ("hatrpo", "hatrpo_w_cross", "hatrpo_n_cross")
+_BUDGETS = (0.005, 0.02, 0.08)
 SIZES = {
-    "smoke": Size((64,), (0.02,), 256, 2, ("hatrpo", "hatrpo_w_cross")),
-    "quick": Size((512,), (0.02,), 65_536, 8),
-    "full": Size((512, 2048, 8192), (0.005, 0.02, 0.08), 1_048_576, 16),
+    "smoke": Size((Cell(64, 0.02, 256, ("hatrpo", "hatrpo_w_cross")),), 2),
+    "quick": Size(
+        (
+            Cell(512, 0.02, 65_536, PLAYED),
+            *(Cell(512, budget, 65_536, _CROSS_FITTED) for budget in (0.005, 0.08)),
+            *(Cell(2048, budget, 131_072, _CROSS_FITTED) for budget in _BUDGETS),
+        ),
+        8,
+    ),
+    "full": Size(
+        tuple(Cell(samples, budget, 1_048_576, PLAYED) for samples in (512, 2048, 8192) for budget in _BUDGETS), 16
+    ),
 }
 
 
@@ -84,58 +99,54 @@ def weights_of(ratio: float) -> np.ndarray:
     return np.asarray(weights / weights.sum(), np.float32)
 
 
-def config_of(method: str, samples: int):
+def config_of(method: str, samples: int, env_steps: int, budget: float) -> marl_kl.Config:
     config_class = algorithms.get(METHODS[method].algorithm).config_class
     return config_class(
-        num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2, init_std=1.0, cg_subsample=0.25,
-        **settings.UNEVALUATED,
-        **METHODS[method].fields,
+        total_env_steps=env_steps, num_envs=samples, rollout_length=1, critic_minibatches=1, critic_epochs=2,
+        init_std=1.0, cg_subsample=0.25, kl_budget=budget, **settings.UNEVALUATED, **METHODS[method].fields,
     )  # fmt: skip
 
 
 def pieces(size: str) -> list[Piece]:
     chosen = SIZES[size]
-    return [
-        Piece(
-            f"{method}-{samples}", 60.0 + 3e-5 * chosen.env_steps * chosen.seeds * len(RATIOS) * len(chosen.budgets),
-            {
-                "method": method, "ratios": list(RATIOS), "budgets": list(chosen.budgets), "noise": NOISE, "seeds": chosen.seeds,
-                "env_steps": chosen.env_steps, **settings.of_config(config_of(method, samples)),
-            },
-            functools.partial(play, method, samples, chosen),
-        )
-        for samples in chosen.samples
-        for method in chosen.methods
-    ]  # fmt: skip
+    return [_piece(cell, method, chosen.seeds) for cell in chosen.cells for method in cell.methods]
 
 
-def play(method: str, samples: int, size: Size) -> study.Values:
-    """One method at all ratios and budgets, one program.
+def _name(cell: Cell, method: str) -> str:
+    return f"{method}-{cell.samples}-{cell.budget:g}"
+
+
+def _piece(cell: Cell, method: str, seeds: int) -> Piece:
+    config = config_of(method, cell.samples, cell.env_steps, cell.budget)
+    facts = {"method": method, "ratios": list(RATIOS), "noise": NOISE, "seeds": seeds, **settings.of_config(config)}
+    seconds = 30.0 + 1.5e-4 * cell.env_steps * seeds * len(RATIOS)
+    return Piece(_name(cell, method), seconds, facts, functools.partial(play, method, config, seeds))
+
+
+def play(method: str, config: marl_kl.Config, seeds: int) -> study.Values:
+    """One method at all ratios, one program.
 
     Returns:
-        [ratio, budget, seed] each. untrained: return of the first update's rollout; area: mean over the run; final: over
-        its last tenth; the noise on the mean of many returns is left in. spent: share of the budget. share: [ratio, budget, seed, agent] of the thresholds, mean over the second half of the run.
-        signal: the same of signal_fraction, where it is measured.
+        [ratio, seed] each. untrained: return of the first update's rollout; area: mean over the run; final: over its last
+        tenth; the noise on the mean of many returns is left in. spent: share of the budget. share: [ratio, seed, agent] of
+        the thresholds, mean over the second half of the run. signal: the same of signal_fraction, where it is measured.
     """
-    env, config = tracking_game(), config_of(method, samples)
-    runs = stage_games.combinations(ratio=RATIOS, budget=size.budgets, seed=np.arange(size.seeds))
+    env = tracking_game()
+    runs = stage_games.combinations(ratio=RATIOS, seed=np.arange(seeds))
     given = {
         "weights": np.stack([weights_of(value) for value in runs["ratio"]]),
-        "budget": runs["budget"].astype(np.float32),
         "seed": runs["seed"].astype(np.uint32),
     }
 
     def one_run(given: Mapping[str, Any]):
-        game = env._replace(params=given["weights"])
-        its_config = config.replace(kl_budget=given["budget"])
-        train = marl_kl.make_train(game, METHODS[method].algorithm, its_config)
+        train = marl_kl.make_train(env._replace(params=given["weights"]), METHODS[method].algorithm, config)
 
         def update(state, _):
             state, metrics = train.update(state)
             kept = {name: metrics[name] for name in ("episode_return", "kl_total", "kl_threshold")}
             return state, kept | ({"signal": metrics["signal_fraction"]} if "signal_fraction" in metrics else {})
 
-        return jax.lax.scan(update, train.init(jax.random.key(given["seed"])), None, size.env_steps // samples)[1]
+        return jax.lax.scan(update, train.init(jax.random.key(given["seed"])), None, config.num_updates)[1]
 
     mesh = devices.seed_mesh(len(given["seed"]))
     program = devices.over_seeds(jax.vmap(one_run), mesh, (devices.SEEDS,), devices.SEEDS)
@@ -147,85 +158,108 @@ def play(method: str, samples: int, size: Size) -> study.Values:
         "untrained": kept["episode_return"][:, 0],
         "area": kept["episode_return"].mean(1),
         "final": kept["episode_return"][:, -tenth:].mean(1),
-        "spent": (kept["kl_total"] / given["budget"][:, None]).mean(1),
+        "spent": kept["kl_total"].mean(1) / config.kl_budget,
         "share": share[:, half:].mean(1),
     }
     if "signal" in kept:
         found["signal"] = kept["signal"][:, half:].mean(1)
-    shape = (len(RATIOS), len(size.budgets), size.seeds)
-    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in found.items()}
+    return {name: values.reshape(len(RATIOS), seeds, *values.shape[1:]) for name, values in found.items()}
 
 
 # What is shown
 
 
-def _gain(results: Results, method: str, samples: int, which: str, at: tuple[int, int]):
+Found = Mapping[str, study.Values]
+"""method -> values, of one cell."""
+
+
+def gain_over_hatrpo(found: Found, method: str, which: str, ratio_place: int) -> Estimate:
     """Ratio of the improvements over untrained teams, which are the same for all methods."""
-    of_method, of_hatrpo = (results.pieces[f"{name}-{samples}"] for name in (method, "hatrpo"))
-    start = of_hatrpo["untrained"][at].mean()
-    return ratio(of_method[which][at] - start, of_hatrpo[which][at] - start)
+    start = found["hatrpo"]["untrained"][ratio_place].mean()
+    return ratio(found[method][which][ratio_place] - start, found["hatrpo"][which][ratio_place] - start)
+
+
+def best_gain(weights: np.ndarray) -> float:
+    """What unequal allocation gains in the local model of one update when utilities U are in the ratio of `weights` and
+    known: HATRPO's equal shares gain sum U sqrt(d / N), the best ones sqrt(d sum U^2)."""
+    return float(np.sqrt(len(weights) * np.square(weights).sum()) / weights.sum())
 
 
 def report(results: Results) -> Report:
-    size = SIZES[results.size]
-    compared = [method for method in size.methods if method != "hatrpo"]
-    cells = [(s, b, r) for s in range(len(size.samples)) for b in range(len(size.budgets)) for r in range(len(RATIOS))]
+    """Of the pieces that are done."""
+    cells = {cell: cell.methods for cell in SIZES[results.size].cells}
+    done = study.done(results, cells, _name)
+    done = {cell: found for cell, found in done.items() if "hatrpo" in found}
+    methods = [method for method in PLAYED if any(method in found for found in done.values())]
 
-    def table(cell, methods):
+    def table(text: Callable[[Found, str, int], str], names: Sequence[str]) -> str:
         body = [
-            [f"{size.samples[s]:,}", f"{size.budgets[b]:g}", f"{RATIOS[r]:g}", *(cell(m, size.samples[s], (r, b)) for m in methods)]
-            for s, b, r in cells
+            [
+                f"{cell.samples:,}", f"{cell.budget:g}", f"{value:g}",
+                *(text(found, name, place) if name in found else "–" for name in names),
+            ]
+            for cell, found in done.items()
+            for place, value in enumerate(RATIOS)
         ]  # fmt: skip
-        return study.table(["samples per update", "KL budget", "ratio", *(METHODS[m].label for m in methods)], body)
+        return study.table(["samples per update", "KL budget", "ratio", *(METHODS[m].label for m in names)], body)
 
-    def shares(method, samples, at):
-        values = results.pieces[f"{method}-{samples}"]
-        return " ".join(f"{100 * part:.0f}" for part in values["share"][at].mean(0))
+    def percent(field: str) -> Callable[[Found, str, int], str]:
+        return lambda found, name, place: " ".join(f"{100 * part:.0f}" for part in found[name][field][place].mean(0))
 
-    def signal(method, samples, at):
-        values = results.pieces[f"{method}-{samples}"]
-        return " ".join(f"{100 * part:.0f}" for part in values["signal"][at].mean(0)) if "signal" in values else "–"
+    def gain(which: str) -> Callable[[Found, str, int], str]:
+        return lambda found, name, place: gain_over_hatrpo(found, name, which, place).text()
 
-    spent = {m: np.mean([results.pieces[f"{m}-{s}"]["spent"] for s in size.samples]) for m in size.methods}
+    compared = methods[1:]
     tables = {
-        "area": table(lambda m, s, at: _gain(results, m, s, "area", at).text(), compared),
-        "final": table(lambda m, s, at: _gain(results, m, s, "final", at).text(), compared),
-        "shares": table(shares, compared),
-        "signal": table(signal, [m for m in compared if m.endswith("cross")]),
-        "spent": study.table(
-            ["method", "share of the budget spent"],
-            [[METHODS[method].label, f"{100 * value:.1f} %"] for method, value in spent.items()],
+        "area": table(gain("area"), compared),
+        "final": table(gain("final"), compared),
+        "shares": table(percent("share"), compared),
+        "signal": table(percent("signal"), [name for name in compared if name.endswith("cross")]),
+        "best": study.table(
+            ["ratio", "gain of one update at known utilities"],
+            [[f"{value:g}", f"{best_gain(weights_of(value)):.2f}"] for value in RATIOS],
         ),
-    }
-    return Report(tables, {"map": figure(results, compared)})
+        "spent": study.table(
+            ["samples per update", "KL budget", *(METHODS[name].label for name in methods)],
+            [
+                [f"{cell.samples:,}", f"{cell.budget:g}",
+                 *(f"{100 * found[name]['spent'].mean():.1f} %" if name in found else "–" for name in methods)]
+                for cell, found in done.items()
+            ],
+        ),
+    }  # fmt: skip
+    return Report(tables, {"map": figure(done, compared)})
 
 
-def figure(results: Results, compared: list[str]) -> Figure:
+def figure(done: Mapping[Cell, Found], compared: Sequence[str]) -> Figure:
     """A panel per number of samples and budget: gain over HATRPO against the ratio."""
-    size = SIZES[results.size]
-    shown = Figure(figsize=(9.0, 2.6 * len(size.budgets) + 1.2), layout="constrained")
-    panels = shown.subplots(len(size.budgets), len(size.samples), squeeze=False, sharex=True, sharey="row")
-    for b, line in enumerate(panels):
-        for samples, axes in zip(size.samples, line):
-            axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
-            axes.set_xscale("log", base=2)
-            for shift, method in enumerate(compared):
-                found = [_gain(results, method, samples, "area", (r, b)) for r in range(len(RATIOS))]
-                look = METHOD_STYLES[method]
-                styles.error_bars(
-                    axes, RATIOS, found, shift - 1, color=look.colour, marker=look.marker, label=look.label
-                )
-            axes.set_xticks(RATIOS, [f"{value:g}" for value in RATIOS])
-            axes.set_title(f"{samples:,} samples, budget {size.budgets[b]:g}", fontsize=9, loc="left")
-            styles.clean(axes)
-        line[0].set_ylabel("improvement / HATRPO's")
-    for axes in panels[-1]:
+    samples, budgets = (sorted({getattr(cell, name) for cell in done}) for name in ("samples", "budget"))
+    shown = Figure(figsize=(9.0, 2.4 * len(samples) + 1.0), layout="constrained")
+    panels = shown.subplots(len(samples), len(budgets), squeeze=False, sharex=True, sharey=True)
+    for axes in panels.ravel():
+        axes.set_visible(False)
+    for cell, found in done.items():
+        axes = panels[samples.index(cell.samples), budgets.index(cell.budget)]
+        axes.set_visible(True)
+        axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
+        axes.set_xscale("log", base=2)
+        for shift, method in enumerate(compared):
+            if method not in found:
+                continue
+            gains = [gain_over_hatrpo(found, method, "area", place) for place in range(len(RATIOS))]
+            look = METHOD_STYLES[method]
+            styles.error_bars(axes, RATIOS, gains, shift - 1, color=look.colour, marker=look.marker, label=look.label)
+        axes.set_xticks(RATIOS, [f"{value:g}" for value in RATIOS])
+        axes.set_title(f"{cell.samples:,} samples, budget {cell.budget:g}", fontsize=9, loc="left")
         axes.set_xlabel("ratio of the agents' weights")
+        styles.clean(axes)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("improvement / HATRPO's")
     styles.legend_below(shown, panels.ravel(), 4, fontsize=8.5)
     return shown
 
 
-STUDY = study.Study("signal_map", "Where unequal KL pays", pieces, report)
+STUDY = study.Study("signal_map", "Where unequal KL pays", pieces, report, is_incremental=True)
 
 
 if __name__ == "__main__":
