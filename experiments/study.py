@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import io
 import json
 import math
@@ -51,7 +52,7 @@ class Piece(NamedTuple):
         seconds: expected on two quiet CPU cores.
         settings: plain values; stored results of other settings are not used.
         run: does the work, from the results of `needs`.
-        needs: names of pieces that come before.
+        needs: names of pieces that come before; results from other results of theirs are not used.
     """
 
     name: str
@@ -138,7 +139,9 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     pieces = study.pieces(size)
-    stored = {piece.name: _stored(work, piece) for piece in pieces}
+    stored: dict[str, dict | None] = {}
+    for piece in pieces:
+        stored[piece.name] = _stored(work, piece, stored)
     missing = [piece for piece in pieces if stored[piece.name] is None]
     left = sum(piece.seconds for piece in missing)
     is_paced = study.pace is not None and missing
@@ -151,8 +154,8 @@ def run(
         values = piece.run(*(_decoded(stored[name]) for name in piece.needs))
         seconds = time.perf_counter() - begin
         stored[piece.name] = {
-            "size": size, "settings": _plain(piece.settings), "machine": machine(), "seconds": round(seconds, 1),
-            "values": {name: _listed(array) for name, array in values.items()},
+            "size": size, "settings": _plain(piece.settings), "needs": _digests(piece, stored), "machine": machine(),
+            "seconds": round(seconds, 1), "values": {name: _listed(array) for name, array in values.items()},
         }  # fmt: skip
         write_file(work / f"{piece.name}.json", _compact(stored[piece.name]))
         spent, expected, left = spent + seconds, expected + piece.seconds, left - piece.seconds
@@ -163,16 +166,28 @@ def run(
     return load(study, out)
 
 
-def _stored(work: Path, piece: Piece) -> dict | None:
-    """What an earlier call stored of this piece with the same settings."""
+def _stored(work: Path, piece: Piece, before: Mapping[str, dict | None]) -> dict | None:
+    """What an earlier call stored of this piece with the same settings, from the same results of the pieces `before`."""
     path = work / f"{piece.name}.json"
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
     wanted = _plain(piece.settings)
     known = current_fields(stored["settings"])
-    # settings that the stored piece lacks did not exist when it was made
-    return stored if known == {name: wanted[name] for name in wanted if name in known} else None
+    # settings and digests that the stored piece lacks did not exist when it was made
+    is_same = known == {name: wanted[name] for name in wanted if name in known}
+    needs = _digests(piece, before)
+    return stored if is_same and stored.get("needs", needs) == needs else None
+
+
+def _digests(piece: Piece, before: Mapping[str, dict | None]) -> dict[str, str]:
+    """Of the results that the piece needs, as far as they are there."""
+    found = {name: before[name] for name in piece.needs}
+    return {name: _digest(stored["values"]) for name, stored in found.items() if stored is not None}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load(study: Study, folder: Path) -> Results:

@@ -111,6 +111,29 @@ def test_pieces_of_other_settings_are_not_used(tmp_path):
     assert results.settings["piece-1"] == {"number": 3.0, "size": "quick"} and results.machines == (study.machine(),)
 
 
+def test_a_piece_is_run_again_when_what_it_needs_has_changed(tmp_path):
+    """As the runs are when a search of another length has chosen another value."""
+    log = []
+
+    def chained(number):
+        def follow(before):
+            log.append(float(before["value"]))
+            return {"value": before["value"] + 1}
+
+        first = Piece("first", 1.0, {"number": number}, lambda: {"value": np.array(number)})
+        second = Piece("second", 1.0, {}, follow, ("first",))
+        return Study("chained", "Chained", lambda size: [first, second], lambda results: Report({}, {}))
+
+    def run(number):
+        results = study.run(chained(number), "quick", tmp_path / "work", tmp_path, quiet)
+        return float(results.pieces["second"]["value"])
+
+    assert [run(1.0), run(1.0), run(5.0), run(5.0)] == [2.0, 2.0, 6.0, 6.0]
+    assert log == [1.0, 5.0]
+    (tmp_path / "work" / "first.json").unlink()
+    assert run(5.0) == 6.0 and log == [1.0, 5.0, 5.0], "nothing tells that it would be the same"
+
+
 def test_a_report_is_computed_from_the_raw_results_and_keeps_the_discussion(tmp_path):
     one = counting_study([])
     study.run(one, "quick", tmp_path / "work", tmp_path, quiet)
