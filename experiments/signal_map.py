@@ -58,7 +58,7 @@ SIZES = {
             *(Cell(512, budget, 65_536, _CROSS_FITTED) for budget in (0.005, 0.08)),
             *(Cell(2048, budget, 131_072, _CROSS_FITTED) for budget in _BUDGETS),
         ),
-        8,
+        16,
     ),
     "full": Size(
         tuple(Cell(samples, budget, 1_048_576, PLAYED) for samples in (512, 2048, 8192) for budget in _BUDGETS), 16

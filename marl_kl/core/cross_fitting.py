@@ -9,7 +9,7 @@ of the *true* surrogate along x_A. Hence
 
 is an unbiased estimate of the true slope along x = (x_A + x_B) / 2, while g'x with g = (g_A + g_B) / 2 is not.
 A single batch's estimate is noisy, so that `UtilityAverage` averages utilities over updates and believes differences
-between agents as far as they exceed their noise. `docs/method.md` has the derivation.
+between agents as far as they exceed what noise alone would show. `docs/method.md` has the derivation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from scipy.stats import chi2
 
 from marl_kl.config import TrustRegionConfig
 from marl_kl.core.policies import Actor
@@ -161,12 +162,15 @@ class UtilityAverage(NamedTuple):
         )
 
     def shrunk(self, smoothing: float | jax.Array) -> jax.Array:
-        """[N] averages, moved towards the team's mean as far as their differences are noise (empirical Bayes).
+        """[N] averages, moved towards the team's mean as far as their differences may be noise.
 
         The averages' noise v comes from the variance of the utilities over updates, their spread t over agents holds
-        that noise and the true differences: a difference keeps the part max(0, 1 - v / t) (James and Stein 1961;
-        Efron and Morris 1973). Utilities whose differences are all noise allocate equal shares. Without smoothing the
-        noise is unknown, and utilities are returned as they are.
+        that noise and the true differences: a difference keeps the part max(0, 1 - c v / t). With c = 1 that is empirical
+        Bayes (James and Stein 1961; Efron and Morris 1973); but among a few agents t exceeds v in every other update by
+        chance, and unequal shares of agents that are alike gain less than equal ones. So c is the 95 % quantile of
+        t / v without differences, chi-squared with N - 1 degrees of freedom over N - 1 (2.6 for four agents). Utilities
+        whose differences may all be noise allocate equal shares. Without smoothing the noise is unknown, and utilities
+        are returned as they are.
         """
         mean = self.total / self.weight
         if mean.shape[0] == 1:
@@ -174,9 +178,16 @@ class UtilityAverage(NamedTuple):
         count = jnp.square(self.weight) / self.weight_squares  # effective number of updates
         variance = jnp.maximum(self.squares / self.weight - jnp.square(mean), 0.0)
         noise = jnp.mean(variance) / jnp.maximum(count - 1, 1e-6)
+        by_chance = noise * _largest_by_chance(mean.shape[0])
         spread = jnp.var(mean, ddof=1)
-        kept = jnp.where(spread > noise, 1 - noise / jnp.where(spread > 0, spread, 1.0), 0.0)
+        kept = jnp.where(spread > by_chance, 1 - by_chance / jnp.where(spread > 0, spread, 1.0), 0.0)
         # the first update has no variance yet, which is no reason to believe it
         kept = jnp.where(count > 1.5, kept, 0.0)
         team = jnp.mean(mean)
         return jnp.where(smoothing > 0, team + kept * (mean - team), mean)
+
+
+def _largest_by_chance(num_agents: int) -> float:
+    """The 95 % quantile of the variance over agents of as many standard normal numbers."""
+    freedom = num_agents - 1
+    return float(chi2.ppf(0.95, freedom)) / freedom
