@@ -54,9 +54,12 @@ SIZES = {
     "smoke": Size((Cell(64, 0.02, 256, ("hatrpo", "hatrpo_w_cross")),), 2),
     "quick": Size(
         (
+            Cell(512, 0.005, 65_536, _CROSS_FITTED),
             Cell(512, 0.02, 65_536, PLAYED),
-            *(Cell(512, budget, 65_536, _CROSS_FITTED) for budget in (0.005, 0.08)),
-            *(Cell(2048, budget, 131_072, _CROSS_FITTED) for budget in _BUDGETS),
+            Cell(512, 0.08, 65_536, _CROSS_FITTED),
+            Cell(2048, 0.005, 131_072, PLAYED),
+            Cell(2048, 0.02, 131_072, _CROSS_FITTED),
+            Cell(2048, 0.08, 131_072, _CROSS_FITTED),
         ),
         16,
     ),
