@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import (
-    allocation_ablations,
     allocator_cost,
     bodies_at_scale,
     budgets_at_scale,
     matrix_game,
+    signal_map,
     smax,
     study,
     styles,
@@ -27,12 +27,11 @@ from experiments import (
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.leaders import stays_text
 from experiments.methods import METHOD_STYLES, METHODS, pace
+from experiments.signal_map import RATIOS
 from experiments.study import Results
-from experiments.styles import ADAPTIVE
-from experiments.weighted_game import BUDGETS
 
 STUDIES = (
-    allocation_ablations.STUDY,
+    signal_map.STUDY,
     bodies_at_scale.STUDY,
     budgets_at_scale.STUDY,
     smax.STUDY,
@@ -69,31 +68,41 @@ def _millions(values: Mapping[str, study.Values]) -> str:
 # The figure
 
 
+COMPARED = ("hatrpo_w", "hatrpo_g", "hatrpo_w_cross", "hatrpo_n_cross")
+
+
 def figure(of: Mapping[str, Results]) -> Figure:
-    """Left the gain over HATRPO in the game whose agents matter 8 : 4 : 2 : 1, right on bodies."""
+    """Final returns over HATRPO's: left in the game where KL is scarcest and signal largest, right on bodies."""
     shown = Figure(figsize=(10.8, 4.6), layout="constrained")
     panels = shown.subplots(1, 2, width_ratios=(1.0, 1.2))
-    _gain_in_the_game(panels[0], of["allocation_ablations"])
+    _gain_in_the_game(panels[0], of["signal_map"])
     _gain_on_bodies(panels[1], long_runs(of))
     for axes in panels:
         styles.clean(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=8.5)
+    styles.legend_below(shown, panels, 4, fontsize=8.5)
     return shown
 
 
 def _gain_in_the_game(axes: Axes, results: Results) -> None:
-    styles.budget_axis(axes, BUDGETS)
-    for place, method in enumerate(ADAPTIVE):
-        found = allocation_ablations.change(results, method, "hatrpo")
-        styles.error_bars(axes, BUDGETS, found, place - 1, **styles.point_style(method))
+    done = signal_map.cells(results)
+    cell = max(done, key=lambda cell: (cell.samples, -cell.budget))
+    axes.set_xscale("log", base=2)
+    for shift, method in enumerate(name for name in COMPARED if name in done[cell]):
+        gains = [signal_map.gain_over_hatrpo(done[cell], method, "final", place) for place in range(len(RATIOS))]
+        look = METHOD_STYLES[method]
+        found = [Estimate(*(100 * (end - 1) for end in gain)) for gain in gains]
+        styles.error_bars(
+            axes, RATIOS, found, 0.5 * (shift - 1), color=look.colour, marker=look.marker, label=look.label
+        )
     axes.axhline(0, color="0.3", linewidth=1)
-    axes.set_title("game whose agents matter 8:4:2:1", fontsize=10, loc="left")
-    axes.set_ylabel("mean payoff − HATRPO's (maximum 1)")
+    axes.set_xticks(RATIOS, ["alike", *(f"{ratio:g} : 1" for ratio in RATIOS[1:])])
+    axes.set_xlabel("weight of each of four agents over the next one's")
+    axes.set_ylabel("final improvement against HATRPO's (%)")
+    axes.set_title(f"game, {cell.samples:,} samples, joint budget {cell.budget:g}", fontsize=10, loc="left")
 
 
 def _gain_on_bodies(axes: Axes, runs: Runs) -> None:
-    methods = ("hatrpo_w", "hatrpo_g", "hatrpo_w_cross", "hatrpo_n_cross")
-    for place, method in enumerate(methods):
+    for place, method in enumerate(COMPARED):
         rows = [row for row, values in enumerate(runs.values()) if method in values]
         found = [100 * (np.array(_gain(values, method)) - 1) for values in runs.values() if method in values]
         if not found:

@@ -188,11 +188,15 @@ def best_gain(weights: np.ndarray) -> float:
     return float(np.sqrt(len(weights) * np.square(weights).sum()) / weights.sum())
 
 
+def cells(results: Results) -> dict[Cell, Found]:
+    """Those of which HATRPO is done."""
+    done = study.done(results, {cell: cell.methods for cell in SIZES[results.size].cells}, _name)
+    return {cell: found for cell, found in done.items() if "hatrpo" in found}
+
+
 def report(results: Results) -> Report:
     """Of the pieces that are done."""
-    cells = {cell: cell.methods for cell in SIZES[results.size].cells}
-    done = study.done(results, cells, _name)
-    done = {cell: found for cell, found in done.items() if "hatrpo" in found}
+    done = cells(results)
     methods = [method for method in PLAYED if any(method in found for found in done.values())]
 
     def table(text: Callable[[Found, str, int], str], names: Sequence[str]) -> str:
