@@ -259,11 +259,11 @@ def _title(results: Results, world: str) -> str:
     return f"{world} ({chosen.env_steps:,} env steps × {chosen.seeds} seeds)"
 
 
-def improvement_ratio(found: Mapping[str, study.Values], name: str, which: str = "final") -> Estimate:
+def improvement_ratio(found: Mapping[str, study.Values], name: str) -> Estimate:
     """Improvement over the untrained team, as a multiple of that with the fixed budget that spends as much."""
     fixed = found[SCHEDULES[name].compared_with]
     start = fixed["untrained"].mean()
-    return ratio(found[name][which] - start, fixed[which] - start)
+    return ratio(found[name]["final"] - start, fixed["final"] - start)
 
 
 def _gain(found: Mapping[str, study.Values], name: str) -> str:
