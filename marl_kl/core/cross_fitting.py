@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from marl_kl.config import TrustRegionConfig
 from marl_kl.core.policies import Actor
@@ -190,4 +190,4 @@ class UtilityAverage(NamedTuple):
 def _largest_by_chance(num_agents: int) -> float:
     """The 95 % quantile of the variance over agents of as many standard normal numbers."""
     freedom = num_agents - 1
-    return float(chi2.ppf(0.95, freedom)) / freedom
+    return float(chdtri(freedom, 0.05)) / freedom  # chi-squared
