@@ -239,7 +239,7 @@ def report(results: Results) -> Report:
     """Of the pieces that are done."""
     by_scenario = together(results)
     methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
-    rows = {scenario: title(scenario, values) for scenario, values in by_scenario.items()}
+    rows = {scenario: _title(scenario, values) for scenario, values in by_scenario.items()}
 
     def table(cell, names=methods, first="scenario (env steps per seed × seeds)"):
         body = [
@@ -255,8 +255,8 @@ def report(results: Results) -> Report:
         "final": table(lambda values, m: estimate(values[m]["final"]).text(0)),
         "evaluated": table(lambda values, m: estimate(last_fifth(values[m]["evaluated"])).text(0)),
         "gain_evaluated": table(_gain_evaluated, compared),
-        "gain": table(lambda values, m: _gain(values, m), compared),
-        "pace": table(lambda values, m: _pace(values, m), compared),
+        "gain": table(_gain, compared),
+        "pace": table(_pace, compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
         "shares": table(_shares, adaptive),
         "leaders": table(lambda values, m: stays_text(values[m]["stays"], values[m]["by_chance"]), adaptive),
@@ -312,7 +312,7 @@ def _gain_evaluated(values: Mapping[str, study.Values], method: str) -> str:
     return ratio(last_fifth(values[method]["evaluated"]), last_fifth(values["hatrpo"]["evaluated"])).text()
 
 
-def title(scenario: str, values: Mapping[str, study.Values]) -> str:
+def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
     shown = next(iter(values.values()))
     seeds = {len(own["final"]) for own in values.values()}
     return f"{scenario} ({int(shown['env_steps'][-1]):,} × {'/'.join(map(str, sorted(seeds)))} seeds)"

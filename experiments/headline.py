@@ -24,6 +24,7 @@ from experiments import (
     styles,
     two_peaks,
 )
+from experiments.bodies_at_scale import gain_over_hatrpo
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.leaders import stays_text
 from experiments.methods import METHOD_STYLES, METHODS, pace
@@ -104,7 +105,7 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
 def _gain_on_bodies(axes: Axes, runs: Runs) -> None:
     for place, method in enumerate(COMPARED):
         rows = [row for row, values in enumerate(runs.values()) if method in values]
-        found = [100 * (np.array(_gain(values, method)) - 1) for values in runs.values() if method in values]
+        found = [100 * (np.array(gain_over_hatrpo(values, method)) - 1) for values in runs.values() if method in values]
         if not found:
             continue
         value, low, high = np.transpose(found)
@@ -121,10 +122,6 @@ def _gain_on_bodies(axes: Axes, runs: Runs) -> None:
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_title("bodies, env steps per seed", fontsize=10, loc="left")
     axes.set_xlabel("final return against HATRPO's (%)")
-
-
-def _gain(values: Mapping[str, study.Values], method: str) -> Estimate:
-    return ratio(values[method]["final"], values["hatrpo"]["final"])
 
 
 # The claims
@@ -155,10 +152,10 @@ def _each(runs: Runs, cell, *methods: str) -> str:
 
 
 def _gains(of: Mapping[str, Results], runs: Runs) -> str:
-    both = [f"{name} {{}}" for name in ("W", "G")]
+    named = {"W": "hatrpo_w", "G": "hatrpo_g"}
     found = [
-        _each(runs, lambda values, m=method, text=text: text.format(_gain(values, m).text()), method)
-        for text, method in zip(both, ("hatrpo_w", "hatrpo_g"))
+        _each(runs, lambda values, n=name, m=method: f"{n} {gain_over_hatrpo(values, m).text()}", method)
+        for name, method in named.items()
     ]
     won = [of["smax"].pieces[f"2s3z-{method}"]["won"] for method in ("hatrpo", "hatrpo_w")]
     last = [estimate(own[:, -1]).value for own in won]

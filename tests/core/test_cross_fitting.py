@@ -144,10 +144,10 @@ def test_smoothing_is_an_average_with_exponential_weights(float64):
     weight /= weight.sum()
     mean = weight @ known
     noise = (weight @ (known - mean) ** 2) / (1 - np.sum(weight**2)) * np.sum(weight**2)
-    by_chance = noise.mean() * 5.991 / 2  # chi-squared with 2 degrees of freedom, from a table
+    by_chance = noise.mean() * -2 * np.log(0.05) / 2  # the quantile of chi-squared with 2 degrees of freedom
     kept = max(0.0, 1 - by_chance / mean.var(ddof=1))
     expected = mean.mean() + kept * (mean - mean.mean())
-    np.testing.assert_allclose(averaged(utilities, 0.7).shrunk(0.7), expected, rtol=1e-4)
+    np.testing.assert_allclose(averaged(utilities, 0.7).shrunk(0.7), expected, rtol=1e-10)
     np.testing.assert_array_equal(averaged(utilities, 0.0).shrunk(0.0), known[-1])
 
 
