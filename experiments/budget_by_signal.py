@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 import marl_kl
@@ -149,20 +150,6 @@ def config_of(world: World, schedule: Schedule) -> marl_kl.Config:
     )  # fmt: skip
 
 
-class Smoothed(NamedTuple):
-    """An exponential average: `total` / `weight`, and 0 while it is empty."""
-
-    total: jax.Array
-    weight: jax.Array
-
-    def updated(self, value: jax.Array) -> Smoothed:
-        return Smoothed(SMOOTHING * self.total + (1 - SMOOTHING) * value, SMOOTHING * self.weight + (1 - SMOOTHING))
-
-    @property
-    def mean(self) -> jax.Array:
-        return self.total / jnp.maximum(self.weight, 1 - SMOOTHING)
-
-
 def budget_of(signal: jax.Array, num_agents: int) -> jax.Array:
     """[] joint budget at a smoothed signal fraction []."""
     return jnp.maximum(CEILING * num_agents * jnp.clip(signal, 0.0, 1.0), SMALLEST)
@@ -184,14 +171,15 @@ def play(world: World, schedule: Schedule, scaled: study.Values | None = None) -
         mean = float(scaled["kl"].mean())
         config = config.replace(kl_budget=mean * (2 if schedule.falls else 1))
     spec = env.spec
+    average = optax.ema(SMOOTHING)
 
     def one_run(seed):
         train = marl_kl.make_train(env, "hatrpo", config)
 
         def update(carry, _):
-            state, signal = carry
+            state, averaging, signal = carry
             if schedule.by_signal:
-                budget = budget_of(signal.mean, spec.num_agents)
+                budget = budget_of(signal, spec.num_agents)
                 state, metrics = marl_kl.make_train(env, "hatrpo", config.replace(kl_budget=budget)).update(state)
             else:
                 state, metrics = train.update(state)
@@ -200,9 +188,11 @@ def play(world: World, schedule: Schedule, scaled: study.Values | None = None) -
                 "returns": metrics["episode_return"], "kl": metrics["kl_total"], "signal": measured,
                 "budget": jnp.sum(metrics["kl_threshold"]),
             }  # fmt: skip
-            return (state, signal.updated(measured)), kept
+            signal, averaging = average.update(measured, averaging)
+            return (state, averaging, signal), kept
 
-        first = train.init(jax.random.key(seed)), Smoothed(*jnp.zeros(2))
+        unseen = jnp.zeros(())
+        first = train.init(jax.random.key(seed)), average.init(unseen), unseen
         return jax.lax.scan(update, first, None, config.num_updates)[1]
 
     mesh = devices.seed_mesh(world.seeds)

@@ -7,18 +7,8 @@ import pytest
 
 import marl_kl
 from experiments import budget_by_signal
-from experiments.budget_by_signal import CEILING, SCHEDULES, SIZES, SMALLEST, SMOOTHING, Smoothed, budget_of, config_of
+from experiments.budget_by_signal import CEILING, SCHEDULES, SIZES, SMALLEST, budget_of, config_of
 from experiments.methods import first_reached, pace
-
-
-def test_the_average_has_exponential_weights_that_sum_to_one(float64):
-    values = np.random.default_rng(0).normal(size=30)
-    average = Smoothed(*jnp.zeros(2))
-    assert average.mean == 0
-    for value in values:
-        average = average.updated(value)
-    weights = SMOOTHING ** np.arange(30)[::-1]
-    np.testing.assert_allclose(average.mean, (weights * values).sum() / weights.sum(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
