@@ -153,11 +153,12 @@ def equal() -> Allocator:
 
 def planned(allocate: Callable[[jax.Array, jax.Array], jax.Array]) -> Allocator:
     """Thresholds `allocate(utility, kl_budget)`, fixed before the first update; agents in order of their thresholds,
-    the largest first."""
+    the largest first, equal ones in random order: where all are equal, this is HATRPO."""
 
     def start(key, utility, kl_budget):
         thresholds = allocate(utility, kl_budget)
-        return _Plan(jnp.argsort(-thresholds), thresholds)
+        shuffled = jax.random.permutation(key, utility.shape[0])
+        return _Plan(shuffled[jnp.argsort(-thresholds[shuffled])], thresholds)
 
     return Allocator("utility", start, _follow)
 

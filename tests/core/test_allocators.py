@@ -101,6 +101,20 @@ def test_the_limits_of_water_filling_in_epsilon():
     np.testing.assert_allclose(allocators.water_filling(utility, 0.06, 1e3), [0.0, 0.06, 0.0], atol=1e-7)
 
 
+def test_the_largest_threshold_moves_first_and_equal_ones_in_random_order():
+    allocator = allocators.planned(lambda utility, budget: budget * utility)
+
+    @jax.jit
+    @jax.vmap
+    def order_of(key):
+        return allocator.start(key, jnp.array([0.1, 0.3, 0.1, 0.5, 0.1]), jnp.ones(())).order
+
+    orders = np.asarray(order_of(jax.random.split(jax.random.key(0), 600)))
+    np.testing.assert_array_equal(orders[:, :2], [[3, 1]] * 600)
+    found, times = np.unique(orders[:, 2:], axis=0, return_counts=True)
+    assert len(found) == 6 and times.min() > 60 and times.max() < 140, "each of the six orders a hundred times"
+
+
 def test_natural_is_the_optimum_of_the_local_model(float64):
     """No other split of the budget gains more in sum_i U_i sqrt(d_i)."""
     rng = np.random.default_rng(0)
