@@ -21,6 +21,7 @@ from benchmarks.throughput import training
 from benchmarks.update_cost import BATCH, compiled_update, problem
 from experiments import settings, study, styles
 from experiments.intervals import Estimate, estimate
+from experiments.methods import METHODS, Method
 from experiments.study import Piece, Report, Results
 from experiments.styles import TRUST_REGION, label
 from marl_kl import devices
@@ -28,6 +29,13 @@ from marl_kl.training import presets
 
 SEEDS = 6
 """Teams trained side by side where whole updates are timed."""
+
+MEASURED = {name: Method(label(name), name, settings.published(name)) for name in TRUST_REGION} | {
+    "hatrpo_w_cross": Method(
+        "HATRPO-W, cross-fitted", "hatrpo_w", {**METHODS["hatrpo_w_cross"].fields, "line_search": "geometric"}
+    )
+}
+"""As published, and with the default's utility. All take the published line search."""
 
 
 class Size(NamedTuple):
@@ -44,9 +52,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "smoke": Size((2,), TRUST_REGION[:2], (8,), 2, "bilinear", 2, 8),
-    "quick": Size((2, 4, 8, 16, 32), TRUST_REGION, (64, 64), 15, "ant_4x2", 16, 128),
-    "full": Size((2, 4, 8, 16, 32, 64), TRUST_REGION, (128, 128, 128), 31, "ant_4x2", 64, 128),
+    "smoke": Size((2,), ("hatrpo", "hatrpo_w_cross"), (8,), 2, "bilinear", 2, 8),
+    "quick": Size((2, 4, 8, 16, 32), tuple(MEASURED), (64, 64), 15, "ant_4x2", 16, 128),
+    "full": Size((2, 4, 8, 16, 32, 64), tuple(MEASURED), (128, 128, 128), 31, "ant_4x2", 64, 128),
 }
 
 
@@ -56,7 +64,7 @@ def pieces(size: str) -> list[Piece]:
     batches = [
         Piece(
             f"{n}-agents", 10 + 0.03 * n * chosen.repeats * len(chosen.hidden) / 2,
-            {**common, **settings.of_config(_batch_config(chosen)), "agents": n, "batch": BATCH},
+            {**common, **settings.of_config(_batch_config(chosen, "hatrpo_w"), "hatrpo_w"), "agents": n, "batch": BATCH},
             lambda n=n: measure(n, chosen),
         )
         for n in chosen.agents
@@ -64,21 +72,21 @@ def pieces(size: str) -> list[Piece]:
     steps = SEEDS * chosen.num_envs * chosen.rollout_length * (1 + chosen.repeats)
     whole = Piece(
         "training", len(chosen.methods) * (40 + steps / 18_000),
-        {**common, **settings.of_config(_training_config(chosen)), "env": chosen.env, "seeds": SEEDS},
+        {**common, **settings.of_config(_training_config(chosen, "hatrpo_w"), "hatrpo_w"), "env": chosen.env, "seeds": SEEDS},
         lambda: measure_training(chosen),
     )  # fmt: skip
     return [*batches, whole]
 
 
-def _batch_config(size: Size) -> marl_kl.TrustRegionConfig:
-    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden, **settings.UNEVALUATED, **settings.PUBLISHED)
+def _batch_config(size: Size, method: str) -> marl_kl.TrustRegionConfig:
+    return marl_kl.TrustRegionConfig(hidden_sizes=size.hidden, **settings.UNEVALUATED, **MEASURED[method].fields)
 
 
-def _training_config(size: Size) -> marl_kl.TrustRegionConfig:
+def _training_config(size: Size, method: str) -> marl_kl.TrustRegionConfig:
     """That of `brax_suite`, but for the networks."""
     return presets.config(
-        "quick", "ant_4x2", "hatrpo", num_envs=size.num_envs, rollout_length=size.rollout_length,
-        hidden_sizes=size.hidden, eval_episodes=16, eval_interval=0, **settings.PUBLISHED,
+        "quick", "ant_4x2", MEASURED[method].algorithm, num_envs=size.num_envs, rollout_length=size.rollout_length,
+        hidden_sizes=size.hidden, eval_episodes=16, eval_interval=0, **MEASURED[method].fields,
     )  # fmt: skip
 
 
@@ -86,7 +94,7 @@ def solves(method: str, num_agents: int) -> tuple[int, int]:
     """Conjugate-gradient solves, and evaluations of trial steps, of one update.
 
     Every agent's own step is one solve; an allocator that looks at utilities needs a trial step of every agent before
-    the first move; the greedy one evaluates the trial steps of all agents before every move.
+    the first move, or two on halves of the batch; the greedy one evaluates the trial steps of all agents before every move.
     """
     own = num_agents
     if method == "hatrpo":
@@ -96,9 +104,12 @@ def solves(method: str, num_agents: int) -> tuple[int, int]:
 
 def measure(num_agents: int, size: Size) -> study.Values:
     """Returns: seconds [method, repeat] of one update, methods interleaved; counts [method, 2] of `solves`."""
-    config = _batch_config(size)
-    actor, actors, batch = problem(num_agents, config)
-    programs = [compiled_update(method, actor, config, actors, batch)[0] for method in size.methods]
+    configs = {method: _batch_config(size, method) for method in size.methods}
+    actor, actors, batch = problem(num_agents, configs["hatrpo"])
+    programs = [
+        compiled_update(MEASURED[method].algorithm, actor, config, actors, batch)[0]
+        for method, config in configs.items()
+    ]
     counts = np.array([solves(method, num_agents) for method in size.methods])
     return {"seconds": interleaved(programs, size.repeats), "counts": counts}
 
@@ -106,8 +117,12 @@ def measure(num_agents: int, size: Size) -> study.Values:
 def measure_training(size: Size) -> study.Values:
     """Returns: seconds [method, repeat] of one whole update of `SEEDS` teams: rollout, advantages, actors, critic."""
     mesh = devices.seed_mesh(SEEDS)
-    env, config = envs.make(size.env), _training_config(size)
-    return {"seconds": interleaved([training(env, m, config, mesh, SEEDS)[0] for m in size.methods], size.repeats)}
+    env = envs.make(size.env)
+    programs = [
+        training(env, MEASURED[method].algorithm, _training_config(size, method), mesh, SEEDS)[0]
+        for method in size.methods
+    ]
+    return {"seconds": interleaved(programs, size.repeats)}
 
 
 def interleaved(programs: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
@@ -128,7 +143,7 @@ def interleaved(programs: Sequence[Callable[[], Any]], repeats: int) -> np.ndarr
 
 def report(results: Results) -> Report:
     size = SIZES[results.size]
-    labels = list(map(label, size.methods))
+    labels = [MEASURED[method].label for method in size.methods]
     counts = {n: results.pieces[f"{n}-agents"]["counts"].astype(int) for n in size.agents}
     medians = np.median(results.pieces["training"]["seconds"], axis=-1)
     tables = {
@@ -166,7 +181,10 @@ def _figure(results: Results, size: Size) -> Figure:
     agents = np.asarray(size.agents)
     for index, method in enumerate(size.methods):
         found = [estimate(results.pieces[f"{n}-agents"]["seconds"][index], np.median) for n in size.agents]
-        styles.error_bars(axes, agents, found, **styles.point_style(method) | {"markersize": 5})
+        look = styles.point_style(MEASURED[method].algorithm) | {"label": MEASURED[method].label, "markersize": 5}
+        if method not in TRUST_REGION:
+            look |= {"markerfacecolor": "white", "linestyle": ":"}
+        styles.error_bars(axes, agents, found, **look)
         if index == 0:
             axes.plot(agents, found[0].value * agents / agents[0], ":", color="0.5", linewidth=1)
     axes.set_xscale("log", base=2)

@@ -150,8 +150,18 @@ def _run_piece(size: str, scenario: str, method: str, group: int, needs: tuple[s
 def _facts(scenario: str, method: str, config: marl_kl.Config) -> dict[str, Any]:
     """What the numbers of a piece depend on."""
     spec = make_env(scenario).spec
-    shrinkage = {"shrinkage": "beyond chance"} if METHODS[method].fields.get("utility_smoothing") else {}
-    return {"scenario": scenario, "method": method, **dict(spec.metadata), **settings.of_config(config), **shrinkage}
+    shrinkage = (
+        {"shrinkage": "beyond chance, equal shares in random order"}
+        if METHODS[method].fields.get("utility_smoothing")
+        else {}
+    )
+    return {
+        "scenario": scenario,
+        "method": method,
+        **dict(spec.metadata),
+        **settings.of_config(config, METHODS[method].algorithm),
+        **shrinkage,
+    }
 
 
 def _work(size: str, name: str) -> Path:

@@ -118,7 +118,7 @@ def pieces(size: str) -> list[Piece]:
 def _settings(scenario: str, method: str, size: Size, with_training: bool = True) -> dict[str, Any]:
     """Everything that the numbers of a piece depend on; fewer settings for untrained policies."""
     config = _config(scenario, method, size)
-    fields = settings.of_config(config)
+    fields = settings.of_config(config, _algorithm(method))
     facts = dict(make_env(scenario).spec.metadata)
     facts.pop("partition", None)  # the scenario's name says it
     common = {"scenario": scenario, **facts, "seeds": size.seeds}
@@ -160,7 +160,7 @@ def pace(size: str) -> float:
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
     known = scenario if scenario in presets.get(PRESET).scenarios else "ant_4x2"  # its env steps are replaced
     changes = {"critic_epochs": CRITIC_EPOCHS} if method == CRITIC else {}
-    changes |= settings.PUBLISHED if is_trust_region(method) else {}
+    changes |= settings.published(_algorithm(method))
     return presets.config(
         PRESET, known, _algorithm(method), total_env_steps=size.scenarios[scenario], num_envs=size.num_envs,
         rollout_length=size.rollout_length, eval_episodes=min(16, size.num_envs), eval_interval=0, **changes,

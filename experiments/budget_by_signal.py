@@ -135,7 +135,7 @@ def _piece(name: str, world: World, schedule: str) -> Piece:
     chosen = SCHEDULES[schedule]
     facts = {
         "world": name, "schedule": schedule, "seeds": world.seeds, "ceiling": CEILING,
-        "smoothing": SMOOTHING, **dict(world.env().spec.metadata), **settings.of_config(config_of(world, chosen)),
+        "smoothing": SMOOTHING, **dict(world.env().spec.metadata), **settings.of_config(config_of(world, chosen), "hatrpo"),
     }  # fmt: skip
     needs = (_name(name, "signal"),) if chosen.has_its_mean else ()
     seconds = 60.0 + world.seeds * world.env_steps / 15_000

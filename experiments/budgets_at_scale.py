@@ -62,7 +62,7 @@ def _piece(size: str, scenario: str, method: str) -> Piece:
     budgets = _joint_budgets(scenario, chosen)
     facts = {
         "scenario": scenario, "method": method, "swept": budgets, "seeds": list(range(chosen.seeds)),
-        **dict(make_env(scenario).spec.metadata), **settings.of_config(config),
+        **dict(make_env(scenario).spec.metadata), **settings.of_config(config, METHODS[method].algorithm),
     }  # fmt: skip
     name = _name(scenario, method)
     seconds = 120.0 + len(budgets) * chosen.seeds * config.total_env_steps / 20_000

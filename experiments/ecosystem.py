@@ -33,7 +33,7 @@ COMMON = {"num_envs": 32, "rollout_length": 128, "eval_episodes": 64, "eval_inte
 FIRST_ORDER = {"actor_lr": 1e-3, "actor_minibatches": 4}
 """Rollouts of 4,096 samples of a cheap environment allow larger and more steps than those of a body."""
 SETTINGS = {
-    name: FIRST_ORDER if name in algorithms.names(marl_kl.FirstOrderConfig) else settings.PUBLISHED
+    name: FIRST_ORDER if name in algorithms.names(marl_kl.FirstOrderConfig) else settings.published(name)
     for name in algorithms.names(marl_kl.OnPolicyConfig)
 }
 """In addition to `COMMON`, by algorithm; there was no search."""

@@ -95,7 +95,7 @@ def pieces(size: str) -> list[Piece]:
             {"game": list(game), "method": method, "seeds": chosen.seeds, "updates": chosen.updates,
              "searched": list(BUDGETS if is_trust_region(method) else LEARNING_RATES), "search_seeds": SEARCH_SEEDS,
              "near": NEAR, "dense": DENSE, "shown_trial": SHOWN_TRIAL,
-             **settings.of_config(stage_games.game_config(method, BATCH))},
+             **settings.of_config(stage_games.game_config(method, BATCH), method)},
             lambda game=game, method=method: play(game, method, chosen),
         )
         for game in chosen.games

@@ -13,7 +13,7 @@ import numpy as np
 
 import envs
 import marl_kl
-from experiments import styles
+from experiments import settings, styles
 from experiments.intervals import Estimate, ratio
 from marl_kl.analysis.statistics import interquartile_mean
 from marl_kl.core.algorithms import get
@@ -31,12 +31,12 @@ class Method(NamedTuple):
 _CROSS_FITTED = {"utility": "cross_fitted", "utility_smoothing": 0.98}
 METHODS = {
     "hatrpo": Method("HATRPO", "hatrpo", {}),
-    "hatrpo_w": Method("W, in-sample utility", "hatrpo_w", {"utility": "first_order", "measure_signal": True}),
+    "hatrpo_w": Method("W, in-sample utility", "hatrpo_w", {**settings.PUBLISHED_UTILITY, "measure_signal": True}),
     "happo": Method("HAPPO", "happo", {}),
     "hatrpo_w_cross": Method("W, cross-fitted utility", "hatrpo_w", _CROSS_FITTED),
     "hatrpo_n_cross": Method("N, cross-fitted utility", "hatrpo_n", _CROSS_FITTED),
     "hatrpo_geometric": Method("HATRPO, geometric line search", "hatrpo", {"line_search": "geometric"}),
-    "hatrpo_w_published": Method("W, as published", "hatrpo_w", {"utility": "first_order", "line_search": "geometric"}),
+    "hatrpo_w_published": Method("W, as published", "hatrpo_w", settings.published("hatrpo_w")),
     "hatrpo_g": Method("G, in-sample score", "hatrpo_g", {"utility": "first_order"}),
     "hatrpo_g_cross": Method("G, cross-fitted score", "hatrpo_g", {"utility": "cross_fitted"}),
     "mappo": Method("MAPPO", "mappo", {}),

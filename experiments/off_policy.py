@@ -148,7 +148,7 @@ def pieces(size: str) -> list[Piece]:
         Piece(
             _piece_name(task, method),
             60 + amount.env_steps * amount.seeds / (_PACE[task] * (1 if method in OFF_POLICY else 10)),
-            {"task": task, "method": method, "seeds": amount.seeds, **settings.of_config(config_of(task, method, chosen))},
+            {"task": task, "method": method, "seeds": amount.seeds, **settings.of_config(config_of(task, method, chosen), method)},
             lambda task=task, method=method: play(task, method, chosen, size),
         )
         for task, amount in chosen.tasks.items()

@@ -28,7 +28,7 @@ from experiments.study import Piece, Report, Results
 from marl_kl import algorithms, devices
 
 AGENTS, OBSERVATION = 4, 8
-PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross")
+PLAYED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross", "hatrpo_g", "hatrpo_g_cross")
 RATIOS = (1.0, 2.0, 4.0)
 NOISE = 1.0
 """Standard deviation of the noise on a reward between 0 and 1."""
@@ -121,7 +121,13 @@ def _name(cell: Cell, method: str) -> str:
 
 def _piece(cell: Cell, method: str, seeds: int) -> Piece:
     config = config_of(method, cell.samples, cell.env_steps, cell.budget)
-    facts = {"method": method, "ratios": list(RATIOS), "noise": NOISE, "seeds": seeds, **settings.of_config(config)}
+    facts = {
+        "method": method,
+        "ratios": list(RATIOS),
+        "noise": NOISE,
+        "seeds": seeds,
+        **settings.of_config(config, METHODS[method].algorithm),
+    }
     seconds = 30.0 + 1.5e-4 * cell.env_steps * seeds * len(RATIOS)
     return Piece(_name(cell, method), seconds, facts, functools.partial(play, method, config, seeds))
 

@@ -93,13 +93,18 @@ def _search_piece(size: str, method: str) -> Piece:
         return {"tried": np.array(values), "trials": trials, "chosen": np.array(best)}
 
     seconds = 60.0 + len(values) * len(SEARCH_SEEDS) * config.total_env_steps / 15_000
-    return Piece(name, seconds, facts | settings.of_config(config), search)
+    return Piece(name, seconds, facts | settings.of_config(config, METHODS[method].algorithm), search)
 
 
 def _run_piece(size: str, scenario: str, method: str) -> Piece:
     chosen, name = SIZES[size], _name(scenario, method)
     config, seeds = _config(method, chosen.env_steps), range(chosen.seeds)
-    facts = {"map": scenario, "method": method, "seeds": list(seeds), **settings.of_config(config)}
+    facts = {
+        "map": scenario,
+        "method": method,
+        "seeds": list(seeds),
+        **settings.of_config(config, METHODS[method].algorithm),
+    }
 
     def play(searched: study.Values) -> study.Values:
         """

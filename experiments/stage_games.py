@@ -34,8 +34,8 @@ def game_config(algorithm: str | algorithms.AlgorithmSpec, batch_size: int, **fi
     """A config of `batch_size` env steps per update, Fisher products on all of them."""
     config_class = algorithms.get(algorithm).config_class
     known = {field.name for field in dataclasses.fields(config_class)}
-    own = {"cg_subsample": 1.0, **settings.PUBLISHED} if "cg_subsample" in known else {}
-    return config_class(**GAME, num_envs=batch_size, **settings.UNEVALUATED, **own, **fields)
+    own = settings.published(algorithm) | ({"cg_subsample": 1.0} if "cg_subsample" in known else {})
+    return config_class(**GAME, num_envs=batch_size, **settings.UNEVALUATED, **own | fields)
 
 
 def learn(

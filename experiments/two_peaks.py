@@ -88,7 +88,7 @@ def pieces(size: str) -> list[Piece]:
             40 * chosen.sampled_grid**2 * chosen.seeds * len(chosen.sampled_budgets) * chosen.sampled_updates / 64800,
             {"method": method, "grid": chosen.sampled_grid, "seeds": chosen.seeds,
              "budgets": list(chosen.sampled_budgets), "updates": chosen.sampled_updates,
-             **settings.of_config(_sampled_config(method)), **common},
+             **settings.of_config(_sampled_config(method), method), **common},
             lambda method=method: climb_by_samples(method, chosen),
         )
         for method in chosen_methods(size)

@@ -257,16 +257,17 @@ class TrustRegionConfig(OnPolicyConfig):
     backtrack_coef: float = traced(0.8, "factor between two step sizes of the line search", _OPEN_UNIT)
     accept_ratio: float = traced(0.5, "least share of the predicted gain that a step must reach", _UNIT)
     allocation_epsilon: float = traced(1e-4, "epsilon of HATRPO-W's logarithm and of HATRPO-G's score")
-    utility: Literal["first_order", "measured", "cross_fitted"] = static(
-        "first_order",
-        "an agent's utility: the predicted gain of its trial step, the measured one (both on the samples it was fitted "
-        "to, as published), or the gain that the other half of the environments predicts",
-        _one_of("first_order", "measured", "cross_fitted"),
+    utility: Literal["auto", "cross_fitted", "first_order", "measured"] = static(
+        "auto",
+        "an agent's utility: the gain of its trial step that the other half of the environments predicts (cross_fitted), "
+        "the gain predicted on the samples that it was fitted to (first_order, as published), or measured on them; auto: "
+        "cross_fitted, for hatrpo_g first_order",
+        _one_of("auto", "cross_fitted", "first_order", "measured"),
     )
     utility_smoothing: float = traced(
-        0.0,
-        "weight of earlier updates in the exponential average of utilities, whose differences then count as far as they "
-        "exceed their noise; 0: this update's utilities as they are",
+        0.98,
+        "weight of earlier updates in the exponential average of cross-fitted utilities, whose differences count as far "
+        "as they exceed their noise; 0: this update's utilities as they are",
         _BELOW_ONE,
     )
     measure_signal: bool = static(

@@ -37,7 +37,7 @@ AGENT_METRICS = {
     "utility": "expected gain of the agent's trial step at an equal share of the budget, before any update "
     "(hatrpo, which does not need it: before its own update; sharing parameters: of the one step of all)",
     "signal_fraction": "part of the gain predicted on one half of the environments that the other half confirms: 1 without "
-    "sampling noise, about 0 if the batch is too small to show a direction (reported with utility=cross_fitted, and with measure_signal)",
+    "sampling noise, about 0 if the batch is too small to show a direction (reported with cross-fitted utilities, and with measure_signal)",
     "kl_threshold": "the agent's share of the KL budget (sharing parameters: equal parts, of which only the sum binds)",
     "kl": "mean KL(old || new) that the agent spent",
     "gain": "surrogate gain E[(r - 1) M] of the step made, M the advantage times the compound factor of the agents "

@@ -115,8 +115,8 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     (The paper does not specify whether the trial step is solved again; that costs N^2 / 2 solves instead of N.) With a
     team reward the joint surrogate never decreases; otherwise each agent maximises its own.
 
-    With `utility="cross_fitted"` trial steps are fitted to halves of the batch and assessed on the other half. With
-    `utility_smoothing` utilities are averaged over updates and shrunk by their noise, in the algorithm's state
+    With cross-fitted utilities trial steps are fitted to halves of the batch and assessed on the other half; utilities
+    that plan an allocation are averaged over updates and shrunk by their noise, in the algorithm's state
     (`marl_kl.core.cross_fitting`).
 
     Raises:
@@ -128,12 +128,15 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         "share_parameters=True is that step",
     )
 
-    is_split = _is_split(config, allocator)
+    config = _with_its_utility(config, allocator)
+    is_split = config.measure_signal or config.utility == "cross_fitted"
     if is_split and config.num_envs % 2:
-        raise ValueError(
-            f"num_envs={config.num_envs}; it must be even to compare halves of the environments "
-            "(utility='cross_fitted', measure_signal)"
+        who = (
+            "measure_signal"
+            if config.measure_signal
+            else "cross-fitted utilities; utility='first_order' takes any number"
         )
+        raise ValueError(f"num_envs={config.num_envs}; it must be even to compare halves of the environments for {who}")
 
     def init(actors):
         leaf = jax.tree.leaves(actors)[0]
@@ -186,9 +189,15 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     return Algorithm(init=init, update=update)
 
 
-def _is_split(config: TrustRegionConfig, allocator: Allocator) -> bool:
-    """Whether trial steps are fitted to halves of the batch."""
-    return config.measure_signal or (allocator.uses != "nothing" and config.utility == "cross_fitted")
+def _with_its_utility(config: TrustRegionConfig, allocator: Allocator) -> TrustRegionConfig:
+    """With the utility that this allocator uses in place of "auto", and no smoothing of others than cross-fitted ones."""
+    if allocator.uses == "nothing":
+        return config.replace(utility="first_order", utility_smoothing=0.0)
+    chosen = config.utility
+    if chosen == "auto":
+        chosen = "cross_fitted" if allocator.uses == "utility" else "first_order"
+    is_averaged = chosen == "cross_fitted" and allocator.uses == "utility"
+    return config.replace(utility=chosen, utility_smoothing=config.utility_smoothing if is_averaged else 0.0)
 
 
 class _Remaining(NamedTuple):

@@ -26,6 +26,12 @@ from marl_kl.storage.files import RunFolderError, one_line_error, write_file
 _TRUST_REGION_0_1 = {"line_search": "geometric"}
 """What version 0.1 did where it had no field yet and the default is another now."""
 
+_FORMER_DEFAULTS = {
+    "hatrpo": {"utility": "first_order", "utility_smoothing": 0.0},
+    "hatrpo_g": {"utility_smoothing": 0.0},
+}
+"""By algorithm, fields that it does not use and must leave at their default, which was another once."""
+
 FORMAT = 2
 """The version of the layout above; a folder with a larger one is refused."""
 
@@ -269,7 +275,9 @@ def with_current_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     """A record or a `fingerprint` with `current_fields` in its config and its settings."""
     current = dict(document)
     if isinstance(current.get("config"), Mapping):
-        current["config"] = current_fields(current["config"])
+        former = _FORMER_DEFAULTS.get(str(current.get("algorithm")), {})
+        fields = current_fields(current["config"])
+        current["config"] = {name: value for name, value in fields.items() if former.get(name, ...) != value}
     settings = current.get("settings")
     if isinstance(settings, list):
         current["settings"] = list(map(_current_setting, settings))

@@ -107,7 +107,7 @@ def test_every_update_keeps_the_joint_budget(name, kind):
 @pytest.mark.parametrize("name", slow_unless({"hatrpo_n"}, ["hatrpo_w", "hatrpo_g", "hatrpo_n"]))
 def test_the_budget_goes_to_the_agent_that_can_use_it(name):
     """Only agent 1 influences the advantage: it moves first and gets most; HATRPO gives it a third."""
-    config = small_config(cg_subsample=1.0)
+    config = small_config(cg_subsample=1.0, utility="first_order")
     actor, actors, batch = make_problem(make_spec("continuous"), config, influence=(0.0, 3.0, 0.0))
     _, metrics = update(name, actor, config, actors, batch)
     _, equal = update("hatrpo", actor, config, actors, batch)
@@ -115,6 +115,42 @@ def test_the_budget_goes_to_the_agent_that_can_use_it(name):
     assert np.argmax(metrics["utility"]) == 1 and metrics["position"][1] == 0
     assert share[1] > 0.45 and np.argmax(metrics["kl"]) == 1
     np.testing.assert_allclose(equal["kl_threshold"], config.kl_budget / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, same", [("hatrpo_w", {"utility": "cross_fitted"}), ("hatrpo_g", {"utility": "first_order"})]
+)
+def test_auto_is_cross_fitted_where_utilities_plan_and_published_where_scores_choose(name, same):
+    actor, actors, batch = make_problem(make_spec("continuous"), small_config())
+    new, metrics = update(name, actor, small_config(), actors, batch)
+    other, other_metrics = update(name, actor, small_config(**same), actors, batch)
+    jax.tree.map(np.testing.assert_array_equal, (new, metrics), (other, other_metrics))
+
+
+def test_published_utilities_are_not_smoothed():
+    """Two updates, so that there is something to average."""
+    config = small_config(utility="first_order")
+    actor, actors, batch = make_problem(make_spec("continuous"), config)
+    found = []
+    for smoothing in (0.0, 0.9):
+        init, compiled = compiled_update("hatrpo_w", actor, config.replace(utility_smoothing=smoothing))
+        new, state = actors, init(actors)
+        for key in range(2):
+            new, state, metrics = compiled(jax.random.key(key), new, state, batch)
+        found.append((new, metrics))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize("name", ["hatrpo_w", "hatrpo_n"])
+def test_utilities_that_tell_nothing_apart_make_it_hatrpo(name, float64):
+    """The averages of a first update are no reason to believe a difference: shares, order and steps are HATRPO's."""
+    config = small_config()
+    actor, actors, batch = make_problem(make_spec("continuous"), config, influence=(0.0, 3.0, 0.0))
+    for key in range(3):
+        new, metrics = update(name, actor, config, actors, batch, key)
+        equal, equal_metrics = update("hatrpo", actor, config, actors, batch, key)
+        np.testing.assert_array_equal(metrics["position"], equal_metrics["position"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, equal)
 
 
 def test_greedy_subtracts_what_was_really_spent():

@@ -53,7 +53,7 @@ def test_a_run_is_extended(stored):
         progress="none",
         config=TrustRegionConfig(
             num_envs=4, rollout_length=4, hidden_sizes=(4,), critic_minibatches=1, eval_episodes=4, total_env_steps=160,
-            eval_interval=3, line_search="geometric",
+            eval_interval=3, line_search="geometric", utility="first_order",
         ),
     )  # fmt: skip
     assert result.metrics["episode_return"].shape == (2, 10)
