@@ -41,7 +41,6 @@ class CrossFit(NamedTuple):
     """An agent's trial direction x = (x_A + x_B) / 2; a leading axis [2] is that of the halves A and B.
 
     Attributes:
-        slope: [] in-sample slope g'x, noise included.
         signal: [] s, the unbiased estimate of the true slope along x; may be negative.
         in_sample: [] (g_A'x_A + g_B'x_B) / 2, what s would be on the samples that the directions were fitted to.
         curvature: [] x'Fx on the full batch.
@@ -50,7 +49,6 @@ class CrossFit(NamedTuple):
         outputs: the network's outputs at the old parameters, leaves [2, B/2, ...].
     """
 
-    slope: jax.Array
     signal: jax.Array
     in_sample: jax.Array
     curvature: jax.Array
@@ -110,7 +108,6 @@ def cross_fit(actor: Actor, config: TrustRegionConfig, params: Params, split: Ag
     directions = jax.vmap(solve)(both, gradients)
     direction = jnp.mean(directions, axis=0)
     return CrossFit(
-        slope=jnp.vdot(jnp.mean(gradients, axis=0), direction),
         signal=jnp.mean(jnp.sum(gradients[::-1] * directions, axis=1)),
         in_sample=jnp.mean(jnp.sum(gradients * directions, axis=1)),
         curvature=jnp.mean(curvatures(jnp.stack([direction, direction]))),

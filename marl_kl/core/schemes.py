@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,95 +10,23 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from marl_kl.config import TrustRegionConfig
-from marl_kl.core import cross_fitting, trust_region, weighted
+from marl_kl.core import trust_region, weighted
+from marl_kl.core.agent_updates import (
+    AgentUpdate,
+    agent_batch,
+    fisher_subset,
+    get_agent,
+    set_agent,
+    team_metrics,
+    update_sequentially,
+)
 from marl_kl.core.allocators import AllocationState, Allocator
 from marl_kl.core.cross_fitting import UtilityAverage
 from marl_kl.core.gradient_steps import AgentState, AgentStep
 from marl_kl.core.policies import Actor
-from marl_kl.core.shuffling import random_order
-from marl_kl.core.trust_region import AgentBatch, Outcome
-from marl_kl.core.types import Algorithm, Batch, Metrics, Params
-
-
-class _AgentUpdate(NamedTuple):
-    """One agent's update.
-
-    Attributes:
-        agent: [] index. params: its new parameters.
-        log_ratio: [*samples] log pi_new(a|o) - log pi_old(a|o).
-        metrics: [] each.
-    """
-
-    agent: jax.Array
-    params: Params
-    log_ratio: jax.Array
-    metrics: Metrics
-
-
-def _update_sequentially(
-    actors: Params,
-    batch: Batch,
-    carry: Any,
-    update_agent: Callable[[Any, jax.Array, Params, jax.Array], tuple[Any, _AgentUpdate]],
-) -> tuple[Params, Any, Metrics]:
-    """Updates agents one after another, each given the product of the earlier agents' ratios (HATRPO, eq. 9-11).
-
-    Agent i_m maximises E[(r - 1) M] with M = advantage * that product, the compound factor, so that the gains add up
-    to the joint surrogate's. The factor is carried as a logarithm and exponentiated once per agent.
-
-    Args:
-        actors: leaves [N, ...].
-        carry: any pytree, passed from one agent's update to the next.
-        update_agent: `update_agent(carry, position, actors, log_factor [*samples]) -> (carry, _AgentUpdate)`; it must
-            choose every agent exactly once.
-
-    Returns:
-        The new actors, the last carry, and metrics [N] per agent with those of the team.
-    """
-    num_agents, *samples = batch.advantage.shape
-
-    def body(state, position):
-        actors, log_factor, carry = state
-        carry, update = update_agent(carry, position, actors, log_factor)
-        actors = _set_agent(actors, update.agent, update.params)
-        metrics = update.metrics | {"position": position}
-        return (actors, log_factor + update.log_ratio, carry), (update.agent, metrics)
-
-    start = (actors, jnp.zeros(samples, batch.advantage.dtype), carry)
-    (actors, log_factor, carry), (order, in_order) = jax.lax.scan(body, start, jnp.arange(num_agents))
-    metrics = {name: jnp.zeros_like(values).at[order].set(values) for name, values in in_order.items()}
-    return actors, carry, metrics | _team_metrics(metrics["kl"], log_factor)
-
-
-def _team_metrics(kl: jax.Array, log_factor: jax.Array) -> Metrics:
-    """The team's metrics from each agent's KL [N] and the log of the final compound factor [*samples]."""
-    factor = _factor(log_factor)
-    return {"kl_total": jnp.sum(kl), "factor_mean": jnp.mean(factor), "factor_max": jnp.max(factor)}
-
-
-_LARGEST_LOG_FACTOR = 20.0
-
-
-def _factor(log_factor: jax.Array) -> jax.Array:
-    """exp, at most e^20 = 5e8: first-order steps do not bound the factor, and as a weight it must not overflow."""
-    return jnp.exp(jnp.minimum(log_factor, _LARGEST_LOG_FACTOR))
-
-
-def agent_batch(
-    batch: Batch, agent: jax.Array | int, log_factor: jax.Array, subset: jax.Array | None = None
-) -> AgentBatch:
-    """One agent's part of the batch, its advantage multiplied by the compound factor exp(log_factor) [*samples]."""
-    own = _get_agent(batch, agent)
-    return AgentBatch(own.obs, own.action, own.action_mask, _factor(log_factor) * own.advantage, own.alive, subset)
-
-
-def _get_agent(stacked: Any, agent: jax.Array | int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[agent], stacked)
-
-
-def _set_agent(stacked: Any, agent: jax.Array | int, new: Any) -> Any:
-    return jax.tree.map(lambda leaf, new: leaf.at[agent].set(new), stacked, new)
-
+from marl_kl.core.trial_steps import scores, trial_steps, with_its_utility
+from marl_kl.core.trust_region import AgentBatch
+from marl_kl.core.types import Algorithm, Batch, Params
 
 # Trust-region steps
 
@@ -115,9 +42,8 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
     (The paper does not specify whether the trial step is solved again; that costs N^2 / 2 solves instead of N.) With a
     team reward the joint surrogate never decreases; otherwise each agent maximises its own.
 
-    With cross-fitted utilities trial steps are fitted to halves of the batch and assessed on the other half; utilities
-    that plan an allocation are averaged over updates and shrunk by their noise, in the algorithm's state
-    (`marl_kl.core.cross_fitting`).
+    Cross-fitted utilities that plan an allocation are averaged over updates and shrunk by their noise, in the algorithm's
+    state (`marl_kl.core.cross_fitting`).
 
     Raises:
         ValueError: the agents share a network, or cross-fitting has an odd number of environments to divide.
@@ -128,15 +54,7 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         "share_parameters=True is that step",
     )
 
-    config = _with_its_utility(config, allocator)
-    is_split = config.measure_signal or config.utility == "cross_fitted"
-    if is_split and config.num_envs % 2:
-        who = (
-            "measure_signal"
-            if config.measure_signal
-            else "cross-fitted utilities; utility='first_order' takes any number"
-        )
-        raise ValueError(f"num_envs={config.num_envs}; it must be even to compare halves of the environments for {who}")
+    config = with_its_utility(config, allocator)
 
     def init(actors):
         leaf = jax.tree.leaves(actors)[0]
@@ -148,20 +66,16 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
         subset = fisher_subset(key_subset, samples[0], config.cg_subsample)
         budget = _budget(config, batch)
         equal_share = budget / num_agents
-        if is_split:
-            of_half = fisher_subset(key_subset, samples[0] // 2, config.cg_subsample)
-            trials = _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch, of_half)
-        else:
-            trials = _trial_steps(actor, config, allocator, actors, equal_share, batch, subset)
+        trials = trial_steps(actor, config, allocator, actors, equal_share, batch, key_subset)
         average = average.updated(trials.utility, config.utility_smoothing)
         utilities = average.shrunk(config.utility_smoothing)
         plan = allocator.start(key_order, utilities, budget)
 
         def update_agent(rest: _Remaining, position, actors, log_factor):
-            score = _scores(config, trials, batch, log_factor, allocator)
+            score = scores(config, trials, batch, log_factor)
             agent, threshold = allocator.next(plan, AllocationState(position, score, *rest))
             own_batch = agent_batch(batch, agent, log_factor, subset)
-            params = _get_agent(actors, agent)
+            params = get_agent(actors, agent)
             proposal = trust_region.propose(actor, config, params, own_batch)
             step = trust_region.line_search(actor, config, params, own_batch, proposal, threshold)
             utility = proposal.gain(equal_share) if allocator.uses == "nothing" else utilities[agent]
@@ -180,24 +94,13 @@ def sequential(actor: Actor, config: TrustRegionConfig, allocator: Allocator) ->
                 jnp.maximum(rest.budget - step.outcome.kl, 0.0),
                 jnp.maximum(rest.unassigned - threshold, 0.0),
             )
-            return rest, _AgentUpdate(agent, step.params, step.outcome.log_ratio, metrics)
+            return rest, AgentUpdate(agent, step.params, step.outcome.log_ratio, metrics)
 
         rest = _Remaining(jnp.ones(num_agents, bool), budget, budget)
-        actors, _, metrics = _update_sequentially(actors, batch, rest, update_agent)
+        actors, _, metrics = update_sequentially(actors, batch, rest, update_agent)
         return actors, average, metrics
 
     return Algorithm(init=init, update=update)
-
-
-def _with_its_utility(config: TrustRegionConfig, allocator: Allocator) -> TrustRegionConfig:
-    """With the utility that this allocator uses in place of "auto", and no smoothing of others than cross-fitted ones."""
-    if allocator.uses == "nothing":
-        return config.replace(utility="first_order", utility_smoothing=0.0)
-    chosen = config.utility
-    if chosen == "auto":
-        chosen = "cross_fitted" if allocator.uses == "utility" else "first_order"
-    is_averaged = chosen == "cross_fitted" and allocator.uses == "utility"
-    return config.replace(utility=chosen, utility_smoothing=config.utility_smoothing if is_averaged else 0.0)
 
 
 class _Remaining(NamedTuple):
@@ -206,20 +109,6 @@ class _Remaining(NamedTuple):
     waiting: jax.Array
     budget: jax.Array
     unassigned: jax.Array
-
-
-class _TrialSteps(NamedTuple):
-    """Every agent's trial step at an equal share of the budget.
-
-    Attributes:
-        utility: [N] expected gains.
-        signal_fraction: [N] the part of the predicted gain that is signal; None if it is not measured.
-        outcome: leaves [N, ...]; None if first-order gains are enough.
-    """
-
-    utility: jax.Array
-    signal_fraction: jax.Array | None
-    outcome: Outcome | None
 
 
 def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
@@ -254,10 +143,10 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
             return jax.vmap(outcome)(all_agents, per_agent(old_outputs), per_agent(new_outputs))
 
         equal_share = _budget(config, batch) / num_agents
-        params = _get_agent(actors, 0)
+        params = get_agent(actors, 0)
         proposal = trust_region.propose(actor, config, params, pooled)
         step = trust_region.line_search(actor, config, params, pooled, proposal, equal_share, assess)
-        actors = _set_agent(actors, 0, step.params)
+        actors = set_agent(actors, 0, step.params)
         policies = actor.distribution(actor.team_outputs(actors, batch.obs), batch.action_mask)
         network_metrics = {
             "kl_threshold": equal_share,
@@ -272,7 +161,7 @@ def shared_trust_region(actor: Actor, config: TrustRegionConfig) -> Algorithm:
             "entropy": _mean_per_agent(policies.entropy(), batch.alive),
             **{name: jnp.broadcast_to(value, num_agents) for name, value in network_metrics.items()},
         }
-        return actors, state, metrics | _team_metrics(step.outcome.kl, jnp.sum(step.outcome.log_ratio, axis=0))
+        return actors, state, metrics | team_metrics(step.outcome.kl, jnp.sum(step.outcome.log_ratio, axis=0))
 
     return Algorithm(init=lambda actors: (), update=update)
 
@@ -297,61 +186,6 @@ def _slopes(actor: Actor, params: Params, batch: AgentBatch, direction: jax.Arra
 def _budget(config: TrustRegionConfig, batch: Batch) -> jax.Array:
     """[] the joint KL budget, reduced by a few units of rounding, so that its rounded shares cannot exceed it."""
     return jnp.asarray(config.kl_budget, batch.advantage.dtype) * (1 - 1e-6)
-
-
-def fisher_subset(key: jax.Array, num_rows: int, share: float) -> jax.Array | None:
-    """[M] distinct rows for Fisher products, at least one; None if `share` is 1."""
-    if share == 1.0:
-        return None
-    return random_order(key, num_rows)[: max(1, round(share * num_rows))]
-
-
-def _trial_steps(actor, config, allocator, actors, equal_share, batch: Batch, subset) -> _TrialSteps:
-    """Trial steps of all agents before any update; zeros if the allocator does not use them."""
-    num_agents, *samples = batch.advantage.shape
-    if allocator.uses == "nothing":
-        return _TrialSteps(jnp.zeros(num_agents, batch.advantage.dtype), None, None)
-    is_measured = config.utility == "measured"
-    no_factor = jnp.zeros(samples, batch.advantage.dtype)
-
-    def trial_step(agent):
-        params, own_batch = _get_agent(actors, agent), agent_batch(batch, agent, no_factor, subset)
-        proposal = trust_region.propose(actor, config, params, own_batch)
-        if allocator.uses != "scores" and not is_measured:
-            return _TrialSteps(proposal.gain(equal_share), None, None)
-        outcome = trust_region.trial(actor, params, own_batch, proposal, equal_share)
-        return _TrialSteps(outcome.gain if is_measured else proposal.gain(equal_share), None, outcome)
-
-    return jax.lax.map(trial_step, jnp.arange(num_agents))
-
-
-def _cross_fitted_trials(actor, config, allocator, actors, equal_share, batch: Batch, subset) -> _TrialSteps:
-    """The same, each fitted to halves of the environments; `subset` indexes the rows of a half."""
-    num_agents, *samples = batch.advantage.shape
-    no_factor = jnp.zeros(samples, batch.advantage.dtype)
-
-    def trial_step(agent):
-        params = _get_agent(actors, agent)
-        split = cross_fitting.halves(agent_batch(batch, agent, no_factor))._replace(subset=subset)
-        fit = cross_fitting.cross_fit(actor, config, params, split)
-        slope = fit.signal if config.utility == "cross_fitted" else fit.slope
-        utility = trust_region.step_size(equal_share, fit.curvature) * slope
-        if allocator.uses != "scores":
-            return _TrialSteps(utility, fit.signal_fraction, None)
-        outcome = cross_fitting.held_out_trial(actor, params, split, fit, equal_share)
-        return _TrialSteps(utility, fit.signal_fraction, outcome)
-
-    return jax.lax.map(trial_step, jnp.arange(num_agents))
-
-
-def _scores(config, trials: _TrialSteps, batch: Batch, log_factor: jax.Array, allocator: Allocator) -> jax.Array:
-    """[N] gain / (KL + epsilon) of the trial steps under the current compound factor (HATRPO-G)."""
-    if allocator.uses != "scores" or trials.outcome is None:
-        return jnp.zeros_like(trials.utility)
-    weight = batch.advantage * _factor(log_factor)
-    samples = tuple(range(1, weight.ndim))
-    gain = weighted.mean(jnp.expm1(trials.outcome.log_ratio) * weight, batch.alive, axis=samples)
-    return gain / (trials.outcome.kl + config.allocation_epsilon)
 
 
 def _require_separate_networks(actor: Actor, reason: str) -> None:
@@ -381,14 +215,14 @@ def in_random_order(actor: Actor, step: AgentStep) -> Algorithm:
         def update_agent(states, position, actors, log_factor):
             agent = order[position]
             own_batch = agent_batch(batch, agent, log_factor)
-            params = _get_agent(actors, agent)
-            improved = step.improve(keys[agent], params, _get_agent(states, agent), own_batch)
+            params = get_agent(actors, agent)
+            improved = step.improve(keys[agent], params, get_agent(states, agent), own_batch)
             new_outputs = actor.outputs(improved.params, own_batch.obs)
             log_ratio, metrics = step.assess(improved.old_outputs, new_outputs, own_batch)
-            states = _set_agent(states, agent, improved.state)
-            return states, _AgentUpdate(agent, improved.params, log_ratio, metrics | improved.metrics)
+            states = set_agent(states, agent, improved.state)
+            return states, AgentUpdate(agent, improved.params, log_ratio, metrics | improved.metrics)
 
-        return _update_sequentially(actors, batch, states, update_agent)
+        return update_sequentially(actors, batch, states, update_agent)
 
     return Algorithm(init=jax.vmap(step.init), update=update)
 
@@ -411,7 +245,7 @@ def simultaneous(actor: Actor, step: AgentStep) -> Algorithm:
         log_ratio, metrics = jax.vmap(step.assess)(old_outputs, new_outputs, all_agents)
         network_metrics = {name: jnp.broadcast_to(values, num_agents) for name, values in improved.metrics.items()}
         metrics |= network_metrics | {"position": jnp.zeros(num_agents, jnp.int32)}
-        return improved.params, improved.state, metrics | _team_metrics(metrics["kl"], jnp.sum(log_ratio, axis=0))
+        return improved.params, improved.state, metrics | team_metrics(metrics["kl"], jnp.sum(log_ratio, axis=0))
 
     return Algorithm(init=jax.vmap(step.init), update=update)
 

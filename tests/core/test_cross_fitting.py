@@ -67,7 +67,6 @@ def test_a_fit_is_two_plain_fits(float64):
     mean = (x[0] + x[1]) / 2
     np.testing.assert_allclose(fit.directions, x, atol=1e-9)
     np.testing.assert_allclose(fit.signal, (g[1] @ x[0] + g[0] @ x[1]) / 2, rtol=1e-9)
-    np.testing.assert_allclose(fit.slope, (g[0] + g[1]) @ mean / 2, rtol=1e-9)
     np.testing.assert_allclose(fit.curvature, mean @ fisher[2] @ mean, rtol=1e-9)
     np.testing.assert_allclose(fit.held_out_curvature, [x[0] @ fisher[1] @ x[0], x[1] @ fisher[0] @ x[1]], rtol=1e-9)
     np.testing.assert_allclose(fit.in_sample, (g[0] @ x[0] + g[1] @ x[1]) / 2, rtol=1e-9)
@@ -172,7 +171,6 @@ def test_one_agent_and_the_first_update():
     np.testing.assert_allclose(averaged(np.array([[1.0, 2.0, 6.0]]), 0.9).shrunk(0.9), 3.0, rtol=1e-6)
 
 
-def test_without_a_slope_the_signal_fraction_is_zero():
-    nothing = jnp.zeros(())
-    fit = cross_fitting.CrossFit(nothing, nothing, nothing, nothing, jnp.zeros((2, 4)), jnp.zeros(2), ())
+def test_without_a_predicted_gain_the_signal_fraction_is_zero():
+    fit = cross_fitting.CrossFit(*jnp.zeros(3), jnp.zeros((2, 4)), jnp.zeros(2), ())
     assert fit.signal_fraction == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import marl_kl
-from marl_kl.core import algorithms, gradient_steps, schemes, surrogates
+from marl_kl.core import agent_updates, algorithms, gradient_steps, surrogates
 from marl_kl.core.policies import make_actor
 from marl_kl.core.trust_region import AgentBatch
 from tests.core.test_schemes import make_problem, make_spec
@@ -174,9 +174,9 @@ def test_steps_that_run_away_leave_finite_parameters(name, epochs):
 def test_a_factor_that_has_run_away_is_a_finite_weight(float64):
     """HAPPO's second agent where the first one's ratios overflow."""
     _, actors, batch = make_problem(make_spec("continuous"), small_config())
-    weight = schemes.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 200.0)).weight
+    weight = agent_updates.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 200.0)).weight
     np.testing.assert_allclose(weight, np.exp(20.0) * batch.advantage[1], rtol=1e-5)
-    moderate = schemes.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 5.0)).weight
+    moderate = agent_updates.agent_batch(batch, 1, jnp.full(batch.advantage.shape[1], 5.0)).weight
     np.testing.assert_allclose(moderate, np.exp(5.0) * batch.advantage[1], rtol=1e-5)
 
 

@@ -16,12 +16,12 @@ from envs.base import Drawing, EnvSpec
 from marl_kl.analysis.bodies import mujoco_check
 from marl_kl.analysis.rendering import recording
 from marl_kl.core import (
+    agent_updates,
     algorithms,
     evaluation,
     networks,
     on_policy,
     rollout,
-    schemes,
     trainer,
     trust_region,
 )
@@ -248,8 +248,8 @@ def test_padding_changes_nothing(float64):
 
 
 def test_a_subset_is_of_whole_rollouts():
-    assert schemes.fisher_subset(jax.random.key(0), ROWS, 0.01).shape == (1,)
-    assert schemes.fisher_subset(jax.random.key(0), ROWS, 0.5).shape == (2,)
+    assert agent_updates.fisher_subset(jax.random.key(0), ROWS, 0.01).shape == (1,)
+    assert agent_updates.fisher_subset(jax.random.key(0), ROWS, 0.5).shape == (2,)
 
 
 # In training

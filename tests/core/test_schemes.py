@@ -153,6 +153,18 @@ def test_utilities_that_tell_nothing_apart_make_it_hatrpo(name, float64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, equal)
 
 
+@pytest.mark.parametrize("name", slow_unless({"hatrpo_g"}, ["hatrpo", "hatrpo_w", "hatrpo_g"]))
+def test_measuring_signal_changes_nothing_else(name, float64):
+    config = small_config() if name == "hatrpo" else small_config(utility="first_order")
+    actor, actors, batch = make_problem(make_spec("continuous"), config)
+    new, metrics = update(name, actor, config, actors, batch)
+    again, measured = update(name, actor, config.replace(measure_signal=True), actors, batch)
+    assert set(measured) - set(metrics) == {"signal_fraction"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), again, new)
+    for metric, values in metrics.items():
+        np.testing.assert_allclose(measured[metric], values, rtol=1e-9, err_msg=metric)
+
+
 def test_greedy_subtracts_what_was_really_spent():
     config = small_config(cg_subsample=1.0)
     actor, actors, batch = make_problem(make_spec("continuous"), config)
