@@ -98,6 +98,10 @@ SIZES = {
     ),
 }  # fmt: skip
 
+_LONG_SIGHTED = ("hopper", "walker2d")
+"""Bodies that fall and end an episode. With the preset's discount (0.97) and lambda (0.9), chosen on the ant, HATRPO's hopper is
+at 400 after a million env steps, with the published ones at 1,700."""
+
 _PARTITIONS = {
     "ant_3|1": [[f"{joint}_{leg}" for leg in (1, 2, 3) for joint in ("hip", "ankle")], ["hip_4", "ankle_4"]],
 }
@@ -175,7 +179,8 @@ def _search_of(method: str) -> str:
 
 
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
-    return config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
+    config = config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
+    return config.replace(gamma=0.99, gae_lambda=0.95) if scenario.startswith(_LONG_SIGHTED) else config
 
 
 # Training

@@ -261,7 +261,15 @@ def figure(done: Mapping[Cell, Found], compared: Sequence[str]) -> Figure:
                 continue
             gains = [gain_over_hatrpo(found, method, "area", place) for place in range(len(RATIOS))]
             look = METHOD_STYLES[method]
-            styles.error_bars(axes, RATIOS, gains, shift - 1, color=look.colour, marker=look.marker, label=look.label)
+            styles.error_bars(
+                axes,
+                RATIOS,
+                gains,
+                shift - (len(compared) - 1) / 2,
+                color=look.colour,
+                marker=look.marker,
+                label=look.label,
+            )
         axes.set_xticks(RATIOS, [f"{value:g}" for value in RATIOS])
         axes.set_title(f"{cell.samples:,} samples, budget {cell.budget:g}", fontsize=9, loc="left")
         axes.set_xlabel("ratio of the agents' weights")
