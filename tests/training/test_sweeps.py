@@ -245,7 +245,8 @@ def test_four_budgets_and_eight_seeds_compile_once_and_are_the_32_single_runs(mo
     monkeypatch.setattr(programs, "make_train", counting_train)
     monkeypatch.setattr(Programs, "_chunk_program", lambda self: compiled.append(self.num_runs) or lowered(self))
     env, budgets, seeds = envs.make("matrix_game", num_agents=2), [0.01, 0.03, 0.1, 0.3], range(8)
-    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=160, chunk_updates=2)
+    # directions fitted to halves of so small a batch amplify rounding beyond what this test allows
+    config = marl_kl.TrustRegionConfig(**SMALL, total_env_steps=160, chunk_updates=2, utility="first_order")
     swept = marl_kl.sweep(env, "hatrpo_w", grid={"kl_budget": budgets}, seeds=8, config=config, progress="none")
     assert len(traces) == 1 and compiled == [32], "one trace, one program of 32 runs"
 
