@@ -67,6 +67,12 @@ def check_actions(env, config, trajectory):
     assert np.all(each(trajectory.action, trajectory.action_mask)) and np.all(np.isfinite(trajectory.reward))
 
 
+def agent_metrics_of(algorithm):
+    """The metrics per agent that it reports by default."""
+    is_cross_fitted = algorithm in ("hatrpo_w", "hatrpo_n")
+    return {*algorithms.get(algorithm).agent_metrics, *(["signal_fraction"] if is_cross_fitted else [])}
+
+
 def covering():
     """(algorithm, kind, shared, recurrent): every on-policy algorithm once.
 
@@ -104,9 +110,7 @@ def test_two_updates_keep_the_contract(algorithm, kind, shared, recurrent):
         env_batch, trajectory, batch = batch_of(key, actors, env_batch)
         check_actions(env, config, trajectory)
         new, state, metrics = update(key, actors, state, batch)
-        agent_metrics = set(algorithms.get(algorithm).agent_metrics)
-        if algorithm in ("hatrpo_w", "hatrpo_n"):  # whose utilities are cross-fitted
-            agent_metrics.add("signal_fraction")
+        agent_metrics = agent_metrics_of(algorithm)
         assert set(metrics) == {*agent_metrics, "kl_total", "factor_mean", "factor_max"}
         for name, values in metrics.items():
             assert values.shape == ((3,) if name in agent_metrics else ()) and np.all(np.isfinite(values)), name

@@ -89,7 +89,8 @@ def test_the_end_of_a_sequence_may_be_dead(name, float64):
     config = test_recurrent.config_of(algorithms.get(name).config_class, **own)
     actor, actors, batch = test_recurrent.team_problem(config, steps=5)
     without = updated(name, actor, config, actors, batch)
-    assert_same(updated(name, actor, config, actors, with_dead_steps(batch, axis=2)), without, atol=1e-8)
+    atol = 1e-8 if name == "hatrpo_w" else 1e-9  # directions fitted to halves amplify rounding
+    assert_same(updated(name, actor, config, actors, with_dead_steps(batch, axis=2)), without, atol)
     assert without[1]["kl_total"] > 0
 
 

@@ -9,6 +9,7 @@ import envs
 import marl_kl
 from marl_kl.core import algorithms
 from marl_kl.results import WATCHED
+from tests.core.test_contracts import agent_metrics_of
 from tests.support.counting_env import counting_env
 from tests.support.grids import slow_unless
 
@@ -36,9 +37,7 @@ def run(train, seeds, updates):
 
 def check_contract(algorithm, env, config, state, metrics):
     """Finite, right shapes, budget kept, the documented metrics and no others; metrics [seed, update, ...]."""
-    agent_metrics = set(algorithms.get(algorithm).agent_metrics)
-    if algorithm in ("hatrpo_w", "hatrpo_n"):  # whose utilities are cross-fitted
-        agent_metrics.add("signal_fraction")
+    agent_metrics = agent_metrics_of(algorithm)
     assert set(metrics) == {*algorithms.get(algorithm).team_metrics, *agent_metrics, "nonfinite"}
     seeds_and_updates = metrics["kl_total"].shape
     for name, values in metrics.items():
