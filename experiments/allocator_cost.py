@@ -83,7 +83,7 @@ def _batch_config(size: Size, method: str) -> marl_kl.TrustRegionConfig:
 
 
 def _training_config(size: Size, method: str) -> marl_kl.TrustRegionConfig:
-    """That of `brax_suite`, but for the networks."""
+    """The preset's, but for the networks."""
     return presets.config(
         "quick", "ant_4x2", MEASURED[method].algorithm, num_envs=size.num_envs, rollout_length=size.rollout_length,
         hidden_sizes=size.hidden, eval_episodes=16, eval_interval=0, **MEASURED[method].fields,

@@ -23,18 +23,15 @@ from matplotlib.figure import Figure
 
 import envs
 import marl_kl
-from experiments import settings, study, styles
-from experiments.brax_suite import binned, last_tenth, shares
+from experiments import settings, shares, study, styles
+from experiments.curves import binned, last_fifth, last_tenth, pace
 from experiments.intervals import Estimate, estimate, ratio
-from experiments.leaders import stays_text
 from experiments.methods import (
     METHOD_STYLES,
     METHODS,
     SEARCHED,
     config_of,
     is_trust_region,
-    last_fifth,
-    pace,
     swept_field,
     train_with,
 )
@@ -76,7 +73,7 @@ class Size(NamedTuple):
 _REQUIRED = ("hatrpo", "hatrpo_w", "hatrpo_w_cross", "hatrpo_n_cross", "happo")
 _OPTIONAL = ("hatrpo_g", "hatrpo_g_cross", "hatrpo_w_published", "hatrpo_geometric", "mappo")
 _BODIES = {"ant_4x2": 3_000_000, "hopper_3x1": 3_000_000, "walker2d_3x2": 3_000_000}
-_UNLIKE_AGENTS = {"ant_3|1": 1_500_000, "humanoid_9|8": 1_500_000}
+_UNLIKE_AGENTS = dict.fromkeys(("ant_3|1", "walker2d_2|4", "humanoid_9|8"), 1_500_000)
 SIZES = {
     "smoke": Size({"bilinear": 128}, 32, 2, 2, 2, 16, [("bilinear", ["hatrpo_w_cross"])]),
     "quick": Size(
@@ -88,6 +85,7 @@ SIZES = {
             ("ant_4x2", _REQUIRED),
             ("hopper_3x1", _REQUIRED),
             ("walker2d_3x2", _REQUIRED),
+            ("walker2d_2|4", _REQUIRED[:4]),
             ("humanoid_9|8", _REQUIRED[:4]),
             *((body, _OPTIONAL) for body in _BODIES),
         ],
@@ -104,8 +102,12 @@ at 400 after a million env steps, with the published ones at 1,700."""
 
 _PARTITIONS = {
     "ant_3|1": [[f"{joint}_{leg}" for leg in (1, 2, 3) for joint in ("hip", "ankle")], ["hip_4", "ankle_4"]],
+    "walker2d_2|4": [
+        ["thigh_joint", "thigh_left_joint"],
+        [f"{joint}{side}_joint" for side in ("", "_left") for joint in ("leg", "foot")],
+    ],
 }
-"""Teams of unlike agents that no scenario of Multi-Agent MuJoCo has."""
+"""Teams of unlike agents that no scenario of Multi-Agent MuJoCo has: legs of the ant; hips, and knees and ankles, of the walker."""
 
 
 @functools.cache
@@ -221,7 +223,7 @@ def play(
     Returns:
         env_steps: [P]; returns: [seed, P] of the stochastic policy. final: [seed] its mean over the last tenth of the
         updates. eval_env_steps: [V]; evaluated: [seed, V] of the deterministic policy, mean over episodes.
-        Trust-region methods also: spent: [seed] share of the budget spent, mean over updates; `shares` (of the adaptive
+        Trust-region methods also: spent: [seed] share of the budget spent, mean over updates; `shares.of_run` (of the adaptive
         ones); signal: [P, agent] median `signal_fraction` over seeds, where it was measured.
     """
     chosen = float(searched["chosen"])
@@ -240,7 +242,7 @@ def play(
         budget = chosen * make_env(scenario).spec.num_agents
         values["spent"] = (metrics["kl_total"] / budget).mean(1)
         if METHODS[method].algorithm != "hatrpo":
-            values |= shares(metrics["utility"], metrics["kl_threshold"], metrics["kl"], edges)
+            values |= shares.of_run(metrics["utility"], metrics["kl_threshold"], metrics["kl"], edges)
         if "signal_fraction" in metrics:
             values["signal"] = np.nanmedian(binned(metrics["signal_fraction"], edges), axis=0)
     shutil.rmtree(work, ignore_errors=True)
@@ -274,7 +276,7 @@ def report(results: Results) -> Report:
         "pace": table(_pace, compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
         "shares": table(_shares, adaptive),
-        "leaders": table(lambda values, m: stays_text(values[m]["stays"], values[m]["by_chance"]), adaptive),
+        "leaders": table(lambda values, m: shares.stays_text(values[m]["stays"], values[m]["by_chance"]), adaptive),
         "signal": table(_signal, adaptive),
         "search": study.table(
             ["scenario, method", "return at the end of each trial (mean of two seeds)", "chosen"],

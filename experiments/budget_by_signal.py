@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import marl_kl
 from envs.base import Env
 from experiments import bodies_at_scale, settings, signal_map, study, styles
-from experiments.brax_suite import binned, last_tenth
+from experiments.curves import binned, last_tenth
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.methods import config_of as config_of_method
 from experiments.study import Piece, Report, Results

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 import marl_kl
-from experiments import settings, study
+from experiments import settings, shares, study
 from experiments.bodies_at_scale import curves, make_env
-from experiments.brax_suite import binned, last_tenth, shares
+from experiments.curves import binned, last_fifth, last_tenth, pace
 from experiments.intervals import estimate, ratio
-from experiments.methods import METHODS, config_of, last_fifth, pace
+from experiments.methods import METHODS, config_of
 from experiments.study import Piece, Report, Results
 
 STUDY_NAME = "budgets_at_scale"
@@ -91,7 +91,7 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
         env_steps: [P]; returns: [budget, seed, P] of the stochastic policy. final: [budget, seed] its mean over the last
         tenth of the updates. eval_env_steps: [V]; evaluated: [budget, seed, V] of the deterministic policy, mean over
         episodes. spent: [budget, seed] share of the budget spent, mean over updates. seconds: of training alone.
-        Adaptive methods also: share: [budget, P, agent]; largest: [budget, seed], see `shares`; signal: [budget, P, agent]
+        Adaptive methods also: share: [budget, P, agent]; largest: [budget, seed], see `shares.of_run`; signal: [budget, P, agent]
         median `signal_fraction` over seeds.
     """
     budgets, config = _joint_budgets(scenario, size), _config(scenario, method, size)
@@ -111,7 +111,9 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
         "spent": (metrics["kl_total"] / np.reshape(budgets, (-1, 1, 1))).mean(-1),
     }
     if "signal_fraction" in metrics:
-        allocated = [shares(*own, edges) for own in zip(metrics["utility"], metrics["kl_threshold"], metrics["kl"])]
+        allocated = [
+            shares.of_run(*own, edges) for own in zip(metrics["utility"], metrics["kl_threshold"], metrics["kl"])
+        ]
         found |= {name: np.stack([own[name] for own in allocated]) for name in ("share", "largest")}
         found["signal"] = np.stack([np.nanmedian(binned(own, edges), axis=0) for own in metrics["signal_fraction"]])
     shutil.rmtree(work, ignore_errors=True)

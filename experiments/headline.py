@@ -18,6 +18,7 @@ from experiments import (
     bodies_at_scale,
     budgets_at_scale,
     matrix_game,
+    shares,
     signal_map,
     smax,
     study,
@@ -25,9 +26,9 @@ from experiments import (
     two_peaks,
 )
 from experiments.bodies_at_scale import gain_over_hatrpo
+from experiments.curves import pace
 from experiments.intervals import Estimate, estimate, ratio
-from experiments.leaders import stays_text
-from experiments.methods import METHOD_STYLES, METHODS, pace
+from experiments.methods import METHOD_STYLES, METHODS
 from experiments.signal_map import RATIOS
 from experiments.study import Results
 
@@ -88,13 +89,13 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
     done = signal_map.cells(results)
     cell = max(done, key=lambda cell: (cell.samples, -cell.budget))
     axes.set_xscale("log", base=2)
-    for shift, method in enumerate(name for name in COMPARED if name in done[cell]):
-        gains = [signal_map.gain_over_hatrpo(done[cell], method, "final", place) for place in range(len(RATIOS))]
+    shown = [method for method in COMPARED if method in done[cell]]
+    for place, method in enumerate(shown):
+        gains = [signal_map.gain_over_hatrpo(done[cell], method, "final", game) for game in range(len(RATIOS))]
         look = METHOD_STYLES[method]
         found = [Estimate(*(100 * (end - 1) for end in gain)) for gain in gains]
-        styles.error_bars(
-            axes, RATIOS, found, 0.5 * (shift - 1), color=look.colour, marker=look.marker, label=look.label
-        )
+        shift = 0.5 * (place - (len(shown) - 1) / 2)
+        styles.error_bars(axes, RATIOS, found, shift, color=look.colour, marker=look.marker, label=look.label)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set_xticks(RATIOS, ["alike", *(f"{ratio:g} : 1" for ratio in RATIOS[1:])])
     axes.set_xlabel("weight of each of four agents over the next one's")
@@ -167,7 +168,7 @@ def _variances(runs: Runs) -> str:
         found = ratio(values["hatrpo_g"]["final"], values["hatrpo_w"]["final"], functools.partial(np.var, ddof=1))
         return f"G's over W's {found.text()}"
 
-    return _each(runs, cell, "hatrpo_w", "hatrpo_g") or "–"
+    return _each(runs, cell, "hatrpo_w", "hatrpo_g") or "HATRPO-G was not run at scale"
 
 
 def _steps(of: Mapping[str, Results], runs: Runs) -> str:
@@ -198,9 +199,8 @@ def _correlation(runs: Runs) -> str:
 
 def _alternation(runs: Runs) -> str:
     def cell(values):
-        return (
-            f"leads the next update too in {stays_text(values['hatrpo_w']['stays'], values['hatrpo_w']['by_chance'])}"
-        )
+        own = values["hatrpo_w"]
+        return f"leads the next update too in {shares.stays_text(own['stays'], own['by_chance'])}"
 
     known = {row: values for row, values in runs.items() if "stays" in values.get("hatrpo_w", {})}
     return f"{_each(known, cell)} (in brackets: in random order; difference in points)"

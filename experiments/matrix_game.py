@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import envs
 from experiments import settings, stage_games, study, styles
 from experiments.intervals import estimate, ratio
-from experiments.leaders import leading, normalised, stays_text
+from experiments.shares import leading, normalised, stays_text
 from experiments.study import Piece, Report, Results
 from experiments.styles import ADAPTIVE, FIRST_ORDER, TRUST_REGION, label
 

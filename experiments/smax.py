@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 import envs
 import marl_kl
 from experiments import settings, study, styles
-from experiments.brax_suite import last_tenth
+from experiments.curves import last_fifth, last_tenth
 from experiments.ecosystem import COMMON, FIRST_ORDER, won
 from experiments.intervals import estimate
-from experiments.methods import METHODS, SEARCHED, is_trust_region, last_fifth, swept_field, train_with
+from experiments.methods import METHODS, SEARCHED, is_trust_region, swept_field, train_with
 from experiments.study import Piece, Report, Results
 from marl_kl.core.algorithms import get
 

@@ -95,7 +95,6 @@ class Study(NamedTuple):
         title: of its page.
         pieces: size -> what is to be run.
         report: raw results -> what is shown.
-        pace: `pace(size)` -> speed of this device as a multiple of two quiet CPU cores; None if it is not measured.
         is_incremental: a study of many hours: raw results are a folder with a file per piece, and the report shows
             those that exist.
     """
@@ -104,7 +103,6 @@ class Study(NamedTuple):
     title: str
     pieces: Callable[[str], Sequence[Piece]]
     report: Callable[[Results], Report]
-    pace: Callable[[str], float] | None = None
     is_incremental: bool = False
 
 
@@ -144,10 +142,8 @@ def run(
         stored[piece.name] = _stored(work, piece, stored)
     missing = [piece for piece in pieces if stored[piece.name] is None]
     left = sum(piece.seconds for piece in missing)
-    is_paced = study.pace is not None and missing
-    pace, where = (study.pace(size), "here") if is_paced else (1.0, "on two quiet CPU cores")
     log(f"{study.name} --{size}: {len(pieces) - len(missing)} of {len(pieces)} pieces are done; the others take about "
-        f"{duration(left / pace)} {where}. This machine: {machine()}")  # fmt: skip
+        f"{duration(left)} on two quiet CPU cores. This machine: {machine()}")  # fmt: skip
     spent = expected = 0.0
     for piece in missing:
         begin = time.perf_counter()

@@ -17,10 +17,8 @@ TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")
 ADAPTIVE = TRUST_REGION[1:]
 """Those that allocate the joint KL budget unequally."""
 FIRST_ORDER = ("happo", "mappo")
-
-
-STYLES = ALGORITHM_STYLES | {"hatrpo_critic": Style("HATRPO, 15 critic epochs", "#888888", (0, (2, 2)), "d")}
-"""By algorithm, in the order of all tables; the last one is a variant of the body suite."""
+STYLES = ALGORITHM_STYLES
+"""By algorithm, in the order of all tables."""
 
 
 def label(algorithm: str) -> str:

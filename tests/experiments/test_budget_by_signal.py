@@ -1,4 +1,4 @@
-"""The budget that follows the signal, and the measure of how soon a return is reached."""
+"""The budget that follows the signal."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ import pytest
 import marl_kl
 from experiments import budget_by_signal
 from experiments.budget_by_signal import CEILING, SCHEDULES, SIZES, SMALLEST, budget_of, config_of
-from experiments.methods import first_reached, pace
 
 
 @pytest.mark.parametrize(
@@ -34,21 +33,3 @@ def test_a_fixed_schedule_trains_as_usual_and_a_scaled_one_spends_what_the_signa
     np.testing.assert_allclose(falling["budget"][0], 2 * scaled["kl"].mean(), rtol=1e-4)
     assert (np.diff(falling["budget"]) < 0).all()
     jax.clear_caches()
-
-
-def test_a_level_is_reached_between_two_points():
-    x = np.array([10.0, 20.0, 30.0, 40.0])
-    curves = np.array([[0, 2, 1, 4], [5, 5, 5, 5], [0, 0, 0, 1], [np.nan, 4, 0, 0]])
-    np.testing.assert_allclose(first_reached(x, curves, 3.0), [30 + 10 * 2 / 3, 10, 40, 20])
-
-
-def test_pace_is_the_ratio_of_env_steps_to_the_same_return():
-    """A method that learns along the same line twice as fast takes half of the env steps."""
-    env_steps = np.linspace(1, 100, 100)
-    shift = np.arange(4.0)[:, None]
-    slow = {"env_steps": env_steps, "returns": env_steps + shift, "final": 100 + shift[:, 0]}
-    fast = {"returns": 2 * env_steps + shift}
-    found = pace(fast, slow)
-    level = 0.9 * 101.5
-    np.testing.assert_allclose(found.value, (level - 1.5) / ((level - 1.5) / 2), rtol=1e-6)
-    assert found.low <= found.value <= found.high

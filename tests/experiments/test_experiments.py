@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 import envs
 from envs.games import two_peaks_expectation
 from experiments import (
+    allocator_cost,
     bilinear,
     exact_gaussians,
     intervals,
@@ -24,6 +25,7 @@ from experiments import (
     study,
     tabular,
     theory,
+    two_peaks,
     weighted_game,
 )
 from experiments.exact_gaussians import Team
@@ -296,6 +298,26 @@ def test_orders_differ_only_in_the_order():
         for order, expected in (("largest", [1, 0, 2]), ("smallest", [2, 0, 1])):
             plan = tabular.planned_in(order, share).start(jax.random.key(0), utility, 0.1)
             np.testing.assert_array_equal(plan[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.studies
+def test_every_start_has_its_own_orders(monkeypatch):
+    """HATRPO's order is random, a different one from each start; water-filling has no randomness."""
+    monkeypatch.setattr(two_peaks, "SHOWN_STARTS", np.array([[2.0, 3.0]] * 4))
+    size = two_peaks.SIZES["smoke"]._replace(updates=3, grid=2)
+    by_chance, planned = (two_peaks.climb_exactly(m, False, size) for m in ("hatrpo", "hatrpo_w"))
+    assert by_chance["ended"].shape == (1, 4, size.orders) and planned["ended"].shape == (1, 4, 1)
+    assert by_chance["paths"].shape == (4, 3, 2), "every update is drawn"
+    assert np.ptp(by_chance["paths"], axis=0).max() > 1e-3
+    np.testing.assert_array_equal(np.ptp(planned["paths"], axis=0), 0)
+
+
+def test_timed_programs_are_interleaved():
+    log = []
+    programs = [lambda name=name: log.append(name) for name in "ab"]
+    assert allocator_cost.interleaved(programs, 3).shape == (2, 3)
+    assert "".join(log) == "ab" * 4
 
 
 # Allocation

@@ -1,12 +1,15 @@
-"""Which agent leads (has the largest share of the KL budget), and whether it keeps the lead longer than by chance."""
+"""How the KL budget is shared: whether shares follow utilities, and whether the agent with the largest one keeps it."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.curves import binned
 from experiments.intervals import estimate
+from experiments.study import Values
 
 
 class Leading(NamedTuple):
@@ -16,6 +19,37 @@ class Leading(NamedTuple):
     counts: np.ndarray
     stays: np.ndarray
     by_chance: np.ndarray
+
+
+def of_run(utility: np.ndarray, threshold: np.ndarray, kl: np.ndarray, edges: np.ndarray) -> Values:
+    """Of several seeds. An agent's share is its threshold over the sum of all agents' thresholds in that update.
+
+    Args:
+        utility, threshold, kl: [seed, update, agent]. edges: of the bins of updates.
+
+    Returns:
+        share: [bin, agent] mean over seeds. largest: [seed] the largest share, mean over updates. correlation: [seed]
+        Pearson's, over updates and agents, between an agent's part of the team's utility and its share;
+        correlation_spent: with its part of the KL spent; NaN where one of both never changes. led: [agent] how often it
+        had the largest share, mean over seeds. stays: [seed] how often the agent with the largest share has it again in
+        the next update; by_chance: [seed] how often it would if the same updates came in random order.
+    """
+    part, share, spent = map(normalised, (utility, threshold, kl))
+    leaders = leading(share)
+    return {
+        "share": binned(share, edges).mean(0),
+        "largest": share.max(-1).mean(1),
+        "correlation": np.array([_correlation(p.ravel(), s.ravel()) for p, s in zip(part, share)]),
+        "correlation_spent": np.array([_correlation(p.ravel(), s.ravel()) for p, s in zip(part, spent)]),
+        "led": leaders.counts.mean(0) / share.shape[1],
+        "stays": leaders.stays,
+        "by_chance": leaders.by_chance,
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    is_constant = np.ptp(x) < 1e-6 or np.ptp(y) < 1e-6
+    return math.nan if is_constant else float(np.corrcoef(x, y)[0, 1])
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
