@@ -96,10 +96,6 @@ SIZES = {
     ),
 }  # fmt: skip
 
-_LONG_SIGHTED = ("hopper", "walker2d")
-"""Bodies that fall and end an episode. With the preset's discount (0.97) and lambda (0.9), chosen on the ant, HATRPO's hopper is
-at 400 after a million env steps, with the published ones at 1,700."""
-
 _PARTITIONS = {
     "ant_3|1": [[f"{joint}_{leg}" for leg in (1, 2, 3) for joint in ("hip", "ankle")], ["hip_4", "ankle_4"]],
     "walker2d_2|4": [
@@ -181,8 +177,7 @@ def _search_of(method: str) -> str:
 
 
 def _config(scenario: str, method: str, size: Size) -> marl_kl.Config:
-    config = config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
-    return config.replace(gamma=0.99, gae_lambda=0.95) if scenario.startswith(_LONG_SIGHTED) else config
+    return config_of(scenario, method, size.env_steps[scenario], size.num_envs, size.rollout_length, EVALUATIONS)
 
 
 # Training

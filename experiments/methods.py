@@ -54,8 +54,9 @@ def swept_field(method: str) -> str:
 def config_of(
     scenario: str, method: str, env_steps: int, num_envs: int, rollout_length: int, evaluations: int
 ) -> marl_kl.Config:
-    """The preset's, at these sizes; saved as often as evaluated."""
-    known = scenario if scenario in presets.get("quick").scenarios else "ant_4x2"  # its env steps are replaced
+    """The preset's of the body, or of the ant if it has none, at these sizes; saved as often as evaluated."""
+    body = scenario.split("_")[0]
+    known = next((name for name in presets.get("quick").scenarios if name.startswith(f"{body}_")), "ant_4x2")
     interval = max(1, -(-env_steps // (num_envs * rollout_length)) // evaluations)
     return presets.config(
         "quick", known, METHODS[method].algorithm, total_env_steps=env_steps, num_envs=num_envs,

@@ -98,6 +98,8 @@ def test_a_scenario_s_fields_come_before_the_preset_s_and_changes_before_both():
     ant, cheetah = (presets.config("quick", scenario, "happo") for scenario in ("ant_4x2", "halfcheetah_6x1"))
     assert (ant.total_env_steps, cheetah.total_env_steps) == (400_000, 200_000)
     assert ant.gamma == 0.97 and ant.actor_lr == 2e-3
+    hopper = presets.config("quick", "hopper_3x1", "happo")
+    assert (hopper.gamma, hopper.gae_lambda, hopper.actor_lr) == (0.99, 0.95, 2e-3)
     assert presets.config("quick", "ant_4x2", "hatrpo", gamma=0.5, cg_iters=3) == TrustRegionConfig(
         gamma=0.5,
         gae_lambda=0.9,
