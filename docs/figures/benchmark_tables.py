@@ -54,11 +54,6 @@ def tables() -> dict[str, str]:
         for row in read(name):
             beside.setdefault(row["algorithm"], []).append(f"{row['env_steps_per_s']:,.0f} ({row['ratio']:.2f})")
     ippo = [[algorithm, *cells] for algorithm, cells in beside.items()]
-    bodies = [
-        [row["body"], row["backend"], f"{row['steps_per_s']:,.0f}", f"{row['compile_s']:.0f} s", f"{row['moved']:.2g}",
-         f"{row['error']:.1e}", f"{row['error_99']:.1e}"]
-        for row in read("bodies")
-    ]  # fmt: skip
     growth = [
         [NAMES_OF_AXES[axis["axis"]], _ends([f"{row['value']:,}" for row in axis["rows"]]),
          _ends([f"{1e3 * row['seconds']:,.0f}" for row in axis["rows"]]), *_slope(axis, "seconds"),
@@ -84,7 +79,6 @@ def tables() -> dict[str, str]:
         "ippo": _table(("env steps/s (ratio)", "spread, 1 seed", "spread, 4 seeds", "3m, 1 seed", "3m, 4 seeds"), ippo),
         "growth": _table(("axis", "from, to", "update, ms", "exponent", "last", "MiB", "exponent", "last"), growth),
         "scaling": _table(("backend", "what", "devices", "environments per seed", "update, ms", "efficiency"), scaling),
-        "bodies": _table(("body", "backend", "env steps/s", "compile", "moved", "error", "99 %"), bodies),
     }
 
 

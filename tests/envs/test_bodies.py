@@ -216,7 +216,7 @@ FIRST_STEPS = {
     "ant": (3, 6.0, 0.6),  # 1 Newton iteration and explicit damping, felt wherever a joint is at the end of its range
     "coupled_halfcheetah": (5, 1e-3, 1e-3),
     "halfcheetah": (5, 1e-3, 0.6),  # paid one simulation step late
-    "hopper": (5, 0.4, 0.04),  # Euler instead of Runge and Kutta
+    "hopper": (5, 0.4, 0.04),  # Euler instead of RK4
     "humanoid": (5, 8.0, 0.1),  # as ant
     "humanoidstandup": (3, 5.0, 1.0),
     "manyagent_swimmer": (5, 0.02, 1e-3),

@@ -231,7 +231,7 @@ def _differences(metadata: dict[str, str], body: str, model: Any, c_model: Any) 
     if metadata.get("corrected") == "False":
         known.append("Brax's reward pays a fifth for height and a tenth for control")
     if model.opt.integrator != c_model.opt.integrator:
-        known.append("Brax integrates by Euler's rule, Gymnasium by Runge and Kutta's")
+        known.append("Brax integrates by Euler's rule, Gymnasium by RK4")
     return (*known, *contact_differences(model, c_model))
 
 
