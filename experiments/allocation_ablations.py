@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments import study, styles, weighted_game
 from experiments.intervals import Estimate, estimate, ratio_of_means
 from experiments.study import Piece, Report, Results
-from experiments.styles import ADAPTIVE, STYLES, TRUST_REGION, label
+from experiments.styles import ADAPTIVE, TRUST_REGION, label
 from experiments.weighted_game import (
     BATCH,
     BUDGETS,
@@ -279,7 +279,7 @@ def _payoff_figure(results: Results, leftover: list[str], adaptive: list[str], s
     for place, name in enumerate(adaptive):
         styles.error_bars(left, BUDGETS, change(results, name, "hatrpo"), place - 1.5, **styles.point_style(name))
     for times, marker in zip(samples, ("x", "*")):
-        look = {"color": STYLES["hatrpo"].colour, "marker": marker, "linestyle": ":", "markersize": 6}
+        look = {"color": styles.ALGORITHM_STYLES["hatrpo"].colour, "marker": marker, "linestyle": ":", "markersize": 6}
         found = change(results, f"hatrpo-x{times}", "hatrpo")
         styles.error_bars(left, BUDGETS, found, 1.5, **look, label=f"HATRPO, {times} times the samples")
     for place, name in enumerate(leftover):

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import envs
 import marl_kl
 from experiments import settings, shares, study, styles
-from experiments.curves import binned, last_fifth, last_tenth, pace
+from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.methods import (
     METHOD_STYLES,
@@ -225,7 +225,7 @@ def play(
     config = _config(scenario, method, size)
     result = train_with(make_env(scenario), method, [chosen], seeds, config, work / "runs")
     metrics = {name: values[0] for name, values in result.metrics.items()}
-    edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
+    edges = bin_edges(result.env_steps.shape[1], SHOWN)
     values = {
         "env_steps": result.env_steps[0, edges[1:] - 1],
         "returns": binned(metrics["episode_return"], edges),

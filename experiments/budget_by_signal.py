@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import marl_kl
 from envs.base import Env
 from experiments import bodies_at_scale, settings, signal_map, study, styles
-from experiments.curves import binned, last_tenth
+from experiments.curves import bin_edges, binned, last_tenth
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.methods import config_of as config_of_method
 from experiments.study import Piece, Report, Results
@@ -200,7 +200,7 @@ def play(world: World, schedule: Schedule, scaled: study.Values | None = None) -
     program = devices.over_seeds(jax.vmap(one_run), mesh, (devices.SEEDS,), devices.SEEDS, options)
     seeds = np.arange(world.seeds, dtype=np.uint32)
     found: Mapping[str, Any] = jax.tree.map(np.asarray, program(devices.shard(seeds, mesh)))
-    edges = np.unique(np.linspace(0, config.num_updates, SHOWN + 1).astype(int))
+    edges = bin_edges(config.num_updates, SHOWN)
     returns = binned(found["returns"], edges)
     return {
         "env_steps": config.batch_size * edges[1:],

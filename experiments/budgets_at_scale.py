@@ -19,7 +19,7 @@ import numpy as np
 import marl_kl
 from experiments import settings, shares, study
 from experiments.bodies_at_scale import curves, make_env
-from experiments.curves import binned, last_fifth, last_tenth, pace
+from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace
 from experiments.intervals import estimate, ratio
 from experiments.methods import METHODS, config_of
 from experiments.study import Piece, Report, Results
@@ -100,7 +100,7 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
         config=config, out=work, resume=True, progress="none",
     )  # fmt: skip
     metrics = result.metrics
-    edges = np.unique(np.linspace(0, result.env_steps.shape[1], SHOWN + 1).astype(int))
+    edges = bin_edges(result.env_steps.shape[1], SHOWN)
     found = {
         "env_steps": result.env_steps[0, edges[1:] - 1],
         "returns": np.stack([binned(own, edges) for own in metrics["episode_return"]]),

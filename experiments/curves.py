@@ -10,6 +10,11 @@ from experiments.intervals import Estimate, ratio
 from marl_kl.analysis.statistics import interquartile_mean
 
 
+def bin_edges(num_updates: int, bins: int) -> np.ndarray:
+    """Of that many bins of about the same size, or of one per update if there are fewer updates."""
+    return np.unique(np.linspace(0, num_updates, bins + 1).astype(int))
+
+
 def binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """[seed, update, ...] -> [seed, bin, ...] means of what is not NaN; NaN where all is."""
     slices = [values[:, begin:end] for begin, end in zip(edges[:-1], edges[1:])]

@@ -17,21 +17,19 @@ TRUST_REGION = ("hatrpo", "hatrpo_w", "hatrpo_g", "hatrpo_n")
 ADAPTIVE = TRUST_REGION[1:]
 """Those that allocate the joint KL budget unequally."""
 FIRST_ORDER = ("happo", "mappo")
-STYLES = ALGORITHM_STYLES
-"""By algorithm, in the order of all tables."""
 
 
 def label(algorithm: str) -> str:
-    return STYLES[algorithm].label
+    return ALGORITHM_STYLES[algorithm].label
 
 
 def line_style(algorithm: str) -> dict:
-    style = STYLES[algorithm]
+    style = ALGORITHM_STYLES[algorithm]
     return {"color": style.colour, "linestyle": style.dashes, "label": style.label}
 
 
 def point_style(algorithm: str) -> dict:
-    style = STYLES[algorithm]
+    style = ALGORITHM_STYLES[algorithm]
     return {"color": style.colour, "marker": style.marker, "label": style.label}
 
 
@@ -44,7 +42,7 @@ def clean(axes: Axes) -> None:
 
 def curve(axes: Axes, x: np.ndarray, scores: np.ndarray, algorithm: str | Style) -> None:
     """IQM over runs of `scores` [R, X] and its interval."""
-    style = STYLES[algorithm] if isinstance(algorithm, str) else algorithm
+    style = ALGORITHM_STYLES[algorithm] if isinstance(algorithm, str) else algorithm
     band = bootstrap_interval(scores, num_resamples=500)
     axes.fill_between(x, *band, color=style.colour, alpha=0.15, linewidth=0)
     axes.plot(

@@ -258,7 +258,7 @@ def _paths(results: Results, size: Size) -> Figure:
     panels[0].set_ylabel("mean of agent 2")
     for axes, method in zip(panels, methods_of(results)):
         _surface(axes)
-        colour = styles.STYLES[method].colour
+        colour = styles.ALGORITHM_STYLES[method].colour
         for start, path in zip(SHOWN_STARTS, results.pieces[f"exact-fixed-{method}"]["paths"]):
             axes.plot(
                 *np.concatenate([start[None], path]).T, "-", color=colour, linewidth=1.1, marker=".", markersize=3.5

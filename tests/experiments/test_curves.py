@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.curves import binned, first_reached, last_fifth, last_tenth, pace
+from experiments.curves import bin_edges, binned, first_reached, last_fifth, last_tenth, pace
 
 
 def test_bins_and_ends_leave_out_what_is_missing():
@@ -33,3 +33,9 @@ def test_pace_is_the_ratio_of_env_steps_to_the_same_return():
     level = 0.9 * 101.5
     np.testing.assert_allclose(found.value, (level - 1.5) / ((level - 1.5) / 2), rtol=1e-6)
     assert found.low <= found.value <= found.high
+
+
+def test_bins_hold_every_update_once():
+    np.testing.assert_array_equal(bin_edges(3, 40), [0, 1, 2, 3])
+    edges = bin_edges(733, 40)
+    assert edges[0] == 0 and edges[-1] == 733 and set(np.diff(edges)) == {18, 19}
