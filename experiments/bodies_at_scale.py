@@ -40,15 +40,12 @@ from marl_kl.training import presets
 
 STUDY_NAME = "bodies_at_scale"
 
-
 EXTENSION = 3.0
 """The grid is extended by this factor while its best value is at an end."""
 TRIALS = 6
 """Trials at most."""
 SEARCH_SEEDS = (100, 101)
 EVALUATIONS = 20
-SHOWN = 40
-"""Points of a training curve, at most."""
 
 
 class Size(NamedTuple):
@@ -225,7 +222,7 @@ def play(
     config = _config(scenario, method, size)
     result = train_with(make_env(scenario), method, [chosen], seeds, config, work / "runs")
     metrics = {name: values[0] for name, values in result.metrics.items()}
-    edges = bin_edges(result.env_steps.shape[1], SHOWN)
+    edges = bin_edges(result.env_steps.shape[1])
     values = {
         "env_steps": result.env_steps[0, edges[1:] - 1],
         "returns": binned(metrics["episode_return"], edges),

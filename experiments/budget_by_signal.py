@@ -38,8 +38,6 @@ SMOOTHING = 0.98
 """Weight of earlier updates in the average of the signal."""
 SMALLEST = 1e-6
 """Joint budget while no signal is seen: too small to change anything."""
-SHOWN = 40
-"""Points of a curve, at most."""
 
 
 class Schedule(NamedTuple):
@@ -200,7 +198,7 @@ def play(world: World, schedule: Schedule, scaled: study.Values | None = None) -
     program = devices.over_seeds(jax.vmap(one_run), mesh, (devices.SEEDS,), devices.SEEDS, options)
     seeds = np.arange(world.seeds, dtype=np.uint32)
     found: Mapping[str, Any] = jax.tree.map(np.asarray, program(devices.shard(seeds, mesh)))
-    edges = bin_edges(config.num_updates, SHOWN)
+    edges = bin_edges(config.num_updates)
     returns = binned(found["returns"], edges)
     return {
         "env_steps": config.batch_size * edges[1:],

@@ -25,8 +25,6 @@ from experiments.methods import METHODS, config_of
 from experiments.study import Piece, Report, Results
 
 STUDY_NAME = "budgets_at_scale"
-SHOWN = 40
-"""Points of a training curve, at most."""
 
 
 class Size(NamedTuple):
@@ -100,7 +98,7 @@ def play(scenario: str, method: str, size: Size, work: Path) -> study.Values:
         config=config, out=work, resume=True, progress="none",
     )  # fmt: skip
     metrics = result.metrics
-    edges = bin_edges(result.env_steps.shape[1], SHOWN)
+    edges = bin_edges(result.env_steps.shape[1])
     found = {
         "env_steps": result.env_steps[0, edges[1:] - 1],
         "returns": np.stack([binned(own, edges) for own in metrics["episode_return"]]),

@@ -10,8 +10,8 @@ from experiments.intervals import Estimate, ratio
 from marl_kl.analysis.statistics import interquartile_mean
 
 
-def bin_edges(num_updates: int, bins: int) -> np.ndarray:
-    """Of that many bins of about the same size, or of one per update if there are fewer updates."""
+def bin_edges(num_updates: int, bins: int = 40) -> np.ndarray:
+    """Edges of that many bins of about the same size, or of one per update if there are fewer updates."""
     return np.unique(np.linspace(0, num_updates, bins + 1).astype(int))
 
 

@@ -36,6 +36,6 @@ def test_pace_is_the_ratio_of_env_steps_to_the_same_return():
 
 
 def test_bins_hold_every_update_once():
-    np.testing.assert_array_equal(bin_edges(3, 40), [0, 1, 2, 3])
-    edges = bin_edges(733, 40)
+    np.testing.assert_array_equal(bin_edges(3), [0, 1, 2, 3])
+    edges = bin_edges(733)
     assert edges[0] == 0 and edges[-1] == 733 and set(np.diff(edges)) == {18, 19}
