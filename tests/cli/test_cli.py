@@ -235,6 +235,12 @@ def test_resume_makes_environment_and_config_of_the_run_again(trained, tmp_path)
     assert [given["progress"] for _, _, given in trained] == ["none", "auto"]
 
 
+def test_resume_with_no_device_is_refused(tmp_path, capsys):
+    out = _stopped(tmp_path / "run", envs.make("matrix_game"))
+    assert main.main(["resume", str(out), "--devices", "0"]) == 2
+    assert capsys.readouterr().err.startswith("marl-kl: devices=0; it must be from 1 to ")
+
+
 @pytest.mark.parametrize(
     "env",
     [counting_env(), envs.make("matrix_game", payoff=np.eye(2)), envs.make("bilinear")._replace(params=np.ones(2))],
