@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import envs
 import marl_kl
 from experiments import settings, shares, study, styles
 from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace
-from experiments.intervals import Estimate, estimate, ratio
+from experiments.intervals import Estimate, estimate, mean_ratio
 from experiments.methods import (
     METHOD_STYLES,
     METHODS,
@@ -250,21 +250,31 @@ def report(results: Results) -> Report:
     methods = [method for method in METHODS if any(method in values for values in by_scenario.values())]
     rows = {scenario: _title(scenario, values) for scenario, values in by_scenario.items()}
 
-    def table(cell, names=methods, first="scenario (env steps per seed × seeds)"):
+    def table(cell, names=methods, last_row=()):
         body = [
             [rows[scenario], *(cell(values, method) if method in values else "–" for method in names)]
             for scenario, values in by_scenario.items()
         ]
-        return study.table([first, *(METHODS[method].label for method in names)], body)
+        first = "scenario (env steps per seed × seeds)"
+        return study.table([first, *(METHODS[method].label for method in names)], [*body, *last_row])
+
+    def gains(score):
+        def text(bodies, method):
+            both_ran = all(method in values and "hatrpo" in values for values in bodies)
+            return gain_over_hatrpo(bodies, method, score).text() if both_ran else "–"
+
+        bodies = list(by_scenario.values())
+        of_all = ["geometric mean", *(text(bodies, method) for method in compared)]
+        return table(lambda values, method: text([values], method), compared, [of_all])
 
     compared = [method for method in methods if method != "hatrpo"]
     budgeted = [method for method in methods if is_trust_region(method)]
     adaptive = [method for method in budgeted if METHODS[method].algorithm != "hatrpo"]
     tables = {
-        "final": table(lambda values, m: estimate(values[m]["final"]).text(0)),
-        "evaluated": table(lambda values, m: estimate(last_fifth(values[m]["evaluated"])).text(0)),
-        "gain_evaluated": table(_gain_evaluated, compared),
-        "gain": table(_gain, compared),
+        "final": table(lambda values, m: estimate(of_training(values[m])).text(0)),
+        "evaluated": table(lambda values, m: estimate(of_evaluation(values[m])).text(0)),
+        "gain_evaluated": gains(of_evaluation),
+        "gain": gains(of_training),
         "pace": table(_pace, compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
         "shares": table(_shares, adaptive),
@@ -311,24 +321,29 @@ def _together(results: Results, scenario: str, method: str) -> study.Values:
     }
 
 
-def gain_over_hatrpo(values: Mapping[str, study.Values], method: str) -> Estimate:
-    return ratio(values[method]["final"], values["hatrpo"]["final"])
+def of_training(values: study.Values) -> np.ndarray:
+    """[seed] final return of stochastic policies."""
+    return values["final"]
 
 
-def _gain_evaluated(values: Mapping[str, study.Values], method: str) -> str:
-    if "hatrpo" not in values:
-        return "–"
-    return ratio(last_fifth(values[method]["evaluated"]), last_fifth(values["hatrpo"]["evaluated"])).text()
+def of_evaluation(values: study.Values) -> np.ndarray:
+    """[seed] final return of deterministic policies."""
+    return last_fifth(values["evaluated"])
+
+
+def gain_over_hatrpo(
+    bodies: Sequence[Mapping[str, study.Values]],
+    method: str,
+    score: Callable[[study.Values], np.ndarray] = of_training,
+) -> Estimate:
+    """The method's final return over HATRPO's on bodies that both ran on; of several bodies the geometric mean."""
+    return mean_ratio([(score(values[method]), score(values["hatrpo"])) for values in bodies])
 
 
 def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
     shown = next(iter(values.values()))
     seeds = {len(own["final"]) for own in values.values()}
     return f"{scenario} ({int(shown['env_steps'][-1]):,} × {'/'.join(map(str, sorted(seeds)))} seeds)"
-
-
-def _gain(values: Mapping[str, study.Values], method: str) -> str:
-    return gain_over_hatrpo(values, method).text() if "hatrpo" in values else "–"
 
 
 def _pace(values: Mapping[str, study.Values], method: str) -> str:

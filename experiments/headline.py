@@ -78,7 +78,7 @@ def figure(of: Mapping[str, Results]) -> Figure:
     shown = Figure(figsize=(10.8, 4.6), layout="constrained")
     panels = shown.subplots(1, 2, width_ratios=(1.0, 1.2))
     _gain_in_the_game(panels[0], of["signal_map"])
-    _gain_on_bodies(panels[1], long_runs(of))
+    _gain_on_bodies(panels[1], of)
     for axes in panels:
         styles.clean(axes)
     styles.legend_below(shown, panels, 4, fontsize=8.5)
@@ -103,13 +103,16 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
     axes.set_title(f"game, {cell.samples:,} samples, joint budget {cell.budget:g}", fontsize=10, loc="left")
 
 
-def _gain_on_bodies(axes: Axes, runs: Runs) -> None:
+def _gain_on_bodies(axes: Axes, of: Mapping[str, Results]) -> None:
+    bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
+    shown = {name.replace(", ", "\n", 1): [values] for name, values in long_runs(of).items()}
+    shown[f"geometric mean\nof {len(bodies)} bodies"] = bodies
     for place, method in enumerate(COMPARED):
-        rows = [row for row, values in enumerate(runs.values()) if method in values]
-        found = [100 * (np.array(gain_over_hatrpo(values, method)) - 1) for values in runs.values() if method in values]
-        if not found:
+        rows = [row for row, runs in enumerate(shown.values()) if all(method in values for values in runs)]
+        if not rows:
             continue
-        value, low, high = np.transpose(found)
+        found = [gain_over_hatrpo(list(shown.values())[row], method) for row in rows]
+        value, low, high = 100 * (np.transpose(found) - 1)
         look = METHOD_STYLES[method]
         where = np.array(rows) + 0.16 * (place - 1.5)
         axes.errorbar(
@@ -119,8 +122,9 @@ def _gain_on_bodies(axes: Axes, runs: Runs) -> None:
     axes.axvline(0, color="0.3", linewidth=1)
     published = f"HATRPO-W as published, +{100 * PUBLISHED_GAIN:g} %"
     axes.axvline(100 * PUBLISHED_GAIN, color="0.5", linestyle=":", label=published)
-    axes.set_yticks(range(len(runs)), [name.replace(", ", "\n", 1) for name in runs], fontsize=8.5)
-    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.axhline(len(shown) - 1.5, color="0.85", linewidth=1)
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=8.5)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_title("bodies, env steps per seed", fontsize=10, loc="left")
     axes.set_xlabel("final return against HATRPO's (%)")
 
@@ -155,12 +159,14 @@ def _each(runs: Runs, cell, *methods: str) -> str:
 def _gains(of: Mapping[str, Results], runs: Runs) -> str:
     named = {"W": "hatrpo_w", "G": "hatrpo_g"}
     found = [
-        _each(runs, lambda values, n=name, m=method: f"{n} {gain_over_hatrpo(values, m).text()}", method)
+        _each(runs, lambda values, n=name, m=method: f"{n} {gain_over_hatrpo([values], m).text()}", method)
         for name, method in named.items()
     ]
+    bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
+    mean = f"geometric mean of the {len(bodies)} bodies of bodies_at_scale: W {gain_over_hatrpo(bodies, 'hatrpo_w').text()}"
     won = [of["smax"].pieces[f"2s3z-{method}"]["won"] for method in ("hatrpo", "hatrpo_w")]
     last = [estimate(own[:, -1]).value for own in won]
-    return "; ".join([*filter(None, found), f"SMAX 2s3z: episodes won, HATRPO {last[0]:.2f}, W {last[1]:.2f}"])
+    return "; ".join([*filter(None, found), mean, f"SMAX 2s3z: episodes won, HATRPO {last[0]:.2f}, W {last[1]:.2f}"])
 
 
 def _variances(runs: Runs) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +34,27 @@ def estimate(scores: np.ndarray, statistic: Callable = interquartile_mean) -> Es
 
 def ratio(above: np.ndarray, below: np.ndarray, statistic: Callable = interquartile_mean) -> Estimate:
     """statistic(above) / statistic(below) of independent runs [R] and [Q], each resampled."""
-    both = np.concatenate([above, below])
-    strata = np.repeat([0, 1], [len(above), len(below)])
+    return mean_ratio([(above, below)], statistic)
+
+
+def mean_ratio(pairs: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Callable = interquartile_mean) -> Estimate:
+    """Geometric mean over tasks of statistic(above) / statistic(below); the runs of every task are resampled within it.
+
+    Args:
+        pairs: of each task the independent runs [R] above and [Q] below. The ratios of several tasks must be positive.
+    """
+    samples = [sample for pair in pairs for sample in pair]
+    strata = np.repeat(np.arange(len(samples)), [len(sample) for sample in samples])
+    ends = np.cumsum([len(sample) for sample in samples])[:-1]
 
     def combined(scores, axis):
-        first, second = np.split(scores, [len(above)], axis=axis)
-        return statistic(first, axis=axis) / statistic(second, axis=axis)
+        found = [statistic(part, axis=axis) for part in np.split(scores, ends, axis=axis)]
+        ratios = [above / below for above, below in zip(found[::2], found[1::2])]
+        return np.prod(ratios, axis=0) ** (1 / len(ratios))
 
-    low, high = bootstrap_interval(both, strata=strata, statistic=combined)
-    return Estimate(float(combined(both, axis=0)), float(low), float(high))
+    runs = np.concatenate(samples)
+    low, high = bootstrap_interval(runs, strata=strata, statistic=combined)
+    return Estimate(float(combined(runs, axis=0)), float(low), float(high))
 
 
 def ratio_of_means(pairs: np.ndarray, axis: int) -> np.ndarray:

@@ -30,6 +30,22 @@ def test_intervals_of_two_samples_cover_the_truth():
     np.testing.assert_allclose(found.value, above.mean() / below.mean())
 
 
+def test_mean_ratio_of_several_tasks_covers_the_truth_and_is_narrower():
+    """Ratios 4 and 1: their geometric mean is 2, known better than either."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        pairs = [(rng.normal(4, 0.8, 30), rng.normal(1, 0.2, 40)), (rng.normal(5, 1.0, 30), rng.normal(5, 1.0, 20))]
+        found = intervals.mean_ratio(pairs, np.mean)
+        covered += found.low <= 2 <= found.high
+    assert 180 <= covered <= 199
+    ratios = [above.mean() / below.mean() for above, below in pairs]
+    np.testing.assert_allclose(found.value, scipy.stats.gmean(ratios))
+    assert np.log(found.high / found.low) < min(
+        np.log(own.high / own.low) for own in (intervals.ratio(*p) for p in pairs)
+    )
+
+
 def test_estimates_as_text():
     found = intervals.Estimate(0.1234, -0.00001, 0.5)
     assert found.text() == "0.12 [0.00, 0.50]" and found.text(1, sign="+") == "+0.1 [0.0, 0.5]"
