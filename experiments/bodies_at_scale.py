@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import envs
 import marl_kl
 from experiments import settings, shares, study, styles
-from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace
+from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace_text
 from experiments.intervals import Estimate, estimate, mean_ratio
 from experiments.methods import (
     METHOD_STYLES,
@@ -270,6 +270,8 @@ def report(results: Results) -> Report:
     compared = [method for method in methods if method != "hatrpo"]
     budgeted = [method for method in methods if is_trust_region(method)]
     adaptive = [method for method in budgeted if METHODS[method].algorithm != "hatrpo"]
+    # Smoothed, shrunk utilities give equal shares in most updates, and then no agent leads.
+    led = [method for method in adaptive if not METHODS[method].fields.get("utility_smoothing")]
     tables = {
         "final": table(lambda values, m: estimate(of_training(values[m])).text(0)),
         "evaluated": table(lambda values, m: estimate(of_evaluation(values[m])).text(0)),
@@ -278,7 +280,7 @@ def report(results: Results) -> Report:
         "pace": table(_pace, compared),
         "spent": table(lambda values, m: f"{100 * values[m]['spent'].mean():.0f} %", budgeted),
         "shares": table(_shares, adaptive),
-        "leaders": table(lambda values, m: shares.stays_text(values[m]["stays"], values[m]["by_chance"]), adaptive),
+        "leaders": table(lambda values, m: shares.stays_text(values[m]["stays"], values[m]["by_chance"]), led),
         "signal": table(_signal, adaptive),
         "search": study.table(
             ["scenario, method", "return at the end of each trial (mean of two seeds)", "chosen"],
@@ -347,7 +349,7 @@ def _title(scenario: str, values: Mapping[str, study.Values]) -> str:
 
 
 def _pace(values: Mapping[str, study.Values], method: str) -> str:
-    return pace(values[method], values["hatrpo"]).text() if "hatrpo" in values else "–"
+    return pace_text(values[method], values["hatrpo"]) if "hatrpo" in values else "–"
 
 
 def _shares(values: Mapping[str, study.Values], method: str) -> str:
@@ -421,7 +423,7 @@ def allocation(by_scenario: Mapping[str, Mapping[str, study.Values]]) -> Figure:
     return figure
 
 
-STUDY = study.Study(STUDY_NAME, "Bodies at the length of the papers", pieces, report, is_incremental=True)
+STUDY = study.Study(STUDY_NAME, "Bodies at scale", pieces, report, is_incremental=True)
 
 
 if __name__ == "__main__":

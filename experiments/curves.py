@@ -49,6 +49,12 @@ def pace(values: Mapping[str, np.ndarray], of_hatrpo: Mapping[str, np.ndarray], 
     return ratio(of_hatrpo["returns"], values["returns"], env_steps_to_level)
 
 
+def pace_text(values: Mapping[str, np.ndarray], of_hatrpo: Mapping[str, np.ndarray], part: float = 0.9) -> str:
+    """`pace`, or that the method, interquartile mean over seeds, never gets there."""
+    is_reached = interquartile_mean(values["returns"], axis=0) >= part * interquartile_mean(of_hatrpo["final"])
+    return pace(values, of_hatrpo, part).text() if is_reached.any() else "not reached"
+
+
 def first_reached(x: np.ndarray, curves: np.ndarray, level: float) -> np.ndarray:
     """[...] where curves [..., P] over x [P] first reach `level`, linear between points; x[0] if they begin there, x[-1] if
     they never do. NaN is below every level."""

@@ -26,7 +26,7 @@ from experiments import (
     two_peaks,
 )
 from experiments.bodies_at_scale import gain_over_hatrpo
-from experiments.curves import pace
+from experiments.curves import pace_text
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.methods import METHOD_STYLES, METHODS
 from experiments.signal_map import RATIOS
@@ -59,7 +59,7 @@ def long_runs(of: Mapping[str, Results]) -> Runs:
     for row in budgets_at_scale.rows_of(budgets):
         values = {method: budgets_at_scale.at_budget(budgets, row, method) for method in METHODS}
         values = {method: own for method, own in values.items() if own}
-        found[f"{row.scenario}, {_millions(values)}, budget {row.budget:g}"] = values
+        found[f"{row.scenario}, {_millions(values)}, {row.budget:g} per agent"] = values
     return found
 
 
@@ -106,7 +106,7 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
 def _gain_on_bodies(axes: Axes, of: Mapping[str, Results]) -> None:
     bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
     shown = {name.replace(", ", "\n", 1): [values] for name, values in long_runs(of).items()}
-    shown[f"geometric mean\nof {len(bodies)} bodies"] = bodies
+    shown[f"geometric mean of\nthe first {len(bodies)} rows"] = bodies
     for place, method in enumerate(COMPARED):
         rows = [row for row, runs in enumerate(shown.values()) if all(method in values for values in runs)]
         if not rows:
@@ -120,7 +120,7 @@ def _gain_on_bodies(axes: Axes, of: Mapping[str, Results]) -> None:
             markersize=4.5, linewidth=1.2,
         )  # fmt: skip
     axes.axvline(0, color="0.3", linewidth=1)
-    published = f"HATRPO-W as published, +{100 * PUBLISHED_GAIN:g} %"
+    published = f"HATRPO-W in the paper, +{100 * PUBLISHED_GAIN:g} %"
     axes.axvline(100 * PUBLISHED_GAIN, color="0.5", linestyle=":", label=published)
     axes.axhline(len(shown) - 1.5, color="0.85", linewidth=1)
     axes.set_yticks(range(len(shown)), list(shown), fontsize=8.5)
@@ -163,7 +163,9 @@ def _gains(of: Mapping[str, Results], runs: Runs) -> str:
         for name, method in named.items()
     ]
     bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
-    mean = f"geometric mean of the {len(bodies)} bodies of bodies_at_scale: W {gain_over_hatrpo(bodies, 'hatrpo_w').text()}"
+    mean = (
+        f"geometric mean of the {len(bodies)} teams of bodies_at_scale: W {gain_over_hatrpo(bodies, 'hatrpo_w').text()}"
+    )
     won = [of["smax"].pieces[f"2s3z-{method}"]["won"] for method in ("hatrpo", "hatrpo_w")]
     last = [estimate(own[:, -1]).value for own in won]
     return "; ".join([*filter(None, found), mean, f"SMAX 2s3z: episodes won, HATRPO {last[0]:.2f}, W {last[1]:.2f}"])
@@ -183,7 +185,7 @@ def _steps(of: Mapping[str, Results], runs: Runs) -> str:
     first = size.games[0].name
     steps = [matrix_game.best_steps(game.pieces[f"{first}-{m}"], size) for m in ("hatrpo", "hatrpo_w")]
     there = f"HATRPO's over W's, each at its best budget: {ratio(*steps).text()}"
-    bodies = _each(runs, lambda values: pace(values["hatrpo_w"], values["hatrpo"]).text(), "hatrpo_w")
+    bodies = _each(runs, lambda values: pace_text(values["hatrpo_w"], values["hatrpo"]), "hatrpo_w")
     return f"{there}; to 90 % of HATRPO's final return on {bodies}"
 
 
@@ -191,14 +193,15 @@ def _optimum(results: Results) -> str:
     budgets = two_peaks.budgets_of(two_peaks.SIZES[results.size], "sampled")
     more = [two_peaks.more_often(results, "sampled", "hatrpo_w", place) for place in range(len(budgets))]
     each = ", ".join(Estimate(*(100 * number for number in own)).text(1, sign="+") for own in more)
-    return f"never, once there; points more starts that end at the global one, trained on samples: {each}"
+    joint = ", ".join(f"{budget:g}" for budget in budgets)
+    return f"never, once there; points more starts that end at the global one, trained on samples with budgets {joint}: {each}"
 
 
 def _correlation(runs: Runs) -> str:
     def cell(values):
         of_share, of_spent = (values["hatrpo_w"][name].mean() for name in ("correlation", "correlation_spent"))
         signal = 100 * np.nanmean(values["hatrpo_w"]["signal"])
-        return f"r = {of_share:.2f} (KL spent {of_spent:.2f}), of the predicted gain {signal:.1f} % is real"
+        return f"r = {of_share:.2f} (with shares of the KL spent {of_spent:.2f}); {signal:.1f} % of the predicted gain is real"
 
     return _each({row: values for row, values in runs.items() if "correlation" in values.get("hatrpo_w", {})}, cell)
 

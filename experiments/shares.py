@@ -62,7 +62,7 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 def leading(share: np.ndarray, counted: np.ndarray | None = None) -> Leading:
     """Of shares [..., update, agent]; only `counted` [..., update] updates matter, and pairs of
-    neighbours that are both counted."""
+    neighbours that are both counted. Of equal shares the first one leads."""
     leader = share.argmax(-1)
     counted = np.ones(leader.shape, bool) if counted is None else counted
     counts = ((leader[..., None] == np.arange(share.shape[-1])) & counted[..., None]).sum(-2)

@@ -214,7 +214,7 @@ def report(results: Results) -> Report:
             for cell, found in done.items()
             for place, value in enumerate(RATIOS)
         ]  # fmt: skip
-        return study.table(["samples per update", "KL budget", "ratio", *(METHODS[m].label for m in names)], body)
+        return study.table(["samples per update", "joint KL budget", "ratio", *(METHODS[m].label for m in names)], body)
 
     def percent(field: str) -> Callable[[Found, str, int], str]:
         return lambda found, name, place: " ".join(f"{100 * part:.0f}" for part in found[name][field][place].mean(0))
@@ -233,7 +233,7 @@ def report(results: Results) -> Report:
             [[f"{value:g}", f"{best_gain(weights_of(value)):.2f}"] for value in RATIOS],
         ),
         "spent": study.table(
-            ["samples per update", "KL budget", *(METHODS[name].label for name in methods)],
+            ["samples per update", "joint KL budget", *(METHODS[name].label for name in methods)],
             [
                 [f"{cell.samples:,}", f"{cell.budget:g}",
                  *(f"{100 * found[name]['spent'].mean():.1f} %" if name in found else "–" for name in methods)]
