@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import marl_kl
 from envs.base import Env
-from experiments import bodies_at_scale, settings, signal_map, study, styles
+from experiments import body_runs, settings, signal_map, study, styles
 from experiments.curves import bin_edges, binned, last_tenth
 from experiments.intervals import Estimate, estimate, ratio
 from experiments.methods import config_of as config_of_method
@@ -97,12 +97,12 @@ def _game_config(env_steps: int, batches: int) -> marl_kl.Config:
 
 def _body_config(scenario: str, env_steps: int, batches: int) -> marl_kl.Config:
     num_envs = 32 * batches
-    config = config_of_method(scenario, "hatrpo", env_steps, num_envs, 128, bodies_at_scale.EVALUATIONS)
+    config = config_of_method(scenario, "hatrpo", env_steps, num_envs, 128, body_runs.EVALUATIONS)
     return config.replace(**settings.UNEVALUATED)
 
 
 def _body(scenario: str, env_steps: int, seeds: int) -> World:
-    make = functools.partial(bodies_at_scale.make_env, scenario)
+    make = functools.partial(body_runs.make_env, scenario)
     return World(make, functools.partial(_body_config, scenario), env_steps, seeds)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 import marl_kl
 from experiments import settings, shares, study
-from experiments.bodies_at_scale import curves, make_env
+from experiments.bodies_at_scale import curves
+from experiments.body_runs import make_env
 from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace_text
 from experiments.intervals import estimate, ratio
 from experiments.methods import METHODS, config_of

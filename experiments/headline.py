@@ -63,6 +63,11 @@ def long_runs(of: Mapping[str, Results]) -> Runs:
     return found
 
 
+def bodies_together(of: Mapping[str, Results]) -> list[Mapping[str, study.Values]]:
+    """Of which means over bodies are taken."""
+    return list(bodies_at_scale.complete(bodies_at_scale.together(of["bodies_at_scale"])).values())
+
+
 def _millions(values: Mapping[str, study.Values]) -> str:
     return f"{values['hatrpo']['env_steps'][-1] / 1e6:.2g} million"
 
@@ -104,9 +109,10 @@ def _gain_in_the_game(axes: Axes, results: Results) -> None:
 
 
 def _gain_on_bodies(axes: Axes, of: Mapping[str, Results]) -> None:
-    bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
+    bodies = bodies_together(of)
     shown = {name.replace(", ", "\n", 1): [values] for name, values in long_runs(of).items()}
-    shown[f"geometric mean of\nthe first {len(bodies)} rows"] = bodies
+    lengths = " and ".join(sorted({_millions(values) for values in bodies}))
+    shown[f"geometric mean of {len(bodies)} teams\n{lengths}"] = bodies
     for place, method in enumerate(COMPARED):
         rows = [row for row, runs in enumerate(shown.values()) if all(method in values for values in runs)]
         if not rows:
@@ -162,7 +168,7 @@ def _gains(of: Mapping[str, Results], runs: Runs) -> str:
         _each(runs, lambda values, n=name, m=method: f"{n} {gain_over_hatrpo([values], m).text()}", method)
         for name, method in named.items()
     ]
-    bodies = list(bodies_at_scale.together(of["bodies_at_scale"]).values())
+    bodies = bodies_together(of)
     mean = (
         f"geometric mean of the {len(bodies)} teams of bodies_at_scale: W {gain_over_hatrpo(bodies, 'hatrpo_w').text()}"
     )

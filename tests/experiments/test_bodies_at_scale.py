@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import bodies_at_scale, study
-from experiments.bodies_at_scale import SIZES, STUDY, TRIALS
+from experiments import body_runs, study
+from experiments.bodies_at_scale import STUDY
+from experiments.body_runs import SIZES, TRIALS
 
 
 @pytest.mark.parametrize(
@@ -20,8 +21,8 @@ def test_a_grid_is_extended_until_its_best_value_is_inside(monkeypatch, tmp_path
             metrics={"episode_return": np.broadcast_to(returns[:, None, None], (len(values), 2, 20))}
         )
 
-    monkeypatch.setattr(bodies_at_scale, "train_with", sweep)
-    found = bodies_at_scale.search("bilinear", "hatrpo", SIZES["smoke"], tmp_path / "work")
+    monkeypatch.setattr(body_runs, "train_with", sweep)
+    found = body_runs.search("bilinear", "hatrpo", SIZES["smoke"], tmp_path / "work")
     assert len(found["tried"]) == tried and list(found["tried"]) == sorted(found["tried"])
     if tried < TRIALS:
         np.testing.assert_allclose(found["chosen"], best)
@@ -30,7 +31,7 @@ def test_a_grid_is_extended_until_its_best_value_is_inside(monkeypatch, tmp_path
 
 @pytest.mark.slow
 def test_groups_are_of_different_seeds_and_follow_their_search():
-    pieces = {piece.name: piece for piece in bodies_at_scale.pieces("quick")}
+    pieces = {piece.name: piece for piece in body_runs.pieces("quick")}
     seeds = [pieces[f"ant_4x2-hatrpo-{group}"].settings["seeds"] for group in (0, 1)]
     assert sum(map(len, seeds)) == len({seed for group in seeds for seed in group}) == 8
     names = list(pieces)
@@ -43,7 +44,7 @@ def test_groups_are_of_different_seeds_and_follow_their_search():
 def test_smoke(monkeypatch, tmp_path):
     """Pieces are files of their own, a second call runs none again, and a report shows those that are done."""
     monkeypatch.setattr(study, "WORK", tmp_path / "work")
-    monkeypatch.setattr(bodies_at_scale, "TRIALS", len(bodies_at_scale.SEARCHED["kl_budget"]))
+    monkeypatch.setattr(body_runs, "TRIALS", len(body_runs.SEARCHED["kl_budget"]))
     log = []
     results = study.run(STUDY, "smoke", tmp_path / STUDY.name, tmp_path, log.append)
     assert {path.stem for path in (tmp_path / STUDY.name).iterdir()} == set(results.pieces)
