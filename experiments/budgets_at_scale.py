@@ -18,9 +18,9 @@ import numpy as np
 
 import marl_kl
 from experiments import settings, shares, study
-from experiments.bodies_at_scale import curves
+from experiments.bodies_at_scale import curves, of_evaluation, of_training
 from experiments.body_runs import make_env
-from experiments.curves import bin_edges, binned, last_fifth, last_tenth, pace_text
+from experiments.curves import bin_edges, binned, last_tenth, pace_text
 from experiments.intervals import estimate, ratio
 from experiments.methods import METHODS, config_of
 from experiments.study import Piece, Report, Results
@@ -143,11 +143,11 @@ def report(results: Results) -> Report:
         return lambda row, found: ratio(field(found), field(at_budget(results, row, "hatrpo"))).text()
 
     tables = {
-        "final": table(lambda _, found: estimate(found["final"]).text(0), methods),
-        "gain": table(gain(lambda found: found["final"]), methods[1:]),
+        "final": table(lambda _, found: estimate(of_training(found)).text(0), methods),
+        "gain": table(gain(of_training), methods[1:]),
         "pace": table(lambda row, found: pace_text(found, at_budget(results, row, "hatrpo")), methods[1:]),
-        "evaluated": table(lambda _, found: estimate(last_fifth(found["evaluated"])).text(0), methods),
-        "gain_evaluated": table(gain(lambda found: last_fifth(found["evaluated"])), methods[1:]),
+        "evaluated": table(lambda _, found: estimate(of_evaluation(found)).text(0), methods),
+        "gain_evaluated": table(gain(of_evaluation), methods[1:]),
         "spent": table(lambda _, found: f"{100 * found['spent'].mean():.0f} %", methods),
         "allocation": table(_allocation, methods[1:]),
     }

@@ -114,13 +114,13 @@ def _gain_on_bodies(axes: Axes, of: Mapping[str, Results]) -> None:
     lengths = " and ".join(sorted({_millions(values) for values in bodies}))
     shown[f"geometric mean of {len(bodies)} teams\n{lengths}"] = bodies
     for place, method in enumerate(COMPARED):
-        rows = [row for row, runs in enumerate(shown.values()) if all(method in values for values in runs)]
+        rows = {row: runs for row, runs in enumerate(shown.values()) if all(method in values for values in runs)}
         if not rows:
             continue
-        found = [gain_over_hatrpo(list(shown.values())[row], method) for row in rows]
+        found = [gain_over_hatrpo(runs, method) for runs in rows.values()]
         value, low, high = 100 * (np.transpose(found) - 1)
         look = METHOD_STYLES[method]
-        where = np.array(rows) + 0.16 * (place - 1.5)
+        where = np.array(list(rows)) + 0.16 * (place - 1.5)
         axes.errorbar(
             value, where, xerr=[value - low, high - value], fmt=look.marker, color=look.colour, label=look.label,
             markersize=4.5, linewidth=1.2,
